@@ -1,0 +1,43 @@
+"""tfdp: Keras 3's model.fit on many devices and machines, with the numbers of one device.
+
+    import tfdp
+
+    strategy = tfdp.strategy()              # from TF_CONFIG, or this machine's devices
+    with strategy.scope():
+        model = build()
+        model.compile(...)
+    model.fit(dataset_of_global_batches, epochs=3)
+
+A script that makes its own `tf.distribute` strategy needs no more than `tfdp.enable()`, or to be
+started by the launcher: `tfdp launch --workers=2 -- script.py`.
+
+Importing tfdp imports no TensorFlow: names are loaded when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tfdp.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from tfdp.fit import Communication, disable, enable
+    from tfdp.strategies import strategy
+
+_HOMES = {
+    "Communication": "tfdp.fit",
+    "disable": "tfdp.fit",
+    "enable": "tfdp.fit",
+    "strategy": "tfdp.strategies",
+}
+
+__all__ = ["Communication", "__version__", "disable", "enable", "strategy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tfdp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
