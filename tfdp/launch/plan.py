@@ -1,0 +1,213 @@
+"""What to run: one TaskProcess for each task of a cluster. Pure: nothing is started or looked up.
+
+    cluster = local_cluster(workers=2, ports=machine.free_ports(count_tasks(workers=2)))
+    processes = plan(cluster, ["train.py", "--lr=0.1"], seed=7, gpus=("0", "1"), log_dir="runs/a")
+    processes[1].command      # ("/usr/bin/python3", "-m", "tfdp.run", "train.py", "--lr=0.1")
+    processes[1].environment  # TF_CONFIG, CUDA_VISIBLE_DEVICES="1", TFDP_SEED="7", ...
+
+A platform (this machine, and others later) starts or renders such a plan and decides nothing of its
+own, so that a task is the same wherever it runs.
+"""
+
+import dataclasses
+import pathlib
+import sys
+import types
+from collections.abc import Mapping, Sequence
+
+from tfdp import batching
+from tfdp.cluster import Cluster, ClusterError, Task
+
+# Far above what one machine trains with, far below what exhausts its ports and processes.
+_MOST_TASKS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskProcess:
+    """All that is needed to start one task.
+
+    Attributes:
+      task: Which task it is.
+      host: Where it runs.
+      command: The program and its arguments; never put through a shell.
+      environment: What is added to the environment that the task finds on its host.
+      log: The file that its output is appended to; None for none.
+    """
+
+    task: Task
+    host: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    log: pathlib.Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.command or isinstance(self.command, str):
+            raise ValueError(
+                f"The command of {self.task} is {self.command!r}. Give a tuple of the program and "
+                f"its arguments."
+            )
+        object.__setattr__(self, "command", tuple(self.command))
+        # A copy that cannot be written to: plans are compared and printed long after.
+        object.__setattr__(self, "environment", types.MappingProxyType(dict(self.environment)))
+        for text in (*self.command, *self.environment, *self.environment.values()):
+            if not isinstance(text, str) or "\0" in text or not _is_encodable(text):
+                raise ValueError(
+                    f"The command or environment of {self.task} holds {text!r}, which no process "
+                    f"can be given. Use text without NUL characters."
+                )
+        for name in self.environment:
+            if not name or "=" in name:
+                raise ValueError(
+                    f"The environment of {self.task} has a variable named {name!r}. Use a name "
+                    f"without an equals sign."
+                )
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def count_tasks(*, workers: int, chief: bool = False, ps: int = 0, evaluator: bool = False) -> int:
+    """Checks what was asked for on the command line, and says how many tasks (and ports) it takes.
+
+    Raises:
+      ClusterError: The combination cannot train; one line that names the flag.
+    """
+    for flag, value, lowest in (("workers", workers, 1), ("ps", ps, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            why = " (the chief and the evaluator come on top)" if flag == "workers" else ""
+            raise ClusterError(
+                f"--{flag}={value!r} is not a whole number from {lowest} up{why}. "
+                f"Use --{flag}={lowest} or more."
+            )
+    if ps and not chief:
+        raise ClusterError(
+            f"--ps={ps} needs --chief: the chief coordinates the workers of parameter servers. "
+            f"Add --chief, or leave out --ps."
+        )
+    count = workers + bool(chief) + ps + bool(evaluator)
+    if count > _MOST_TASKS:
+        raise ClusterError(
+            f"--workers={workers} --ps={ps} makes {count} tasks on one machine. "
+            f"Use at most {_MOST_TASKS}."
+        )
+    return count
+
+
+def local_cluster(
+    *,
+    workers: int,
+    ports: Sequence[int],
+    chief: bool = False,
+    ps: int = 0,
+    evaluator: bool = False,
+) -> Cluster:
+    """A cluster on this machine, reached over the loopback interface.
+
+    Args:
+      workers: How many train, a chief not counted.
+      ports: One for each task, taken in the order chief, workers, parameter servers, evaluator.
+      chief: Whether there is one.
+      ps: How many parameter servers.
+      evaluator: Whether there is one.
+
+    Raises:
+      ClusterError: See count_tasks.
+    """
+    count = count_tasks(workers=workers, chief=chief, ps=ps, evaluator=evaluator)
+    if len(ports) != count:
+        raise ClusterError(f"{count} tasks need {count} ports, but {len(ports)} were given.")
+    addresses = iter([f"127.0.0.1:{port}" for port in ports])
+    sizes = {"chief": int(chief), "worker": workers, "ps": ps, "evaluator": int(evaluator)}
+    return Cluster(**{job: tuple(next(addresses) for _ in range(n)) for job, n in sizes.items()})
+
+
+def plan(
+    cluster: Cluster,
+    script: Sequence[str],
+    *,
+    seed: int,
+    gpus: Sequence[str] = (),
+    log_dir: str | pathlib.Path | None = None,
+    python: str = sys.executable,
+    environ: Mapping[str, str] | None = None,
+) -> list[TaskProcess]:
+    """The processes of a cluster, in the order of cluster.tasks.
+
+    Args:
+      cluster: Who takes part.
+      script: "SCRIPT.py" or "-m", "MODULE", then its arguments.
+      seed: TFDP_SEED of every task, so that shuffles without a seed of their own agree.
+      gpus: Ids for CUDA_VISIBLE_DEVICES on the one machine that all tasks share, divided evenly
+        over the tasks that compute. Empty: the variable is left as it is.
+      log_dir: Where each task has its log file; None for no log files.
+      python: The interpreter.
+      environ: Variables every task is given besides; those of the plan win.
+
+    Raises:
+      ClusterError: No script, a bad seed, or GPUs that cannot be divided.
+    """
+    if not script or not script[0]:
+        raise ClusterError("There is no script to run. Name one: -- SCRIPT.py ARGS.")
+    if script[0] == "-m" and len(script) < 2:
+        raise ClusterError("There is no module after -m. Name one: -- -m MODULE ARGS.")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise ClusterError(f"seed={seed!r} is not a whole number from 0 to {2**31 - 1}. Use one.")
+    visible = _divide_gpus(cluster, gpus)
+    return [
+        TaskProcess(
+            task=task,
+            host=cluster.host(task),
+            command=(python, "-m", "tfdp.run", *script),
+            environment={
+                **(environ or {}),
+                "TF_CONFIG": cluster.tf_config(task),
+                **({"CUDA_VISIBLE_DEVICES": visible[task]} if visible else {}),
+                "TFDP_SEED": str(seed),
+                # Else the last lines before a crash would be lost in a buffer.
+                "PYTHONUNBUFFERED": "1",
+            },
+            log=pathlib.Path(log_dir, log_name(task)) if log_dir is not None else None,
+        )
+        for task in cluster.tasks
+    ]
+
+
+def log_name(task: Task) -> str:
+    """The file name of a task's log."""
+    return f"{task.type}-{task.index}.log"
+
+
+def _divide_gpus(cluster: Cluster, gpus: Sequence[str]) -> dict[Task, str]:
+    """CUDA_VISIBLE_DEVICES for each task; nothing where there are no GPUs."""
+    if not gpus:
+        return {}
+    # The chief of parameter servers only coordinates. "-1" hides all GPUs; an empty value does too,
+    # but is easily lost on the way through a scheduler.
+    computing = [
+        task
+        for task in cluster.tasks
+        if task.type == "worker" or (task.type == "chief" and not cluster.is_parameter_server)
+    ]
+    shown, tasks = ",".join(gpus), len(computing)
+    if len(gpus) < tasks:
+        raise ClusterError(
+            f"{tasks} training tasks need a GPU each, but there are {len(gpus)} ({shown}). "
+            f"Start fewer tasks, or set CUDA_VISIBLE_DEVICES=-1 to train on the CPU."
+        )
+    if len(gpus) % tasks:
+        # With unequal shares TensorFlow's collectives wait for devices that do not exist.
+        fitting = ",".join(gpus[: len(gpus) // tasks * tasks])
+        raise ClusterError(
+            f"{len(gpus)} GPUs ({shown}) do not divide over {tasks} training tasks. "
+            f"Set CUDA_VISIBLE_DEVICES={fitting}, or change the number of tasks."
+        )
+    visible = dict.fromkeys(cluster.tasks, "-1")
+    left = iter(gpus)
+    for task, share in zip(computing, batching.split(len(gpus), tasks), strict=True):
+        visible[task] = ",".join(next(left) for _ in range(share))
+    return visible
