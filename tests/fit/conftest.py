@@ -1,0 +1,29 @@
+"""One process with three logical CPU devices, and strategies of two sizes that can share it."""
+
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
+)
+
+
+@pytest.fixture(scope="session")
+def one_device() -> tf.distribute.Strategy:
+    return tf.distribute.OneDeviceStrategy("cpu:0")
+
+
+@pytest.fixture(scope="session")
+def mirrored() -> dict[int, tf.distribute.Strategy]:
+    """Return MirroredStrategies by their number of replicas.
+
+    Collectives of two sizes in one process clash ("joining a group with size 3, but that group
+    has size 2"), so these reduce to one device.
+    """
+    reduce = tf.distribute.ReductionToOneDevice()
+    return {
+        n: tf.distribute.MirroredStrategy(
+            [f"cpu:{i}" for i in range(n)], cross_device_ops=reduce
+        )
+        for n in (1, 2, 3)
+    }

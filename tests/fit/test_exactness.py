@@ -1,0 +1,36 @@
+"""Promise 1: replicas train what one device trains, whatever the batches, inputs, losses, ..."""
+
+import functools
+
+import pytest
+from fit import cases
+
+from tfdp import fit
+
+
+@functools.cache
+def reference(case: cases.Case, one_device: object) -> cases.Outcome:
+    """Return what one device gives: stock Keras, or this package where Keras cannot."""
+    fit.disable()
+    if case.reference == "keras":
+        return cases.run(case)
+    fit.enable()
+    return cases.run(case, one_device)
+
+
+RUNS = [
+    pytest.param(case, replicas, id=f"{group}-{case.name}-{replicas}")
+    for group, table in cases.TABLES.items()
+    for case in table()
+    for replicas in ((2, 3) if case.three else (2,))
+]
+
+
+@pytest.mark.parametrize(("case", "replicas"), RUNS)
+def test_replicas_train_what_one_device_trains(case, replicas, mirrored, one_device):
+    expected = reference(case, one_device)
+    fit.enable()
+    outcome = cases.run(case, mirrored[replicas])
+    found = cases.differences(expected, outcome)
+    wrong = {name: value for name, value in found.items() if not value <= case.tolerance}
+    assert not wrong

@@ -1,0 +1,19 @@
+"""Keras's fit, evaluate and predict under tf.distribute, with the numbers of one device.
+
+Read in this order:
+
+    dispatch        which trainer a model gets
+    sync            epochs, callbacks, validation: one trainer for all synchronous strategies
+    feed            the input, split over the replicas by rows
+    loop            steps in a row, as graphs; where metrics are summed up
+    step            one step on a replica: gradients, all-reduce, update
+    loss, metrics   why the sums over replicas are exact
+    replica         a replica's copies of the variables
+    communication   how gradients travel
+    callbacks, gather
+"""
+
+from tfdp.fit.communication import Communication
+from tfdp.fit.dispatch import disable, enable, set_communication
+
+__all__ = ["Communication", "disable", "enable", "set_communication"]

@@ -1,0 +1,112 @@
+"""Keras callbacks in several processes: the same decisions everywhere, files from the chief only.
+
+Every process runs the callbacks with the same logs, so that they decide alike. Only the chief
+writes: the others leave out the callbacks that do nothing but write, let BackupAndRestore only
+restore, and save nothing while they fit.
+
+    with chief_writes(model, chief=replicas.first == 0):
+        callbacks = prepare(callbacks, chief=replicas.first == 0)
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+_log = logging.getLogger("tfdp")
+
+_WRITE_ONLY = (
+    keras.callbacks.CSVLogger,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+)
+_SAVES = ("save", "save_weights", "export")
+
+
+class _RestoreOnly(keras.callbacks.Callback):
+    """BackupAndRestore of a process that is not the chief: reads what the chief has written."""
+
+    def __init__(self, callback: keras.callbacks.BackupAndRestore):
+        super().__init__()
+        self._callback = callback
+        self.save_freq = callback.save_freq
+
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        self._callback.set_model(model)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._callback.on_train_begin(logs)
+
+
+def prepare(callbacks: Any, chief: bool) -> list[keras.callbacks.Callback]:
+    """Return the callbacks that this process runs, in order.
+
+    Args:
+        callbacks: What the user gave to fit: None, a callback, or a (nested) sequence.
+        chief: Whether this process writes files.
+    """
+    given = keras.tree.flatten(callbacks) if callbacks else []
+    if chief:
+        return given
+    kept = [c for c in given if not isinstance(c, _WRITE_ONLY)]
+    return [_RestoreOnly(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in kept]
+
+
+@contextlib.contextmanager
+def chief_writes(model: keras.Model, chief: bool) -> Iterator[None]:
+    """Let `model.save`, `save_weights` and `export` do nothing on a process that is not chief."""
+    if chief:
+        yield
+        return
+
+    def leave_out(name: str) -> Callable[..., None]:
+        def save(*args: Any, **kwargs: Any) -> None:
+            del args, kwargs
+            _log.info("model.%s inside fit: only the chief writes files.", name)
+
+        return save
+
+    for name in _SAVES:
+        object.__setattr__(model, name, leave_out(name))
+    try:
+        yield
+    finally:
+        for name in _SAVES:
+            object.__delattr__(model, name)
+
+
+def overrides(callbacks: Sequence[keras.callbacks.Callback], *names: str) -> bool:
+    """Say whether any callback has a method of its own under one of these names."""
+    for callback in callbacks:
+        for name in names:
+            method = getattr(callback, name)
+            stock = getattr(keras.callbacks.Callback, name)
+            if getattr(method, "__func__", method) is not stock:
+                return True
+    return False
+
+
+class SavePoints:
+    """Steps at which a callback saves by itself, known to every process.
+
+    Args:
+        callbacks: The callbacks; those with an integer `save_freq` save every so many batches.
+    """
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback]):
+        frequencies = [getattr(callback, "save_freq", None) for callback in callbacks]
+        self._frequencies = [f for f in frequencies if isinstance(f, int) and f > 0]
+        self._seen = [0] * len(self._frequencies)
+
+    def reached(self, steps: int) -> bool:
+        """Count `steps` more batches; say whether some callback saves now."""
+        saves = False
+        for i, frequency in enumerate(self._frequencies):
+            self._seen[i] += steps
+            if self._seen[i] >= frequency:
+                self._seen[i] = 0
+                saves = True
+        return saves

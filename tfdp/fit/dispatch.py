@@ -1,0 +1,130 @@
+"""enable() teaches Keras's fit the strategies of tf.distribute; disable() undoes it.
+
+    enable(communication=Communication(compression="bfloat16"))
+    model.fit(...)          # under the strategy the model was made in
+    disable()
+
+It replaces six methods on `keras.Model` by one that looks at the model's strategy. A model that
+was made and is fitted outside of any strategy goes to Keras's own code.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdp.fit import communication as communication_lib
+from tfdp.fit import sync
+
+METHODS = (
+    "fit",
+    "evaluate",
+    "predict",
+    "train_on_batch",
+    "test_on_batch",
+    "predict_on_batch",
+)
+_SYNCHRONOUS = (
+    tf.distribute.OneDeviceStrategy,
+    tf.distribute.MirroredStrategy,
+    tf.distribute.MultiWorkerMirroredStrategy,
+)
+
+_communication = communication_lib.Communication()
+_communication_of: "weakref.WeakKeyDictionary[Any, communication_lib.Communication]" = (
+    weakref.WeakKeyDictionary()
+)
+_trainers: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDictionary()
+
+
+def enable(communication: communication_lib.Communication | None = None) -> None:
+    """Teach `keras.Model` the strategies of tf.distribute. A second call changes only options.
+
+    Args:
+        communication: How gradients travel, for strategies that were not given their own.
+    """
+    global _communication
+    if communication is not None:
+        _communication = communication
+    for name in METHODS:
+        if name not in vars(keras.Model):
+            setattr(keras.Model, name, _dispatcher(name))
+
+
+def disable() -> None:
+    """Give `keras.Model` its own methods back."""
+    for name in METHODS:
+        if hasattr(vars(keras.Model).get(name), "tfdp"):
+            delattr(keras.Model, name)
+
+
+def set_communication(
+    strategy: tf.distribute.Strategy, communication: communication_lib.Communication
+) -> None:
+    """Use these options for the models of one strategy."""
+    _communication_of[strategy] = communication
+
+
+def _dispatcher(name: str) -> Callable[..., Any]:
+    stock = getattr(keras.Model, name)
+
+    @functools.wraps(stock)
+    def method(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        trainer = trainer_of(self)
+        if trainer is None:
+            return stock(self, *args, **kwargs)
+        return getattr(trainer, name)(*args, **kwargs)
+
+    method.tfdp = True  # type: ignore[attr-defined]
+    return method
+
+
+def trainer_of(model: keras.Model) -> Any:
+    """Return what trains this model, or None for Keras itself.
+
+    Raises:
+        ValueError: If the model and the scope it is used in do not belong together.
+    """
+    strategy = model.distribute_strategy
+    scope = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+    if not isinstance(strategy, _SYNCHRONOUS):
+        if isinstance(scope, _SYNCHRONOUS):
+            raise ValueError(_made_outside(model))
+        return None
+    if scope is not None and scope is not strategy:
+        raise ValueError(
+            f"Model {model.name!r} was made under one strategy's scope() and is used inside "
+            "another's. Use it inside its own, or make and compile it under this one."
+        )
+    trainer = _trainers.get(model)
+    if trainer is None or trainer.strategy is not strategy:
+        _check(model, strategy)
+        communication = _communication_of.get(strategy, _communication)
+        trainer = sync.SyncTrainer(model, strategy, communication)
+        _trainers[model] = trainer
+    _check(model, strategy)
+    return trainer
+
+
+def _check(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    inside = strategy.extended.variable_created_in_scope
+    for variable in model.variables:
+        if isinstance(variable.value, tf.Variable) and not inside(variable.value):
+            raise ValueError(_made_outside(model, variable.path))
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not inside(optimizer.variables[0].value):
+        raise ValueError(
+            f"Model {model.name!r} was compiled with an optimizer that was made outside of its "
+            "strategy's scope. Write:  with strategy.scope(): model.compile(optimizer=...)"
+        )
+
+
+def _made_outside(model: keras.Model, variable: str = "") -> str:
+    part = f" (its variable {variable!r} at least)" if variable else ""
+    return (
+        f"Model {model.name!r} was made outside of the strategy's scope{part}. Write:  "
+        "with strategy.scope(): model = ...; model.compile(...)"
+    )

@@ -1,0 +1,271 @@
+"""What each replica gets at each step: fit's input, split by rows.
+
+Everything that Keras's fit takes becomes a tf.data.Dataset of *global* batches. Every process
+reads the same batches, and replica r of R keeps the rows from floor(r * rows / R) up to
+floor((r + 1) * rows / R): so the rows of all replicas together are the batch one device would
+have trained on, in order, whatever the sizes. A dataset whose options ask tf.data for FILE, HINT
+or OFF sharding, and one that is distributed already, is left to tf.distribute.
+
+    feed = Feed(strategy, first_replica=0, data=compat.data_adapter(x, y, batch_size=32))
+    iterator = feed.begin_epoch()
+    batch = feed.split.batch(next(iterator), local=0)
+"""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdp import compat
+
+_Policy = tf.data.experimental.AutoShardPolicy
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How an element of a feed's iterator becomes the replicas' batches.
+
+    Attributes:
+        by_rows: Whether fit splits global batches by rows; otherwise tf.distribute has split.
+        replicas: Number of replicas in sync.
+        may_be_empty: Whether a replica may get a batch without a row.
+    """
+
+    by_rows: bool
+    replicas: int
+    may_be_empty: bool
+
+    def batch(self, data: Any, local: int) -> Any:
+        """Return the batch of this process's replica `local` out of an element."""
+        if self.by_rows and self.replicas > 1:
+            data = data[0][local]
+        return keras.tree.map_structure(
+            lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
+        )
+
+    def total_rows(self, data: Any) -> Any:
+        """Return the rows of the global batch (int or scalar tensor); None if not known here."""
+        if self.replicas == 1:
+            return rows(self.batch(data, 0))
+        return data[1] if self.by_rows else None
+
+
+class Feed:
+    """Batches for the replicas of this process.
+
+    Args:
+        strategy: The strategy.
+        first_replica: Number of this process's first replica among all.
+        data: What `compat.data_adapter` returned, a distributed dataset, or a function of
+            `tf.distribute.InputContext` that returns a dataset batched per replica.
+        steps_per_epoch: Steps of an epoch; None for a pass over the data.
+
+    Attributes:
+        spec: The structure of a batch, as `tf.TypeSpec`s.
+        split: How an element of the iterator becomes the replicas' batches.
+        batches: Batches of a pass; None when that shows only at the end.
+        once: Whether the data can be read only once (a generator).
+        step: Steps taken in this epoch.
+        description: How the batches are split, for the log.
+
+    Raises:
+        ValueError: If an epoch would never end.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        first_replica: int,
+        data: Any,
+        steps_per_epoch: int | None = None,
+    ):
+        self._replicas = strategy.num_replicas_in_sync
+        self._local = len(strategy.extended.worker_devices)
+        self._first = first_replica
+        self.steps_per_epoch = steps_per_epoch
+        self._adapter = data if hasattr(data, "get_tf_dataset") else None
+        self._iterator: Any = None
+        self._seen = 0
+        self.step = 0
+
+        dataset = data.get_tf_dataset() if self._adapter else data
+        self.once = self._adapter is not None and compat.is_generator_adapter(data)
+        self._endless = isinstance(dataset, tf.data.Dataset) and (
+            int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
+        )
+        if self._endless and steps_per_epoch is None:
+            raise ValueError(
+                "The dataset repeats for ever, so an epoch would never end: give "
+                "steps_per_epoch= (validation_steps=, steps=), or leave out repeat()."
+            )
+
+        policy = _policy(dataset, several=self._replicas > self._local)
+        by_rows = policy is None
+        # Shards may be uneven, a generator may end early: there the end is where the data ends.
+        self.batches = data.num_batches if by_rows and not self.once else None
+        if policy is None and self._replicas == 1:
+            self.description = "one replica reads every batch whole"
+        elif policy is None:
+            self.description = (
+                f"every process reads every batch; each of {self._replicas} replicas keeps its rows"
+            )
+        else:
+            self.description = f"tf.distribute shards the data ({policy})"
+
+        if isinstance(dataset, tf.data.Dataset) and policy is not None:
+            dataset = strategy.experimental_distribute_dataset(dataset)
+        elif policy is not None and callable(dataset):
+            dataset = strategy.distribute_datasets_from_function(dataset)
+        self.spec = compat.local_spec(dataset.element_spec)
+        static = static_rows(self.spec)
+        never_empty = self._replicas == 1 or (by_rows and static and static >= self._replicas)
+        self.split = Split(by_rows, self._replicas, not never_empty)
+        if by_rows and self._replicas > 1:
+            dataset = dataset.map(self._parts, num_parallel_calls=tf.data.AUTOTUNE)
+            if not self.once:  # a generator's batches are taken only when they are needed
+                dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        if self.once:
+            options = tf.data.Options()
+            options.experimental_optimization.inject_prefetch = False
+            dataset = dataset.with_options(options)
+        self.dataset = dataset
+
+    def _parts(self, *element: Any) -> Any:
+        batch = element if isinstance(self.spec, tuple) else element[0]
+        count = rows(batch)
+        parts = []
+        for replica in range(self._first, self._first + self._local):
+            start = replica * count // self._replicas
+            stop = (replica + 1) * count // self._replicas
+            parts.append(
+                keras.tree.map_structure(lambda leaf, a=start, b=stop: _slice(leaf, a, b), batch)
+            )
+        return tuple(parts), tf.cast(count, tf.float32)
+
+    # -- epochs ---------------------------------------------------------------------------
+
+    def begin_epoch(self) -> Any:
+        """Return the iterator of the next epoch."""
+        if self._adapter:
+            self._adapter.on_epoch_begin()
+        persistent = self.once or self.steps_per_epoch is not None
+        if self._iterator is None or not persistent:
+            self._iterator = iter(self.dataset)
+            self._seen = 0
+        self.step = 0
+        return self._iterator
+
+    def restart(self) -> None:
+        """Let the next epoch start at the first batch."""
+        if not self.once:
+            self._iterator = None
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of an epoch, where they are known beforehand."""
+        return self.batches if self.steps_per_epoch is None else self.steps_per_epoch
+
+    def steps_left(self) -> int | None:
+        """Return how many more steps the epoch surely has; None where only the data knows."""
+        left = None if self.steps_per_epoch is None else self.steps_per_epoch - self.step
+        if self.batches is None:
+            return left if self._endless else None
+        remaining = self.batches - self._seen
+        return remaining if left is None else min(left, remaining)
+
+    def took(self, steps: int) -> None:
+        """Count the batches that were taken."""
+        self.step += steps
+        self._seen += steps
+
+    def end_epoch(self, exhausted: bool) -> None:
+        """Finish the epoch; the next one starts anew if the data has come to its end."""
+        if self._adapter:
+            self._adapter.on_epoch_end()
+        if (exhausted and not self.once) or (
+            self.batches is not None and self._seen >= self.batches
+        ):
+            self._iterator = None
+
+
+def is_distributed(data: Any) -> bool:
+    """Say whether tf.distribute has split the data, or a function of InputContext will."""
+    function = inspect.isroutine(data) or isinstance(data, functools.partial)
+    return function or isinstance(data, tf.distribute.DistributedDataset)
+
+
+def rows(batch: Any) -> Any:
+    """Return the number of rows of a batch: int where it is static, else a scalar int tensor."""
+    for leaf in keras.tree.flatten(batch):
+        if isinstance(leaf, tf.RaggedTensor):
+            return leaf.nrows()
+        if isinstance(leaf, tf.SparseTensor):
+            static = leaf.shape[0] if leaf.shape.rank else None
+            return static if static is not None else leaf.dense_shape[0]
+        if leaf is None or isinstance(leaf, tf.experimental.Optional):
+            continue
+        if leaf.shape.rank is None or leaf.shape.rank > 0:
+            static = leaf.shape[0] if leaf.shape.rank else None
+            return static if static is not None else tf.shape(leaf, tf.int64)[0]
+    raise ValueError("A batch needs a tensor with a batch axis; this one has none.")
+
+
+def static_rows(spec: Any) -> int | None:
+    """Return the number of rows that every batch of a spec has, or None."""
+    for leaf in keras.tree.flatten(spec):
+        if getattr(leaf, "shape", None) is not None and leaf.shape.rank:
+            return leaf.shape[0]
+    return None
+
+
+def build_spec(spec: Any) -> Any:
+    """Return the spec of a batch to build a model from: its batch axis free.
+
+    Raises:
+        ValueError: If it does not say the shape of an element.
+    """
+
+    def free(leaf: Any) -> Any:
+        if not isinstance(leaf, tf.TensorSpec | tf.SparseTensorSpec | tf.RaggedTensorSpec):
+            return None  # an Optional: stands for None
+        if leaf.shape.rank is None:
+            raise ValueError(
+                "The model is not built and the dataset does not say the shape of its elements: "
+                f"{leaf}. Give from_generator an output_signature with shapes, or build the model "
+                "(an Input, model.build(shape)) before fit."
+            )
+        if isinstance(leaf, tf.RaggedTensorSpec):
+            return leaf
+        shape = (None, *leaf.shape.as_list()[1:]) if leaf.shape.rank else ()
+        return type(leaf)(shape, leaf.dtype)
+
+    return keras.tree.map_structure(free, spec)
+
+
+def _slice(leaf: Any, start: Any, stop: Any) -> Any:
+    if isinstance(leaf, tf.experimental.Optional):
+        return leaf
+    if isinstance(leaf, tf.SparseTensor):
+        rest = tf.shape(leaf, tf.int64)[1:]
+        begin = tf.concat([[tf.cast(start, tf.int64)], tf.zeros_like(rest)], 0)
+        size = tf.concat([[tf.cast(stop - start, tf.int64)], rest], 0)
+        part = tf.sparse.slice(leaf, begin, size)
+        part = tf.SparseTensor(part.indices, part.values, size)
+        part.set_shape([None, *leaf.shape.as_list()[1:]])
+        return part
+    if not isinstance(leaf, tf.RaggedTensor) and leaf.shape.rank == 0:
+        return leaf
+    return leaf[start:stop]
+
+
+def _policy(dataset: Any, several: bool) -> str | None:
+    """Return what of tf.distribute splits this dataset, or None where fit does."""
+    if is_distributed(dataset):
+        return "function of InputContext" if callable(dataset) else "distributed by the caller"
+    policy = dataset.options().experimental_distribute.auto_shard_policy
+    if not several or policy in (_Policy.AUTO, _Policy.DATA):
+        return None
+    return f"policy {policy.name}"

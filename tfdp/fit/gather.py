@@ -1,0 +1,100 @@
+"""Predictions put together: rows in the order of the input, on every process.
+
+whole = batch(strategy, parts, several)     # one global batch, from all replicas
+result = rows([whole, ...])                 # all batches, as numpy arrays
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def batch(strategy: tf.distribute.Strategy, parts: Sequence[Any], several: bool) -> Any:
+    """Return the rows of one global batch.
+
+    Args:
+        strategy: The strategy.
+        parts: The outputs of this process's replicas: structures of tensors of any kind.
+        several: Whether other processes hold parts of the batch too.
+    """
+    if several:
+        parts = [_decode(message, parts[0]) for message in _exchange(strategy, parts)]
+    return concat(parts)
+
+
+def rows(batches: Sequence[Any]) -> Any:
+    """Return all batches as one: numpy arrays; ragged and sparse tensors stay what they are."""
+    return keras.tree.map_structure(_to_numpy, concat(batches))
+
+
+def concat(parts: Sequence[Any]) -> Any:
+    """Put structures of tensors one after the other along the first axis."""
+    if len(parts) == 1:
+        return parts[0]
+    return keras.tree.map_structure(lambda *leaves: _concat(leaves), *parts)
+
+
+def _concat(leaves: Sequence[Any]) -> Any:
+    if isinstance(leaves[0], tf.SparseTensor):
+        return tf.sparse.concat(axis=0, sp_inputs=leaves, expand_nonconcat_dims=True)
+    if isinstance(leaves[0], tf.RaggedTensor):
+        return tf.concat(leaves, axis=0)
+    if leaves[0].shape.rank == 0:
+        return tf.stack(leaves)
+    shapes = {tuple(leaf.shape[1:]) for leaf in leaves if leaf.shape[0] != 0}
+    if len(shapes) > 1:  # as Keras: batches padded to different lengths become ragged
+        return tf.concat([tf.RaggedTensor.from_tensor(leaf) for leaf in leaves], axis=0)
+    with_rows = [leaf for leaf in leaves if leaf.shape[0] != 0]
+    return tf.concat(with_rows or leaves[:1], axis=0)
+
+
+def _to_numpy(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, tf.RaggedTensor | tf.SparseTensor) else leaf.numpy()
+
+
+# -- between processes ----------------------------------------------------------------------
+
+
+def _exchange(strategy: tf.distribute.Strategy, parts: Sequence[Any]) -> list[bytes]:
+    """Return every replica's part, encoded, in the order of the replicas.
+
+    Encoded, because collectives know neither strings nor ragged tensors.
+    """
+    mine = [np.frombuffer(_encode(part), np.int32) for part in parts]
+    values = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(mine[context.replica_id_in_sync_group % len(mine)])
+    )
+    gathered, lengths = _gather(strategy, values)
+    return [part.numpy().tobytes() for part in tf.split(gathered, lengths.numpy().tolist())]
+
+
+@tf.function(autograph=False, reduce_retracing=True)
+def _gather(strategy: Any, values: Any) -> Any:
+    def on_replica(value: tf.Tensor) -> Any:
+        context = tf.distribute.get_replica_context()
+        return context.all_gather(value, axis=0), context.all_gather(tf.shape(value), axis=0)
+
+    gathered, lengths = strategy.run(on_replica, args=(values,))
+    local = strategy.experimental_local_results
+    return local(gathered)[0], local(lengths)[0]
+
+
+def _encode(part: Any) -> bytes:
+    """Return a structure of tensors as bytes, a multiple of four of them."""
+    leaves = tf.nest.flatten(part, expand_composites=True)
+    blobs = [tf.io.serialize_tensor(leaf).numpy() for leaf in leaves]
+    message = b"".join([struct.pack("<q", len(blob)) + blob for blob in blobs])
+    return message + b"\0" * (-len(message) % 4)
+
+
+def _decode(message: bytes, like: Any) -> Any:
+    leaves = []
+    for leaf in tf.nest.flatten(like, expand_composites=True):
+        (length,) = struct.unpack("<q", message[:8])
+        leaves.append(tf.io.parse_tensor(message[8 : 8 + length], leaf.dtype))
+        message = message[8 + length :]
+    return tf.nest.pack_sequence_as(like, leaves, expand_composites=True)

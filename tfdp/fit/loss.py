@@ -1,0 +1,227 @@
+"""Exact losses: every term is a numerator and a divisor, summed over the replicas, divided once.
+
+A replica computes, on its own samples, what one device would compute. Its loss is then
+multiplied by its share of the global batch (its rows / all rows), and the shares add up:
+
+    loss = sum over replicas of (rows_r / rows) * loss_r
+
+That is exact for every term whose divisor is proportional to the rows: a mean over samples, a
+scalar mean, a regularizer (equal on all replicas). A term with another divisor (masks, weighted
+means, sums) is put in relation to the rows here, so that the one multiplication is right for it
+too, and the empty replica is no special case:
+
+    with loss.installed(model):                     # once, around all replicas
+        with loss.exact(rows, totals, replicas) as terms:       # on each replica
+            value = loss.compute(model, x, y, y_pred, sample_weight, training=True)
+        objective = value * loss.share(rows, totals)
+"""
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfdp import compat
+
+
+class Totals(NamedTuple):
+    """Sums over all replicas of one step, where they are known before the gradients.
+
+    Attributes:
+        rows: Rows of the global batch (int, or scalar float32 tensor); None when only the
+            replicas together know it.
+        divisors: float32 tensor with the divisor of each term that needs its own; None when
+            they were not reduced.
+        nominal_rows: With `rows=None`: what the local gradients are divided by instead, the
+            same on every replica; the reduced ones are multiplied by nominal_rows / rows.
+    """
+
+    rows: Any
+    divisors: Any = None
+    nominal_rows: Any = None
+
+
+class TotalsNeeded(Exception):
+    """A loss or a metric of this model needs sums over the replicas before the gradients."""
+
+
+def share(rows: Any, totals: Totals) -> Any:
+    """Return this replica's share of the global batch, a scalar that multiplies its loss."""
+    whole = totals.nominal_rows if totals.rows is None else totals.rows
+    return tf.math.divide_no_nan(tf.cast(rows, tf.float32), tf.cast(whole, tf.float32))
+
+
+def inverse_share(rows: Any, totals: Totals) -> Any:
+    """Return global rows / this replica's rows (0 for an empty replica)."""
+    if totals.rows is None:
+        raise TotalsNeeded
+    return tf.math.divide_no_nan(tf.cast(totals.rows, tf.float32), tf.cast(rows, tf.float32))
+
+
+class Terms:
+    """What the losses of one traced step need and gave.
+
+    Attributes:
+        divisors: This replica's divisor of each term that needs its own, in order of the calls.
+    """
+
+    def __init__(self, rows: Any, totals: Totals, replicas: int, collect: bool, own_divisors: bool):
+        self.rows = rows
+        self.totals = totals
+        self.replicas = replicas
+        self.collect = collect
+        self.own_divisors = own_divisors
+        self.divisors: list[Any] = []
+
+    def value(self, loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
+        """Return one loss relative to this replica's rows."""
+        if not _has_stock_call(loss):
+            return loss(y_true, y_pred, sample_weight)
+        values, divisor, proportional = _weighted_values(
+            loss, y_true, y_pred, sample_weight, self.rows
+        )
+        if divisor is None:  # nothing to divide by: a scalar, a sum, or values left unreduced
+            if proportional or self.replicas == 1:
+                return values
+            return values * tf.cast(inverse_share(self.rows, self.totals), values.dtype)
+        total = tf.reduce_sum(values)
+        if proportional or self.replicas == 1 or not self.own_divisors:
+            return tf.math.divide_no_nan(total, divisor)
+        self.divisors.append(tf.cast(divisor, tf.float32))
+        if self.collect:
+            return total
+        if self.totals.divisors is None:
+            raise TotalsNeeded
+        whole = self.totals.divisors[len(self.divisors) - 1]
+        scale = tf.math.divide_no_nan(inverse_share(self.rows, self.totals), whole)
+        return total * tf.cast(scale, total.dtype)
+
+
+# The terms of the replica that this thread traces: replicas take turns where they communicate.
+_active = threading.local()
+
+
+class _Term:
+    """Stands in a CompileLoss for one loss."""
+
+    def __init__(self, loss: Any):
+        self.loss = loss
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        terms = getattr(_active, "terms", None)
+        if terms is None:
+            return self.loss(y_true, y_pred, sample_weight)
+        return terms.value(self.loss, y_true, y_pred, sample_weight)
+
+
+@contextlib.contextmanager
+def installed(model: keras.Model) -> Iterator[None]:
+    """Let the compiled losses of `model` heed `exact`."""
+    with compat.replace_losses(compat.compile_loss(model), _Term):
+        yield
+
+
+@contextlib.contextmanager
+def exact(
+    rows: Any, totals: Totals, replicas: int, collect: bool = False, own_divisors: bool = True
+) -> Iterator[Terms]:
+    """Make the installed losses exact while this thread traces a step.
+
+    Args:
+        rows: Rows of this replica (int or scalar tensor).
+        totals: Sums over the replicas.
+        replicas: Number of replicas in sync.
+        collect: Only collect `Terms.divisors`; the values returned are then of no use.
+        own_divisors: Whether a term that needs its own divisor gets it; otherwise it is a mean
+            over this replica's rows, exact on even batches of equal weights.
+
+    Yields:
+        The terms.
+
+    Raises:
+        TotalsNeeded: At a term whose divisor is not in `totals`.
+    """
+    before = getattr(_active, "terms", None)
+    _active.terms = Terms(rows, totals, replicas, collect, own_divisors)
+    try:
+        yield _active.terms
+    finally:
+        _active.terms = before
+
+
+def compute(
+    model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+) -> Any:
+    """Call `model.compute_loss`, also one written before Keras gave it `training`."""
+    if accepts(model.compute_loss, "training"):
+        return model.compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+        )
+    return model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
+
+
+def accepts(function: Any, name: str) -> bool:
+    """Say whether a function takes an argument of this name (or any keyword)."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+
+
+def _has_stock_call(loss: Any) -> bool:
+    """Say whether `loss(...)` is Loss.__call__: `call`, then weights and masks, then reduction."""
+    return isinstance(loss, keras.losses.Loss) and type(loss).__call__ is keras.losses.Loss.__call__
+
+
+def _weighted_values(
+    loss: Any, y_true: Any, y_pred: Any, sample_weight: Any, rows: Any
+) -> tuple[Any, Any, bool]:
+    """Return (values times weights and mask, divisor or None, divisor proportional to rows).
+
+    The same arithmetic as keras.losses.Loss.__call__, before it divides.
+    """
+    dtype = loss.dtype
+    in_mask = compat.keras_mask(y_pred)
+    convert = lambda t: keras.ops.convert_to_tensor(t, dtype=dtype)  # noqa: E731
+    y_pred = keras.tree.map_structure(convert, y_pred)
+    y_true = keras.tree.map_structure(convert, y_true)
+    with tf.name_scope(loss.name or "loss"):
+        values = loss.call(y_true, y_pred)
+    out_mask = compat.keras_mask(values)
+    mask = in_mask if out_mask is None else out_mask if in_mask is None else in_mask & out_mask
+    values = keras.ops.convert_to_tensor(values, dtype=dtype)
+    if mask is not None:
+        mask = tf.cast(mask, dtype)
+    if sample_weight is not None:
+        sample_weight = keras.ops.convert_to_tensor(sample_weight, dtype=dtype)
+    weights = compat.merge_weights(sample_weight, mask, dtype)
+    if weights is not None:
+        weights = tf.cast(weights, values.dtype)
+        values, weights = compat.align_ranks(values, weights)
+        values = values * weights
+
+    reduction = loss.reduction
+    if reduction in (None, "none", "sum"):
+        return (tf.reduce_sum(values) if reduction == "sum" else values), None, False
+    if values.shape.rank == 0:  # the user's own mean
+        return values, None, True
+    if reduction == "mean_with_sample_weight" and weights is not None:
+        return values, tf.reduce_sum(weights), False
+    size = tf.cast(tf.size(values), values.dtype)
+    if mask is not None:
+        valid = tf.math.divide_no_nan(tf.reduce_sum(mask), tf.cast(tf.size(mask), mask.dtype))
+        return values, size * valid, False
+    return values, size, _proportional(loss, values, rows)
+
+
+def _proportional(loss: Any, values: tf.Tensor, rows: Any) -> bool:
+    """Say whether `values` surely has the same number of elements for each row, everywhere."""
+    if not values.shape[1:].is_fully_defined():
+        return False
+    if values.shape[0] is not None and values.shape[0] == rows:
+        return True
+    # A user's own function may return another first axis than the batch's (tokens, say).
+    function = getattr(loss, "fn", type(loss))
+    return (getattr(function, "__module__", "") or "").partition(".")[0] == "keras"

@@ -1,0 +1,91 @@
+"""Metrics that average scalars, made exact.
+
+A metric's state adds up over replicas when it counts samples. `Mean.update_state(scalar)` counts
+calls: on one device a step is one call, whatever the batch. A replica's call therefore counts by
+the replica's share of the batch, so that all replicas together count one.
+
+    with metrics.installed(model):                  # once, around all replicas
+        with metrics.exact(view, rows, totals):     # on each replica
+            logs = model.compute_metrics(x, y, y_pred, sample_weight)
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfdp import compat
+from tfdp.fit import loss as loss_lib
+from tfdp.fit import replica as replica_lib
+
+
+class _Replica(NamedTuple):
+    view: replica_lib.View
+    rows: Any
+    totals: loss_lib.Totals
+
+
+# The replica that this thread traces: replicas take turns where they communicate.
+_active = threading.local()
+
+
+@contextlib.contextmanager
+def installed(model: keras.Model) -> Iterator[None]:
+    """Let the `keras.metrics.Mean`s of a model heed `exact`."""
+    means = [m for m in compat.leaf_metrics(model) if isinstance(m, keras.metrics.Mean)]
+    for mean in means:
+        mean.update_state = functools.partial(_update, mean)
+    try:
+        yield
+    finally:
+        for mean in means:
+            del mean.update_state
+
+
+@contextlib.contextmanager
+def exact(view: replica_lib.View, rows: Any, totals: loss_lib.Totals) -> Iterator[None]:
+    """Make the installed metrics exact while this thread traces a step.
+
+    Args:
+        view: What the replica sees of the variables.
+        rows: Rows of this replica.
+        totals: Sums over the replicas.
+
+    Raises:
+        TotalsNeeded: At a scalar, when the rows of the global batch are not known.
+    """
+    before = getattr(_active, "replica", None)
+    _active.replica = _Replica(view, rows, totals)
+    try:
+        yield
+    finally:
+        _active.replica = before
+
+
+def _update(mean: keras.metrics.Mean, *args: Any, **kwargs: Any) -> None:
+    update = functools.partial(type(mean).update_state, mean, *args, **kwargs)
+    replica = getattr(_active, "replica", None)
+    values_given = 1 if compat.metric_function(mean) is None else 2
+    weighted = len(args) > values_given or kwargs.get("sample_weight") is not None
+    if replica is None or weighted:
+        update()
+        return
+    view, rows, totals = replica
+    before = [view.get(v) for v in (mean.total, mean.count)]
+    for variable in (mean.total, mean.count):
+        view.set(variable, tf.zeros(variable.shape, variable.dtype))
+    with compat.watch_metric_function(mean) as results:
+        update()
+    values = results or list(args) or list(kwargs.values())
+    scale = 1.0
+    if keras.ops.convert_to_tensor(values[0]).shape.rank == 0:
+        if totals.rows is None:
+            raise loss_lib.TotalsNeeded
+        scale = loss_lib.share(rows, totals)
+    for variable, start in zip((mean.total, mean.count), before, strict=True):
+        added = view.get(variable)
+        view.set(variable, start + added * tf.cast(scale, added.dtype))

@@ -1,0 +1,466 @@
+"""fit, evaluate and predict under one device, MirroredStrategy and MultiWorkerMirroredStrategy.
+
+The methods take what Keras's take and return what Keras's return. Every process of a
+multi-worker cluster calls them with the same model and data.
+
+    trainer = SyncTrainer(model, strategy, communication)
+    history = trainer.fit(dataset, epochs=3)
+"""
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdp import compat
+from tfdp.fit import callbacks as callbacks_lib
+from tfdp.fit import communication as communication_lib
+from tfdp.fit import feed as feed_lib
+from tfdp.fit import gather
+from tfdp.fit import loop as loop_lib
+from tfdp.fit import replica as replica_lib
+from tfdp.fit import step as step_lib
+
+_log = logging.getLogger("tfdp")
+
+# Workers sum their metrics up at the first step and then every so many: one small collective.
+_AGGREGATE_EVERY = 16
+
+
+class SyncTrainer:
+    """Trains one model on replicas that are kept in sync.
+
+    Args:
+        model: A model made under `strategy.scope()`.
+        strategy: The strategy.
+        communication: How gradients travel.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        strategy: tf.distribute.Strategy,
+        communication: communication_lib.Communication,
+    ):
+        self.model = model
+        self.strategy = strategy
+        self.communication = communication
+        self._first = replica_lib.first_replica(strategy)
+        self._chief = self._first == 0
+        self._several = strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
+        self._key: tuple[Any, ...] = ()
+        self._loop: loop_lib.Loop
+
+    # -- the methods of keras.Model -----------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: Any = True,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
+    ) -> keras.callbacks.History:
+        """Train; the arguments and the result are those of `keras.Model.fit`."""
+        model = self.model
+        self._check_compiled("fit")
+        if keras.config.max_epochs() and keras.config.max_epochs() < epochs:
+            warnings.warn(f"Limiting epochs to {keras.config.max_epochs()}", stacklevel=3)
+            epochs = keras.config.max_epochs()
+        if validation_split and validation_data is None:
+            (x, y, sample_weight), validation_data = compat.train_validation_split(
+                (x, y, sample_weight), validation_split
+            )
+        feed = self._feed(
+            x,
+            y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            steps=steps_per_epoch,
+            shuffle=shuffle,
+            class_weight=class_weight,
+        )
+        loop = self._prepare(feed)
+        _log.info("Input: %s.", feed.description)
+        evaluation = None
+        if validation_data is not None:
+            val_x, val_y, val_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
+            evaluation = self._feed(
+                val_x,
+                val_y,
+                sample_weight=val_weight,
+                batch_size=validation_batch_size or batch_size,
+                steps=validation_steps,
+            )
+
+        verbose = self._verbosity(verbose)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = keras.callbacks.CallbackList(
+                callbacks_lib.prepare(callbacks, self._chief),
+                add_history=True,
+                add_progbar=verbose != 0,
+                verbose=verbose,
+                epochs=epochs,
+                steps=feed.steps,
+                model=model,
+            )
+        with callbacks_lib.chief_writes(model, self._chief):
+            model.stop_training = False
+            callbacks.on_train_begin()
+            initial_epoch = self._agree_on_start(callbacks, initial_epoch)
+            logs: dict[str, Any] = {}
+            points = callbacks_lib.SavePoints(callbacks.callbacks)
+            for epoch in range(initial_epoch, epochs):
+                loop.replicas.reset_metrics()
+                callbacks.on_epoch_begin(epoch)
+                logs, ended = self._train_epoch(loop, feed, callbacks, points)
+                if self._validates(epoch, validation_freq) and evaluation is not None:
+                    results = self._evaluate(loop, evaluation, callbacks)
+                    logs.update({f"val_{name}": value for name, value in results.items()})
+                callbacks.on_epoch_end(epoch, logs)
+                if self._agree(loop, bool(model.stop_training)) or ended:
+                    model.stop_training = True
+                    break
+            if model.optimizer is not None and epochs > 0:
+                loop.finalize()
+            callbacks.on_train_end(logs=logs)
+        return model.history
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Evaluate; the arguments and the result are those of `keras.Model.evaluate`."""
+        self._check_compiled("evaluate")
+        feed = self._feed(x, y, sample_weight=sample_weight, batch_size=batch_size, steps=steps)
+        loop = self._prepare(feed)
+        callbacks = self._callbacks(callbacks, verbose, feed)
+        logs = self._evaluate(loop, feed, callbacks)
+        return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> Any:
+        """Predict; the arguments and the result are those of `keras.Model.predict`.
+
+        Every process of a cluster gets all rows, in the order of the input.
+        """
+        model = self.model
+        feed = self._feed(x, batch_size=batch_size, steps=steps)
+        loop = self._prepare(feed)
+        callbacks = self._callbacks(callbacks, verbose, feed)
+        model.stop_predicting = False
+        callbacks.on_predict_begin()
+        batches: list[Any] = []
+        iterator = feed.begin_epoch()
+        while (left := feed.steps_left()) is None or left > 0:
+            callbacks.on_predict_batch_begin(feed.step)
+            parts = loop.predict(feed, iterator)
+            if parts is None:
+                break
+            batches.append(gather.batch(self.strategy, parts, self._several))
+            callbacks.on_predict_batch_end(feed.step - 1, {"outputs": batches[-1]})
+            if model.stop_predicting:
+                break
+        feed.end_epoch(exhausted=False)
+        callbacks.on_predict_end()
+        if not batches:
+            raise ValueError("predict: the data held no batch.")
+        return gather.rows(batches)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Train on one global batch, as `keras.Model.train_on_batch`."""
+        self._check_compiled("train_on_batch")
+        return self._on_batch("train", (x, y, sample_weight, class_weight), return_dict)
+
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Test on one global batch, as `keras.Model.test_on_batch`."""
+        self._check_compiled("test_on_batch")
+        return self._on_batch("test", (x, y, sample_weight, None), return_dict)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Predict one global batch, as `keras.Model.predict_on_batch`."""
+        feed = self._whole(x)
+        loop = self._prepare(feed)
+        parts = loop.predict(feed, feed.begin_epoch()) or ()
+        return gather.rows([gather.batch(self.strategy, parts, self._several)])
+
+    # -- epochs -------------------------------------------------------------------------------
+
+    def _train_epoch(
+        self,
+        loop: loop_lib.Loop,
+        feed: feed_lib.Feed,
+        callbacks: keras.callbacks.CallbackList,
+        points: callbacks_lib.SavePoints,
+    ) -> tuple[dict[str, Any], bool]:
+        """Run one epoch; return its logs, and whether there is no data for another."""
+        model = self.model
+        run = _BatchCallbacks(callbacks, "train", self._progress_is_shown(callbacks))
+        iterator = feed.begin_epoch()
+        logs: dict[str, Any] = {}
+        exhausted = agreed = False
+        while not agreed and ((left := feed.steps_left()) is None or left > 0):
+            limit = self._limit(feed, left)
+            run.begin(feed.step)
+            before = feed.step
+            done = loop.advance("train", feed, iterator, limit)
+            exhausted = done < limit
+            if not done:
+                break
+            if points.reached(done):
+                loop.average_state()
+            if self._aggregates(before, done, run.wanted):
+                logs, agreed = loop.aggregate("train", bool(model.stop_training))
+                model.stop_training = model.stop_training or agreed
+            run.end(feed.step - 1, logs)
+            if exhausted:
+                break
+            agreed = agreed or (not self._several and bool(model.stop_training))
+        steps = feed.step
+        short = feed.steps_per_epoch is not None and steps < feed.steps_per_epoch
+        stopped = bool(model.stop_training)
+        if not stopped and (short or steps == 0):
+            warnings.warn(
+                f"The input ran out of data after {steps} steps of an epoch. Give a dataset that "
+                "holds steps_per_epoch * epochs batches; dataset.repeat() makes one endless.",
+                stacklevel=4,
+            )
+        feed.end_epoch(exhausted)
+        loop.average_state()
+        logs, _ = loop.aggregate("train", stopped)
+        return _to_python(logs), (exhausted and feed.once) or steps == 0
+
+    def _evaluate(
+        self, loop: loop_lib.Loop, feed: feed_lib.Feed, callbacks: keras.callbacks.CallbackList
+    ) -> dict[str, Any]:
+        model = self.model
+        run = _BatchCallbacks(callbacks, "test", self._progress_is_shown(callbacks))
+        model.stop_evaluating = False
+        callbacks.on_test_begin()
+        loop.replicas.reset_metrics()
+        feed.restart()
+        iterator = feed.begin_epoch()
+        logs: dict[str, Any] = {}
+        exhausted = False
+        agreed = False
+        while not agreed and ((left := feed.steps_left()) is None or left > 0):
+            limit = self._limit(feed, left)
+            run.begin(feed.step)
+            before = feed.step
+            done = loop.advance("test", feed, iterator, limit)
+            exhausted = done < limit
+            if not done:
+                break
+            if self._aggregates(before, done, run.wanted):
+                logs, agreed = loop.aggregate("test", bool(model.stop_evaluating))
+            run.end(feed.step - 1, logs)
+            if exhausted:
+                break
+            agreed = agreed or (not self._several and bool(model.stop_evaluating))
+        feed.end_epoch(exhausted)
+        logs, _ = loop.aggregate("test", False)
+        logs = _to_python(logs)
+        callbacks.on_test_end(logs)
+        return logs
+
+    def _on_batch(self, kind: str, data: tuple[Any, ...], return_dict: bool) -> Any:
+        feed = self._whole(*data)
+        loop = self._prepare(feed)
+        loop.replicas.reset_metrics()
+        loop.advance(kind, feed, feed.begin_epoch(), 1)
+        logs = _to_python(loop.aggregate(kind, False)[0])
+        return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
+
+    # -- the parts ------------------------------------------------------------------------------
+
+    def _feed(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        shuffle: Any = False,
+        class_weight: Any = None,
+    ) -> feed_lib.Feed:
+        data = x
+        if not feed_lib.is_distributed(x):
+            data = compat.data_adapter(
+                x,
+                y,
+                sample_weight=sample_weight,
+                batch_size=batch_size,
+                steps_per_epoch=steps,
+                # A dataset is shuffled by its maker; Keras warns when asked to.
+                shuffle=shuffle and not isinstance(x, tf.data.Dataset),
+                class_weight=class_weight,
+            )
+        limit = keras.config.max_steps_per_epoch()
+        if limit and (steps is None or limit < steps):
+            steps = limit
+        return feed_lib.Feed(self.strategy, self._first, data, steps)
+
+    def _whole(
+        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
+    ) -> feed_lib.Feed:
+        """Return a feed of one batch: all that was given."""
+        count = int(np.shape(keras.tree.flatten(x)[0])[0])
+        return self._feed(
+            x, y, sample_weight=sample_weight, batch_size=max(1, count), class_weight=class_weight
+        )
+
+    def _prepare(self, feed: feed_lib.Feed) -> loop_lib.Loop:
+        """Return the loop of the model as it is compiled now, built from the feed's spec."""
+        model = self.model
+        if not compat.is_built(model):
+            with self.strategy.scope():
+                compat.build(model, feed_lib.build_spec(feed.spec))
+        key = (
+            *compat.compiled_state(model),
+            model.run_eagerly,
+            model.jit_compile,
+            model.steps_per_execution,
+            tuple(id(v) for v in model.trainable_variables),
+        )
+        if key != self._key:
+            self._loop = loop_lib.Loop(step_lib.Steps(model, self.strategy, self.communication))
+            self._key = key
+        return self._loop
+
+    def _callbacks(
+        self, callbacks: Any, verbose: Any, feed: feed_lib.Feed
+    ) -> keras.callbacks.CallbackList:
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            return callbacks
+        verbose = self._verbosity(verbose)
+        return keras.callbacks.CallbackList(
+            callbacks_lib.prepare(callbacks, self._chief),
+            add_progbar=verbose != 0,
+            verbose=verbose,
+            epochs=1,
+            steps=feed.steps,
+            model=self.model,
+        )
+
+    def _verbosity(self, verbose: Any) -> int:
+        if not self._chief:
+            return 0
+        if verbose == "auto":
+            # A bar is redrawn with control codes: in a file, one line an epoch is readable.
+            return 1 if sys.stdout.isatty() else 2
+        return int(verbose)
+
+    def _progress_is_shown(self, callbacks: keras.callbacks.CallbackList) -> bool:
+        return (callbacks.params or {}).get("verbose") == 1
+
+    def _check_compiled(self, method: str) -> None:
+        if not self.model.compiled:
+            raise ValueError(f"Call model.compile(...) under strategy.scope() before {method}().")
+
+    def _limit(self, feed: feed_lib.Feed, left: int | None) -> int:
+        limit = int(self.model.steps_per_execution)
+        if left is not None:
+            return min(limit, left)
+        if feed.steps_per_epoch is not None:
+            return min(limit, feed.steps_per_epoch - feed.step)
+        return limit
+
+    def _aggregates(self, before: int, done: int, wanted: bool) -> bool:
+        """Say whether metrics are summed up after the steps [before, before + done).
+
+        Across processes that depends on the step's number alone, so that all of them agree.
+        """
+        if not self._several:
+            return wanted
+        after = before + done
+        return before == 0 or before // _AGGREGATE_EVERY != after // _AGGREGATE_EVERY
+
+    def _validates(self, epoch: int, frequency: Any) -> bool:
+        if isinstance(frequency, int):
+            return (epoch + 1) % frequency == 0
+        if isinstance(frequency, list | tuple | set):
+            return epoch + 1 in frequency
+        raise ValueError(f"validation_freq={frequency!r}: use an int, or a list of epochs from 1.")
+
+    def _agree_on_start(self, callbacks: keras.callbacks.CallbackList, initial_epoch: int) -> int:
+        """Return the first epoch; after a restore, take the chief's state everywhere."""
+        restored = compat.initial_epoch(self.model)
+        start = restored or initial_epoch
+        restores = (keras.callbacks.BackupAndRestore, callbacks_lib._RestoreOnly)
+        if self._several and any(isinstance(c, restores) for c in callbacks.callbacks):
+            start = self._loop.take_from_chief(start)
+        return start
+
+    def _agree(self, loop: loop_lib.Loop, stop: bool) -> bool:
+        return loop.agree(stop) if self._several else stop
+
+
+class _BatchCallbacks:
+    """The batch hooks of one epoch, called only where a callback has one."""
+
+    def __init__(self, callbacks: keras.callbacks.CallbackList, kind: str, progress: bool):
+        own = [
+            c
+            for c in callbacks.callbacks
+            if progress or not isinstance(c, keras.callbacks.ProgbarLogger)
+        ]
+        begins = [f"on_{kind}_batch_begin"] + (["on_batch_begin"] if kind == "train" else [])
+        ends = [f"on_{kind}_batch_end"] + (["on_batch_end"] if kind == "train" else [])
+        self._begin = self._end = None
+        if callbacks_lib.overrides(own, *begins):
+            self._begin = getattr(callbacks, begins[0])
+        if callbacks_lib.overrides(own, *ends):
+            self._end = getattr(callbacks, ends[0])
+        self.wanted = self._end is not None
+
+    def begin(self, step: int) -> None:
+        if self._begin is not None:
+            self._begin(step)
+
+    def end(self, step: int, logs: dict[str, Any]) -> None:
+        if self._end is not None:
+            self._end(step, logs)
+
+
+def _to_python(logs: dict[str, Any]) -> dict[str, Any]:
+    """Return logs as Python floats, sorted by name as Keras does; what is no scalar as an array."""
+    arrays = {name: np.asarray(logs[name]) for name in sorted(logs)}
+    return {name: float(a) if a.ndim == 0 else a for name, a in arrays.items()}
