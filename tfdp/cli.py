@@ -1,0 +1,279 @@
+"""tfdp VERB: one verb for each thing to do.
+
+    tfdp train --config=configs/digits.py --workers=2
+    tfdp launch --workers=2 -- script.py --its-own-flags
+
+Flags are absl's. A verb imports what it needs when it runs, so that --help and a mistake in the
+settings are answered at once.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+
+class _Verb(NamedTuple):
+    synopsis: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues, list[str], list[str]], int]
+
+
+class UsageError(ValueError):
+    """A command line that cannot be carried out."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Carry out a command line, and exit with its status: 2 for a mistake in it."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(argv)
+    except (UsageError, flags.Error) as error:
+        sys.stderr.write(f"tfdp: {_one_line(error)}\n")
+        status = 2
+    sys.exit(status)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or (argv[0] in ("help", "--help", "-h", "-?") and len(argv) == 1):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from tfdp.version import VERSION
+
+        print(f"tfdp {VERSION}")
+        return 0
+    if argv[0] == "help":
+        argv = [argv[1], "--help"]
+    name, *rest = argv
+    verb = _VERBS.get(name)
+    if verb is None:
+        raise UsageError(f"{name!r} is no verb.{_did_you_mean(name)} Use {', '.join(_VERBS)}.")
+    values = flags.FlagValues()
+    verb.define(values)
+    own, script = _split(rest)
+    _check_config_words(own)
+    if any(word in ("--help", "-h", "-?", "--helpshort", "--helpfull") for word in own):
+        print(_verb_help(name, verb, values))
+        return 0
+    try:
+        _, *positional = values([name, *own])
+    except (AttributeError, TypeError, KeyError, ValueError, OSError) as error:
+        # ml_collections: a --config.x.y that does not exist or has another type, a bad file.
+        raise UsageError(_one_line(error)) from error
+    return verb.run(values, positional, script)
+
+
+def _check_config_words(words: list[str]) -> None:
+    """Check --config=FILE and --config.a.b=VALUE by name, before ml_collections reads them.
+
+    Raises:
+        UsageError: If the file or the setting does not exist, with the nearest that does.
+    """
+    from tfdp import config
+
+    for word in words:
+        name, _, value = word.lstrip("-").partition("=")
+        if name == "config" and value and not os.path.isfile(value.partition(":")[0]):
+            path = value.partition(":")[0]
+            raise UsageError(f"There is no config file {path!r} in {os.getcwd()}.")
+        if name.startswith("config."):
+            problem = config.unknown_setting(name)
+            if problem:
+                raise UsageError(problem)
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split "FLAGS -- SCRIPT ARGS"."""
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
+# -- cluster flags, shared by train and launch ------------------------------------------------
+
+
+def _define_cluster(values: flags.FlagValues, workers: int) -> None:
+    def add(define: Callable[..., object], name: str, default: object, text: str) -> None:
+        define(name, default, text, flag_values=values)
+
+    add(flags.DEFINE_integer, "workers", workers, "Worker processes to start on this machine.")
+    add(flags.DEFINE_bool, "chief", False, "Start a chief beside the workers.")
+    add(flags.DEFINE_integer, "ps", 0, "Parameter servers to start; needs --chief.")
+    add(flags.DEFINE_bool, "evaluator", False, "Start an evaluator.")
+    add(flags.DEFINE_string, "platform", "local", "Where the tasks run: local.")
+    add(flags.DEFINE_string, "log_dir", "", "Folder of the tasks' logs; default: in runs/.")
+
+
+def _launch_tasks(values: flags.FlagValues, script: list[str], log_dir: str) -> int:
+    from tfdp import cluster as cluster_lib
+    from tfdp import run
+    from tfdp.launch import local, machine, plan
+
+    if values.platform != "local":
+        raise UsageError(f"--platform={values.platform!r}: use local.")
+    problem = run.check_script(script)
+    if problem:
+        raise UsageError(problem)
+    shape = {
+        "workers": values.workers,
+        "chief": values.chief,
+        "ps": values.ps,
+        "evaluator": values.evaluator,
+    }
+    try:
+        ports = machine.free_ports(plan.count_tasks(**shape))
+        cluster = plan.local_cluster(ports=ports, **shape)
+        seed = int.from_bytes(os.urandom(4), "little") >> 1
+        gpus = machine.gpus(os.environ)
+        processes = plan.plan(cluster, script, seed=seed, gpus=gpus, log_dir=log_dir)
+    except (cluster_lib.ClusterError, OSError) as error:
+        raise UsageError(str(error)) from error
+    print(f"{cluster} on this machine, seed {seed}. Logs: {log_dir}", flush=True)
+    try:
+        return local.run(processes, log_dir)
+    except KeyboardInterrupt:
+        return 130  # after the tasks have ended, while what they wrote was still printed
+
+
+# -- launch -------------------------------------------------------------------------------------
+
+
+def _launch(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+    if positional:
+        raise UsageError(
+            f"{positional[0]!r} stands before --. Write: tfdp launch FLAGS -- SCRIPT.py ARGS"
+        )
+    if os.environ.get("TF_CONFIG"):
+        raise UsageError(
+            "TF_CONFIG is set: this process is a task of a cluster already. Unset it to launch "
+            "tasks here, or run this one task: python -m tfdp.run SCRIPT.py ARGS"
+        )
+    if not script:
+        raise UsageError("No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE).")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = os.path.splitext(os.path.basename(script[0 if script[0] != "-m" else -1]))[0]
+    log_dir = values.log_dir or os.path.join("runs", f"{name}-{stamp}-{os.getpid()}")
+    return _launch_tasks(values, script, log_dir)
+
+
+# -- train ----------------------------------------------------------------------------------------
+
+
+def _define_train(values: flags.FlagValues) -> None:
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Config file, FILE.py or FILE.py:VARIANT; --config.a.b=VALUE changes a value.",
+        flag_values=values,
+    )
+    _define_cluster(values, workers=0)
+
+
+def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+    from tfdp import batching, config
+
+    if positional or script:
+        raise UsageError(f"{(positional + script)[0]!r}: tfdp train takes flags only.")
+    if values.config is None:
+        raise UsageError("No config. Write: tfdp train --config=configs/digits.py")
+    problems = ""
+    try:
+        config.validate(values.config)
+    except config.ConfigError as error:
+        problems = str(error)
+    if problems:
+        sys.stderr.write("".join(f"tfdp: {line}\n" for line in problems.splitlines()))
+        return 2
+    launches = values.workers > 0 or values.chief or values.ps or values.evaluator
+    if launches and not os.environ.get("TF_CONFIG"):
+        if values.ps or values.evaluator:
+            raise UsageError(
+                "tfdp train has no --ps and no --evaluator yet: train with --workers alone."
+            )
+        if values.config.strategy not in ("auto", "multi_worker"):
+            raise UsageError(
+                f"config.strategy={values.config.strategy!r} trains in one process: leave out "
+                "--workers, or use --config.strategy=multi_worker."
+            )
+        try:
+            batching.Batch(
+                values.config.data.global_batch_size, max(1, values.workers) + values.chief
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return _launch_training(values)
+    from tfdp import train
+
+    try:
+        train.train(values.config)
+    except ValueError as error:
+        if not type(error).__module__.startswith("tfdp"):
+            raise
+        raise UsageError(str(error)) from error
+    return 0
+
+
+def _launch_training(values: flags.FlagValues) -> int:
+    from tfdp import config as config_lib
+
+    run_dir = values.config.run_dir or config_lib.new_run_dir(values.config)
+    words = [w for w in sys.argv[2:] if w.startswith(("--config", "-config"))]
+    script = ["-m", "tfdp.train", *words, f"--config.run_dir={run_dir}"]
+    return _launch_tasks(values, script, values.log_dir or os.path.join(run_dir, "logs"))
+
+
+# -- help -----------------------------------------------------------------------------------------
+
+_VERBS = {
+    "train": _Verb(
+        "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N]\n\n"
+        "Train, evaluate and export what a config names: in this process, or with --workers in\n"
+        "N processes of this machine. In a process that has a TF_CONFIG it is that task.",
+        _define_train,
+        _train,
+    ),
+    "launch": _Verb(
+        "tfdp launch --workers=N [--chief] [--ps=M] [--evaluator] -- SCRIPT.py ARGS\n"
+        "tfdp launch --workers=N -- -m MODULE ARGS\n\n"
+        "Start a cluster on this machine: each task runs the script with its own TF_CONFIG.",
+        lambda values: _define_cluster(values, workers=1),
+        _launch,
+    ),
+}
+
+
+def _help() -> str:
+    lines = ["tfdp: Keras's fit on many devices and machines.", ""]
+    for name, verb in _VERBS.items():
+        lines.append(f"  {name:8} {verb.synopsis.splitlines()[0]}")
+    return "\n".join([*lines, "", "tfdp VERB --help says more."])
+
+
+def _verb_help(name: str, verb: _Verb, values: flags.FlagValues) -> str:
+    lines = [verb.synopsis, ""]
+    for flag in sorted((values[name] for name in values), key=lambda flag: flag.name):
+        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+        lines.append(f"  --{flag.name:10} {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _did_you_mean(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, _VERBS, 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # of a config file: its last line says it
+        text = text[: text.index("Error whilst")] + text.strip().splitlines()[-1]
+    text = " ".join(text.split())
+    return text if len(text) < 500 else text[:500] + " ..."

@@ -1,0 +1,237 @@
+"""The settings of one run, as plain dataclasses; `validate` checks them before anything starts.
+
+    config = Config()
+    config.data.global_batch_size = 256
+    validate(config)
+
+A file in configs/ returns a Config from `get_config()`; the command line changes single values:
+`tfdp train --config=configs/digits.py --config.data.global_batch_size=512`.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import time
+from typing import Any
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+IMPLEMENTATIONS = ("auto", "ring", "nccl")
+COMPRESSIONS = ("none", "float16", "bfloat16")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be: one line for each, with what is allowed."""
+
+
+@dataclasses.dataclass
+class Data:
+    """Where the records come from, and how many a step takes.
+
+    Attributes:
+        tfds_name: "tfdp_digits", shipped with tfdp, or any TFDS dataset that has been prepared.
+        data_dir: Folder of prepared datasets; "" is TFDS's own (TFDS_DATA_DIR, else
+            ~/tensorflow_datasets).
+        download: Whether TFDS may download and prepare the dataset.
+        train_split: Records to train on, in TFDS's syntax ("train[:90%]").
+        test_split: Records to evaluate on.
+        global_batch_size: Records of one step, over all replicas.
+        shuffle_buffer: Records that the shuffle draws from; 0 keeps the order.
+    """
+
+    tfds_name: str = "tfdp_digits"
+    data_dir: str = ""
+    download: bool = False
+    train_split: str = "train"
+    test_split: str = "test"
+    global_batch_size: int = 64
+    shuffle_buffer: int = 4096
+
+
+@dataclasses.dataclass
+class Model:
+    """Which model: a function of tfdp.models, or "package.module:function" of your own.
+
+    Attributes:
+        name: The function; it gets (input_shape, classes) and returns a Keras model.
+        dropout: Fraction of the last hidden units that training leaves out.
+    """
+
+    name: str = "convnet"
+    dropout: float = 0.25
+
+
+@dataclasses.dataclass
+class Training:
+    """How long and how fast.
+
+    Attributes:
+        epochs: Passes over the training records.
+        optimizer: One of OPTIMIZERS.
+        learning_rate: Of the optimizer.
+        precision: Keras dtype policy, one of PRECISIONS.
+        jit_compile: Whether XLA compiles the steps.
+        steps_per_execution: Steps in one call of the graph.
+    """
+
+    epochs: int = 20
+    optimizer: str = "adam"
+    learning_rate: float = 2e-3
+    precision: str = "float32"
+    jit_compile: bool = False
+    steps_per_execution: int = 1
+
+
+@dataclasses.dataclass
+class Communication:
+    """How gradients travel: see tfdp.Communication.
+
+    Attributes:
+        implementation: One of IMPLEMENTATIONS.
+        pack_bytes: Bytes of one pack of gradients.
+        compression: One of COMPRESSIONS.
+        timeout_seconds: Limit of one collective; 0 for none.
+    """
+
+    implementation: str = "auto"
+    pack_bytes: int = 1 << 20
+    compression: str = "none"
+    timeout_seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class Config:
+    """One run.
+
+    Attributes:
+        name: Names the run's folder and the exported model.
+        strategy: One of STRATEGIES; "auto" takes what the cluster and this machine's devices say.
+        cpu_replicas: Replicas of "mirrored" on a machine without GPUs.
+        seed: Of the weights, the shuffle and the random layers.
+        output_dir: Folder of the runs.
+        run_dir: This run's folder; "" makes a new one in output_dir, named by the time.
+    """
+
+    name: str = "run"
+    strategy: str = "auto"
+    cpu_replicas: int = 2
+    seed: int = 0
+    output_dir: str = "runs"
+    run_dir: str = ""
+    data: Data = dataclasses.field(default_factory=Data)
+    model: Model = dataclasses.field(default_factory=Model)
+    training: Training = dataclasses.field(default_factory=Training)
+    communication: Communication = dataclasses.field(default_factory=Communication)
+
+
+def validate(config: Config) -> None:
+    """Check every setting.
+
+    Raises:
+        ConfigError: Naming every wrong value, with what is allowed, a line for each.
+    """
+    problems = list(_problems(config))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def unknown_setting(name: str) -> str | None:
+    """Return what is wrong with the name of a setting ("config.data.tfds_name"), or None."""
+    part: Any = Config()
+    path = "config"
+    for word in name.split(".")[1:]:
+        known = [field.name for field in dataclasses.fields(part)]
+        if word not in known:
+            close = difflib.get_close_matches(word, known, 1)
+            hint = f"Did you mean {path}.{close[0]}?" if close else f"It has {', '.join(known)}."
+            return f"{path} has no setting {word!r}. {hint}"
+        part, path = getattr(part, word), f"{path}.{word}"
+        if not dataclasses.is_dataclass(part):
+            break
+    if dataclasses.is_dataclass(part):
+        return f"{path} is a group of settings, not one: name one of them."
+    if path != name:
+        return f"{path} is a single value: {name} goes too far."
+    return None
+
+
+def new_run_dir(config: Config) -> str:
+    """Return a folder name for a run that starts now; no run writes over another's."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return os.path.join(config.output_dir, f"{config.name}-{stamp}-{os.getpid()}")
+
+
+def _problems(config: Config) -> Any:
+    yield from _types(config, "config")
+    data, training, wire = config.data, config.training, config.communication
+    yield from _choice("config.strategy", config.strategy, STRATEGIES)
+    yield from _choice("config.training.optimizer", training.optimizer, OPTIMIZERS)
+    yield from _choice("config.training.precision", training.precision, PRECISIONS)
+    yield from _choice("config.communication.implementation", wire.implementation, IMPLEMENTATIONS)
+    yield from _choice("config.communication.compression", wire.compression, COMPRESSIONS)
+    yield from _at_least("config.cpu_replicas", config.cpu_replicas, 1)
+    yield from _at_least("config.seed", config.seed, 0)
+    yield from _at_least("config.data.global_batch_size", data.global_batch_size, 1)
+    yield from _at_least("config.data.shuffle_buffer", data.shuffle_buffer, 0)
+    yield from _at_least("config.training.epochs", training.epochs, 1)
+    yield from _at_least("config.training.steps_per_execution", training.steps_per_execution, 1)
+    yield from _at_least("config.communication.pack_bytes", wire.pack_bytes, 1)
+    yield from _at_least("config.communication.timeout_seconds", wire.timeout_seconds, 0)
+    if _is_number(training.learning_rate) and not training.learning_rate > 0:
+        yield f"config.training.learning_rate={training.learning_rate!r}: use a number above 0."
+    if _is_number(config.model.dropout) and not 0 <= config.model.dropout < 1:
+        yield f"config.model.dropout={config.model.dropout!r}: use a number from 0 up to below 1."
+    for name, value in (("config.data.tfds_name", data.tfds_name), ("config.name", config.name)):
+        if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_.:/+-]+", value):
+            yield f"{name}={value!r}: use letters, digits and _ . : / + -"
+    if isinstance(config.name, str) and re.search(r"[/:]|^\.*$", config.name):
+        yield f"config.name={config.name!r}: it names a folder; leave out / and :"
+    for name, value in (
+        ("config.data.train_split", data.train_split),
+        ("config.data.test_split", data.test_split),
+        ("config.output_dir", config.output_dir),
+        ("config.model.name", config.model.name),
+    ):
+        if value == "":
+            yield f"{name} is empty."
+
+
+def _types(part: Any, path: str) -> Any:
+    """Name fields that hold another type than their default, or that do not exist."""
+    known = {field.name: field for field in dataclasses.fields(part)}
+    for name in vars(part):
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            yield f"{path}.{name} is no setting.{hint}"
+    for name in known:
+        value = getattr(part, name)
+        if dataclasses.is_dataclass(value):
+            yield from _types(value, f"{path}.{name}")
+            continue
+        wanted = type(getattr(type(part)(), name))
+        fits = isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
+        if not fits and not (wanted is float and _is_number(value)):
+            yield f"{path}.{name}={value!r}: use {_described(wanted)}."
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
+    if isinstance(value, str) and value not in allowed:
+        close = difflib.get_close_matches(value, allowed, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        yield f"{name}={value!r}: use one of {', '.join(allowed)}{hint}."
+
+
+def _at_least(name: str, value: Any, least: int) -> Any:
+    if _is_number(value) and not value >= least:
+        yield f"{name}={value!r}: use {least} or more."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _described(kind: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "True or False"}.get(kind, "a string")

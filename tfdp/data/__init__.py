@@ -1,0 +1,1 @@
+"""Input: sources of records, and the pipeline from records to global batches."""

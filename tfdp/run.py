@@ -1,0 +1,111 @@
+"""Run a script as one task of a cluster: what `tfdp launch` starts in each process.
+
+    python -m tfdp.run SCRIPT.py ARGS
+    python -m tfdp.run -m MODULE ARGS
+
+A task of type ps, and a worker of a cluster that has ps, serves and runs no script. Every other
+task runs the script as `python SCRIPT.py ARGS` would, with Keras's fit taught the strategies of
+tf.distribute.
+"""
+
+import importlib
+import logging
+import os
+import pathlib
+import re
+import runpy
+import sys
+import tempfile
+
+from tfdp import cluster as cluster_lib
+from tfdp.launch import child
+
+# "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", and what announces it
+_NOTE = re.compile(rb"I\d{4} |WARNING: All log messages before absl::InitializeLog\(\)")
+
+
+def main(argv: list[str]) -> None:
+    """Serve, or run the script that `argv` names.
+
+    Args:
+        argv: "SCRIPT.py" or "-m", "MODULE", then the script's arguments.
+    """
+    child.tie_to_launcher(os.environ)
+    try:
+        found = cluster_lib.from_environment(os.environ)
+    except cluster_lib.ClusterError as error:
+        _refuse(str(error))
+    problem = check_script(argv)
+    if problem:
+        _refuse(problem)
+
+    # Only here, when the cluster is known to be good: TensorFlow takes seconds to import.
+    import_tensorflow()
+    from tfdp import fit, server, strategies
+
+    if found is not None and server.serves(*found):
+        server.serve(*found)
+        return
+    show_log(chief=found is None or found[1] == found[0].chief_task())
+    fit.enable()
+    strategies.share_seed()
+    _run(argv)
+
+
+def check_script(argv: list[str]) -> str | None:
+    """Return what is wrong with "SCRIPT.py ARGS" or "-m MODULE ARGS", or None."""
+    if not argv or argv == ["-m"]:
+        return "No script to run. Write: python -m tfdp.run SCRIPT.py ARGS (or -m MODULE ARGS)."
+    if argv[0] != "-m" and not os.path.isfile(argv[0]):
+        return f"There is no script {argv[0]!r} in {os.getcwd()}. Name a file, or -m MODULE."
+    return None
+
+
+def show_log(chief: bool) -> None:
+    """Print what tfdp has to say: who reads what, which batch goes where; the chief says it."""
+    log = logging.getLogger("tfdp")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("tfdp: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO if chief else logging.WARNING)
+        log.propagate = False
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow without the notes it prints whatever the log level."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            printed.seek(0)
+            for line in printed:
+                if not _NOTE.match(line):
+                    os.write(2, line)
+
+
+def _run(argv: list[str]) -> None:
+    if argv[0] == "-m":
+        sys.argv = argv[1:]
+        sys.path[0] = os.getcwd()
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(argv)
+        sys.path[0] = str(pathlib.Path(argv[0]).resolve().parent)
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+def _refuse(problem: str) -> None:
+    sys.stderr.write(problem + "\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

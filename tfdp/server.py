@@ -1,0 +1,25 @@
+"""Serve as a parameter server, or as a worker that a coordinator sends its work to.
+
+serve(cluster, task)        # does not return
+"""
+
+import tensorflow as tf
+
+from tfdp import cluster as cluster_lib
+
+
+def serves(cluster: cluster_lib.Cluster, task: cluster_lib.Task) -> bool:
+    """Say whether a task only serves: a ps, or a worker of a cluster that has ps."""
+    return task.type == "ps" or (task.type == "worker" and cluster.is_parameter_server)
+
+
+def serve(cluster: cluster_lib.Cluster, task: cluster_lib.Task) -> None:
+    """Start TensorFlow's server for this task and wait for as long as the process lives."""
+    server = tf.distribute.Server(
+        tf.train.ClusterSpec(cluster.spec()),
+        job_name=task.type,
+        task_index=task.index,
+        protocol="grpc",
+    )
+    print(f"{task} serves at {cluster.address(task)}.", flush=True)
+    server.join()

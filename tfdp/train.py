@@ -1,0 +1,203 @@
+"""Train one config, top to bottom: cluster -> strategy -> input -> fit -> evaluate -> export.
+
+python -m tfdp.train --config=configs/digits.py         (or `tfdp train`, which can launch)
+"""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+from absl import app
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from tfdp import batching, run
+from tfdp import cluster as cluster_lib
+from tfdp import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run reached.
+
+    Attributes:
+        history: fit's history: a list of one value per epoch for each metric.
+        test: evaluate's results on the test split, by metric.
+        examples_per_second: Median throughput of the epochs after the first, over all replicas.
+        model: The trained model, as .keras; None where this task is not the chief.
+        exported: The SavedModel's version folder; None where this task is not the chief.
+    """
+
+    history: dict[str, list[float]]
+    test: dict[str, float]
+    examples_per_second: float
+    model: pathlib.Path | None
+    exported: pathlib.Path | None
+
+
+def train(config: config_lib.Config) -> Result:
+    """Train, evaluate and export; in a cluster, every task calls it.
+
+    Raises:
+        ValueError: For a setting that cannot be, with what is allowed.
+    """
+    config_lib.validate(config)
+    found = cluster_lib.from_environment(os.environ)
+    chief = found is None or found[1] == found[0].chief_task()
+    if found is not None and config.strategy != "auto":
+        cluster_lib.check_strategy(found[0], config.strategy, found[1])
+
+    # Only here, when the settings are known to be good: TensorFlow takes seconds to import.
+    run.import_tensorflow()
+    run.show_log(chief)
+    # What TensorFlow and TFDS tell at this level says nothing of this run.
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    import keras
+
+    from tfdp import export, models, strategies
+    from tfdp.data import pipeline
+    from tfdp.data import source as source_lib
+
+    if config.strategy == "mirrored" and found is None and not _gpus():
+        strategies.use_cpu_replicas(config.cpu_replicas)
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.training.precision)
+    strategy = strategies.strategy(config.strategy, _communication(config.communication))
+
+    workers = found[0].num_workers_in_sync if found is not None else 1
+    replicas = strategy.num_replicas_in_sync
+    batch = batching.Batch(config.data.global_batch_size, workers, replicas // workers)
+    source = source_lib.open_source(config.data)
+    run_dir = pathlib.Path(config.run_dir or config_lib.new_run_dir(config))
+    if chief:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        print(batch)
+        print(
+            f"{config.data.tfds_name}: {source.records(config.data.train_split):,} records to "
+            f"train on, {source.records(config.data.test_split):,} to test.",
+            flush=True,
+        )
+
+    with strategy.scope():
+        model = models.build(
+            config.model.name,
+            source.image_shape,
+            source.classes,
+            pixel_max=source.pixel_max,
+            dropout=config.model.dropout,
+        )
+        model.compile(
+            optimizer=_optimizer(config.training),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            jit_compile=config.training.jit_compile,
+            steps_per_execution=config.training.steps_per_execution,
+        )
+    clock = _clock(source.records(config.data.train_split))
+    history = model.fit(
+        pipeline.training(source, config.data, config.seed),
+        epochs=config.training.epochs,
+        validation_data=pipeline.evaluation(source, config.data),
+        callbacks=[
+            clock,
+            keras.callbacks.TensorBoard(str(run_dir / "tensorboard"), write_graph=False),
+            keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
+        ],
+    )
+    test = model.evaluate(pipeline.evaluation(source, config.data), return_dict=True, verbose=0)
+
+    saved = exported = None
+    if chief:
+        saved = run_dir / "model.keras"
+        model.save(saved)
+        exported = export.export(model, run_dir / "export" / config.name)
+        print(
+            f"Test accuracy: {test['accuracy']:.4f}\n"
+            f"Throughput:    {clock.rate:,.0f} examples/s\n"
+            f"Model:         {saved}\n"
+            f"SavedModel:    {exported}\n"
+            f"TensorBoard:   {run_dir / 'tensorboard'}",
+            flush=True,
+        )
+    return Result(history.history, test, clock.rate, saved, exported)
+
+
+def _gpus() -> list[Any]:
+    import tensorflow as tf
+
+    return tf.config.list_physical_devices("GPU")
+
+
+def _communication(settings: config_lib.Communication) -> Any:
+    from tfdp import fit
+
+    return fit.Communication(
+        implementation=settings.implementation,
+        pack_bytes=settings.pack_bytes,
+        compression=None if settings.compression == "none" else settings.compression,
+        timeout_seconds=settings.timeout_seconds or None,
+    )
+
+
+def _optimizer(settings: config_lib.Training) -> Any:
+    import keras
+
+    make = {
+        "adam": keras.optimizers.Adam,
+        "adamw": keras.optimizers.AdamW,
+        "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
+    }[settings.optimizer]
+    return make(settings.learning_rate)
+
+
+def _clock(records: int) -> Any:
+    import keras
+
+    class Clock(keras.callbacks.Callback):
+        """Measures the throughput of each epoch, in examples/s over all replicas."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rates: list[float] = []
+            self._start = 0.0
+
+        @property
+        def rate(self) -> float:
+            # The first epoch traces and compiles.
+            return statistics.median(self.rates[1:] or self.rates)
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self._start = time.perf_counter()
+
+        def on_test_begin(self, logs: Any = None) -> None:
+            self._stop()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self._stop()
+
+        def _stop(self) -> None:
+            if self._start:
+                self.rates.append(records / (time.perf_counter() - self._start))
+                self._start = 0.0
+
+    return Clock()
+
+
+def main(argv: list[str]) -> None:
+    """Run what --config names."""
+    del argv
+    try:
+        train(_FLAG.value)
+    except ValueError as error:
+        if type(error).__module__.startswith("tfdp"):
+            sys.exit(f"{error}")
+        raise
+
+
+if __name__ == "__main__":
+    _FLAG = config_flags.DEFINE_config_file("config")
+    app.run(main)
