@@ -19,7 +19,6 @@ from keras.src.trainers import data_adapters
 from keras.src.trainers.compile_utils import CompileMetrics
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from tensorflow.python.distribute import distribute_lib
 
 # ---------------------------------------------------------------------------------------------
@@ -51,10 +50,14 @@ def leave_strategy() -> Iterator[None]:
 
     tf.distribute refuses to nest the default strategy's scope, so there is no public way out.
     """
+    graph = tf.compat.v1.get_default_graph()
+    creators = graph._variable_creator_stack
     distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    graph._variable_creator_stack = []
     try:
         yield
     finally:
+        graph._variable_creator_stack = creators
         distribute_lib._pop_per_thread_mode()
 
 
@@ -145,6 +148,16 @@ def seed_states(model: keras.Model) -> list[Any]:
     return list(generators.values())
 
 
+def synchronized_state(model: keras.Model) -> list[Any]:
+    """Return the variables of layers that communicate with their copies on other replicas."""
+    return [
+        variable
+        for layer in model._flatten_layers()
+        if getattr(layer, "synchronized", False)
+        for variable in layer.variables
+    ]
+
+
 # ---------------------------------------------------------------------------------------------
 # What compile() left in the model
 
@@ -161,7 +174,8 @@ def loss_tracker(model: keras.Model) -> Any:
 
 def compiled_state(model: keras.Model) -> tuple[Any, ...]:
     """Return what changes when a model is compiled again, to compare by identity."""
-    return (model.optimizer, model._compile_loss, model._compile_metrics, model._loss_tracker)
+    optimizer = getattr(model, "optimizer", None)
+    return (optimizer, model._compile_loss, model._compile_metrics, model._loss_tracker)
 
 
 @contextlib.contextmanager
@@ -209,7 +223,8 @@ def leaf_metrics(model: keras.Model) -> list[Any]:
 
 def is_built(model: keras.Model) -> bool:
     """Say whether the model, its compiled losses and metrics and its optimizer have variables."""
-    parts = (model._compile_loss, model._compile_metrics, model.optimizer)
+    # A model that was never compiled has no optimizer attribute.
+    parts = (model._compile_loss, model._compile_metrics, getattr(model, "optimizer", None))
     return all(layer.built for layer in model._flatten_layers()) and all(
         part is None or part.built for part in parts
     )
@@ -291,9 +306,11 @@ def is_generator_adapter(adapter: Any) -> bool:
     return isinstance(adapter, GeneratorDataAdapter)
 
 
-def is_py_dataset_adapter(adapter: Any) -> bool:
-    """Say whether an adapter reads a keras.utils.PyDataset."""
-    return isinstance(adapter, PyDatasetAdapter)
+def dataset(adapter: Any) -> tf.data.Dataset:
+    """Return the adapter's dataset; of a generator, one that takes no batch before it is needed."""
+    made = adapter.get_tf_dataset()
+    # Keras ends a generator's dataset with prefetch: batches that nobody trains are lost.
+    return made._input_dataset if is_generator_adapter(adapter) else made
 
 
 def train_validation_split(arrays: Any, validation_split: float) -> tuple[Any, Any]:

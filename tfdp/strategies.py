@@ -18,6 +18,10 @@ _log = logging.getLogger("tfdp")
 NAMES = ("one_device", "mirrored", "multi_worker")
 
 
+class StrategyError(ValueError):
+    """A strategy that cannot be made, with what to do."""
+
+
 def strategy(
     name: str = "auto", communication: fit.Communication | None = None
 ) -> tf.distribute.Strategy:
@@ -30,17 +34,23 @@ def strategy(
         communication: How gradients travel between replicas.
 
     Raises:
-        ValueError: For an unknown name, or one that does not fit the cluster in TF_CONFIG.
+        StrategyError: For an unknown name, or multi_worker without a cluster.
+        ClusterError: If TF_CONFIG is bad, or the strategy does not fit its cluster.
     """
-    if name not in ("auto", *NAMES):
-        raise ValueError(f"strategy({name!r}): use one of {', '.join(('auto', *NAMES))}.")
     found = cluster_lib.from_environment(os.environ)
     if name == "auto":
         name = _choose(found)
+    if name == "parameter_server":
+        raise StrategyError(
+            "strategy('parameter_server') is not there yet: use a ClusterCoordinator of "
+            "tf.distribute, or multi_worker in a cluster without ps."
+        )
+    if name not in NAMES:
+        raise StrategyError(f"strategy({name!r}): use one of {', '.join(('auto', *NAMES))}.")
     if found is not None:
         cluster_lib.check_strategy(found[0], name, found[1])
     elif name == "multi_worker":
-        raise ValueError(
+        raise StrategyError(
             "strategy('multi_worker') needs a cluster: start the script with "
             "tfdp launch --workers=N -- SCRIPT.py, or set TF_CONFIG."
         )
@@ -86,16 +96,27 @@ def share_seed() -> None:
 
 
 def _choose(found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None) -> str:
-    if found is not None and found[1].type != "evaluator" and found[0].num_workers_in_sync > 1:
-        return "multi_worker"
+    if found is not None and found[1].type != "evaluator":
+        if found[0].is_parameter_server:
+            return "parameter_server"
+        if found[0].num_workers_in_sync > 1:
+            return "multi_worker"
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
 
 
 def _make(name: str, communication: fit.Communication) -> tf.distribute.Strategy:
     if name == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy(
-            communication_options=communication.options()
-        )
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy(
+                communication_options=communication.options()
+            )
+        except RuntimeError as error:
+            if "program startup" not in str(error):
+                raise
+            raise RuntimeError(
+                "TensorFlow was used before the strategy was made, and cannot join the cluster any "
+                "more. Make the strategy first: before tensors, models, datasets and device lists."
+            ) from error
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
     if name == "one_device":

@@ -47,9 +47,10 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run gave: weights, epoch logs, evaluate's results, predictions."""
+    """What a run gave: weights, the optimizer's state, epoch logs, evaluate's, predictions."""
 
     weights: list[np.ndarray]
+    optimizer: list[np.ndarray]
     history: dict[str, list[float]]
     test: dict[str, float]
     predictions: Any = None
@@ -78,7 +79,8 @@ def run(case: Case, strategy: Any = None, **overrides: Any) -> Outcome:
     if case.predicts:
         given = {k: v for k, v in test.items() if k in ("x", "batch_size", "steps")}
         predictions = model.predict(**given, verbose=0)
-    return Outcome(model.get_weights(), history.history, results, predictions)
+    optimizer = [v.numpy() for v in model.optimizer.variables]
+    return Outcome(model.get_weights(), optimizer, history.history, results, predictions)
 
 
 def differences(a: Outcome, b: Outcome) -> dict[str, float]:
@@ -96,9 +98,10 @@ def differences(a: Outcome, b: Outcome) -> dict[str, float]:
             scaled = np.abs(x - y) / np.maximum(1.0, np.abs(x))
             found[name] = float(np.nanmax(scaled, initial=0.0))
 
-    assert len(a.weights) == len(b.weights)
-    for i, (x, y) in enumerate(zip(a.weights, b.weights, strict=True)):
-        compare(f"weight {i}", x, y)
+    for part in ("weights", "optimizer"):
+        pairs = zip(getattr(a, part), getattr(b, part), strict=True)
+        for i, (x, y) in enumerate(pairs):
+            compare(f"{part} {i}", x, y)
     for part, x, y in (("log", a.history, b.history), ("test", a.test, b.test)):
         assert x.keys() == y.keys(), f"{part}: {list(x)} and {list(y)}"
         for name in x:
@@ -939,6 +942,68 @@ def eager_towers() -> keras.Model:
     return model
 
 
+# -- precision --------------------------------------------------------------------------------
+
+
+def with_policy(policy: str, **compile: Any) -> Callable[[], keras.Model]:
+    def build() -> keras.Model:
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(policy)
+        try:
+            return classifier(L.Dense(8, activation="tanh"), L.Dense(8), **compile)
+        finally:
+            keras.config.set_dtype_policy(before)
+
+    return build
+
+
+def overflowing_fit() -> dict[str, Any]:
+    """Return data whose second batch overflows on one replica only."""
+    x, y = arrays()
+    x = x.copy()
+    x[BATCH] = 3e38
+    return {"x": x, "y": y, "batch_size": BATCH}
+
+
+def overflowing(**compile: Any) -> Callable[[], keras.Model]:
+    def build() -> keras.Model:
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.Adam(0.02), initial_scale=1024.0
+        )
+        return classifier(optimizer=optimizer, metrics=None, **compile)
+
+    return build
+
+
+def precision_cases() -> list[Case]:
+    x, y = arrays()
+
+    def finite() -> dict[str, Any]:
+        return {"x": x, "y": y, "batch_size": BATCH}
+
+    cases = [
+        Case(
+            f"{policy}{'_jit' if jit else ''}",
+            with_policy(policy, jit_compile=jit),
+            array_fit(),
+            tolerance=tolerance,
+        )
+        for policy, tolerance in (("mixed_float16", 5e-3), ("mixed_bfloat16", 3e-2))
+        for jit in (False, True)
+    ]
+    return [
+        *cases,
+        Case("overflow", overflowing(), overflowing_fit, evaluate=finite, three=True),
+        Case("overflow_jit", overflowing(jit_compile=True), overflowing_fit, evaluate=finite),
+        Case(
+            "overflow_executions",
+            overflowing(steps_per_execution=2),
+            overflowing_fit,
+            evaluate=finite,
+        ),
+    ]
+
+
 TABLES: dict[str, Callable[[], list[Case]]] = {
     "batches": batch_cases,
     "inputs": input_cases,
@@ -946,4 +1011,5 @@ TABLES: dict[str, Callable[[], list[Case]]] = {
     "optimizers": optimizer_cases,
     "metrics": metric_cases,
     "execution": execution_cases,
+    "precision": precision_cases,
 }

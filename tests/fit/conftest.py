@@ -22,8 +22,6 @@ def mirrored() -> dict[int, tf.distribute.Strategy]:
     """
     reduce = tf.distribute.ReductionToOneDevice()
     return {
-        n: tf.distribute.MirroredStrategy(
-            [f"cpu:{i}" for i in range(n)], cross_device_ops=reduce
-        )
+        n: tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(n)], cross_device_ops=reduce)
         for n in (1, 2, 3)
     }

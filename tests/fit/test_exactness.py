@@ -3,8 +3,8 @@
 import functools
 
 import pytest
-from fit import cases
 
+from fit import cases
 from tfdp import fit
 
 

@@ -1,7 +1,7 @@
 """How gradients travel between replicas.
 
 communication = Communication(implementation="ring", pack_bytes=1 << 20, compression="float16")
-reduced = all_reduce(context, gradients, communication)
+reduced = all_reduce(gradients, communication)      # on each replica
 """
 
 import dataclasses
@@ -67,21 +67,34 @@ class Communication:
         )
 
 
-def all_reduce(
-    context: tf.distribute.ReplicaContext,
-    gradients: Sequence[Any],
-    communication: Communication,
-) -> list[Any]:
-    """Sum gradients over all replicas.
+def all_sum(values: Any) -> Any:
+    """Sum small tensors over all replicas; call it on each replica.
 
     Args:
-        context: The replica context of the caller.
+        values: A structure of tensors.
+
+    Returns:
+        The same structure of sums.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return values
+    # tf.distribute asks a tensor for its device, which one from outside the replica has not.
+    here = tf.nest.map_structure(tf.identity, values)
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, here)
+
+
+def all_reduce(gradients: Sequence[Any], communication: Communication) -> list[Any]:
+    """Sum gradients over all replicas; call it on each replica.
+
+    Args:
         gradients: Tensors, IndexedSlices, or None for a variable without a gradient.
         communication: The options.
 
     Returns:
         The sums, in the order of `gradients`, None where it has None.
     """
+    context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return list(gradients)
     present = [g for g in gradients if g is not None]

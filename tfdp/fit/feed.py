@@ -91,7 +91,7 @@ class Feed:
         self._seen = 0
         self.step = 0
 
-        dataset = data.get_tf_dataset() if self._adapter else data
+        dataset = compat.dataset(data) if self._adapter else data
         self.once = self._adapter is not None and compat.is_generator_adapter(data)
         self._endless = isinstance(dataset, tf.data.Dataset) and (
             int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
@@ -124,11 +124,15 @@ class Feed:
         never_empty = self._replicas == 1 or (by_rows and static and static >= self._replicas)
         self.split = Split(by_rows, self._replicas, not never_empty)
         if by_rows and self._replicas > 1:
-            dataset = dataset.map(self._parts, num_parallel_calls=tf.data.AUTOTUNE)
-            if not self.once:  # a generator's batches are taken only when they are needed
+            if self.once:  # batches are taken only when they are needed, none ahead
+                dataset = dataset.map(self._parts)
+            else:
+                dataset = dataset.map(self._parts, num_parallel_calls=tf.data.AUTOTUNE)
                 dataset = dataset.prefetch(tf.data.AUTOTUNE)
         if self.once:
             options = tf.data.Options()
+            # tf.data would add prefetching and parallel maps of its own.
+            options.experimental_optimization.apply_default_optimizations = False
             options.experimental_optimization.inject_prefetch = False
             dataset = dataset.with_options(options)
         self.dataset = dataset
@@ -171,6 +175,8 @@ class Feed:
     def steps_left(self) -> int | None:
         """Return how many more steps the epoch surely has; None where only the data knows."""
         left = None if self.steps_per_epoch is None else self.steps_per_epoch - self.step
+        if left == 0:
+            return 0
         if self.batches is None:
             return left if self._endless else None
         remaining = self.batches - self._seen

@@ -76,6 +76,7 @@ def _exchange(strategy: tf.distribute.Strategy, parts: Sequence[Any]) -> list[by
 def _gather(strategy: Any, values: Any) -> Any:
     def on_replica(value: tf.Tensor) -> Any:
         context = tf.distribute.get_replica_context()
+        value = tf.identity(value)  # on this replica's device, which collectives ask for
         return context.all_gather(value, axis=0), context.all_gather(tf.shape(value), axis=0)
 
     gathered, lengths = strategy.run(on_replica, args=(values,))
@@ -85,16 +86,40 @@ def _gather(strategy: Any, values: Any) -> Any:
 
 def _encode(part: Any) -> bytes:
     """Return a structure of tensors as bytes, a multiple of four of them."""
-    leaves = tf.nest.flatten(part, expand_composites=True)
-    blobs = [tf.io.serialize_tensor(leaf).numpy() for leaf in leaves]
+    tensors = [t for leaf in keras.tree.flatten(part) for t in _components(leaf)]
+    blobs = [tf.io.serialize_tensor(tensor).numpy() for tensor in tensors]
     message = b"".join([struct.pack("<q", len(blob)) + blob for blob in blobs])
     return message + b"\0" * (-len(message) % 4)
 
 
 def _decode(message: bytes, like: Any) -> Any:
-    leaves = []
-    for leaf in tf.nest.flatten(like, expand_composites=True):
-        (length,) = struct.unpack("<q", message[:8])
-        leaves.append(tf.io.parse_tensor(message[8 : 8 + length], leaf.dtype))
-        message = message[8 + length :]
-    return tf.nest.pack_sequence_as(like, leaves, expand_composites=True)
+    """Return the structure that `_encode` was given; `like` is another of the same kind."""
+    start = 0
+
+    def read(dtype: tf.DType) -> tf.Tensor:
+        nonlocal start
+        (length,) = struct.unpack_from("<q", message, start)
+        start += 8 + length
+        return tf.io.parse_tensor(message[start - length : start], dtype)
+
+    leaves = [
+        _assemble(leaf, [read(tensor.dtype) for tensor in _components(leaf)])
+        for leaf in keras.tree.flatten(like)
+    ]
+    return keras.tree.pack_sequence_as(like, leaves)
+
+
+def _components(leaf: Any) -> list[tf.Tensor]:
+    if isinstance(leaf, tf.RaggedTensor):
+        return [leaf.flat_values, *leaf.nested_row_splits]
+    if isinstance(leaf, tf.SparseTensor):
+        return [leaf.indices, leaf.values, leaf.dense_shape]
+    return [leaf]
+
+
+def _assemble(like: Any, components: list[tf.Tensor]) -> Any:
+    if isinstance(like, tf.RaggedTensor):
+        return tf.RaggedTensor.from_nested_row_splits(components[0], components[1:])
+    if isinstance(like, tf.SparseTensor):
+        return tf.SparseTensor(*components)
+    return components[0]

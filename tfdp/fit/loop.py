@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import communication
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import replica as replica_lib
@@ -101,9 +102,7 @@ class Loop:
         """Say whether any process stops."""
         total = self._collective(
             "agree",
-            lambda mine: tf.distribute.get_replica_context().all_reduce(
-                tf.distribute.ReduceOp.SUM, tf.identity(mine)
-            ),
+            communication.all_sum,
             tf.constant(float(stop)),
         )
         return bool(total > 0)
@@ -127,12 +126,9 @@ class Loop:
         steps, replicas = self._steps, self._steps.replicas
         if replicas.several_processes:
 
-            def on_replica() -> None:
-                context = tf.distribute.get_replica_context()
-                local = steps.local()
-                mine = tf.concat([replicas.metric_totals(local), [stop]], 0)
-                totals = context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
-                return totals
+            def on_replica() -> tf.Tensor:
+                mine = replicas.metric_totals(replicas.here())
+                return communication.all_sum(tf.concat([mine, [stop]], 0))
 
             summed = steps.strategy.run(on_replica)
             totals = steps.strategy.experimental_local_results(summed)[0]

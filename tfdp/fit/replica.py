@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import communication
 
 # Far apart, so that the draws of one replica's seed never meet another's.
 _SEED_STRIDE = 0x9E3779B1
@@ -36,6 +37,7 @@ class Replicas:
         in_sync: Replicas of all processes.
         first: Number of this process's first replica among all.
         several_processes: Whether other processes hold replicas too.
+        synchronized: Ids of the variables of layers that communicate by themselves.
         moving: Numbers of the variables that training steps assign beside the optimizer's.
     """
 
@@ -58,6 +60,7 @@ class Replicas:
         measured = {id(v) for v in measures}
         self.variables = [v for v in self.variables if id(v) not in measured]
         self._is_seed = [id(v) in seeds for v in self.variables]
+        self.synchronized = {id(v) for v in compat.synchronized_state(model)}
         self._copies = [local_copies(strategy, v) for v in self.variables]
         self.moving: set[str] = set()
         self.logs = Logs()
@@ -96,8 +99,11 @@ class Replicas:
         return int(index) < len(self.variables) and self._is_seed[int(index)]
 
     def keep_where(self, condition: Any, updates: dict[str, Any], local: int) -> dict[str, Any]:
-        """Return `updates` where `condition` holds, else the present values; seeds always move."""
-        state = {index: value for index, value in updates.items() if not self.is_seed(index)}
+        """Return `updates` where `condition` holds, else the present values.
+
+        Seeds always move, and so does what a layer has computed together with its copies.
+        """
+        state = {i: v for i, v in updates.items() if not (self.is_seed(i) or self._is_shared(i))}
         current = self.current(local)
         kept = tf.cond(
             condition,
@@ -105,6 +111,10 @@ class Replicas:
             lambda: {index: tf.identity(current[index]) for index in state},
         )
         return {**updates, **kept}
+
+    def _is_shared(self, index: str) -> bool:
+        variables = self.variables
+        return int(index) < len(variables) and id(variables[int(index)]) in self.synchronized
 
     def write(self, updates: dict[str, Any], local: int) -> None:
         """Assign `updates` to replica `local`'s copies."""
@@ -124,8 +134,7 @@ class Replicas:
 
         Whole numbers (counters, seeds) are the same on every replica or have no mean.
         """
-        context = tf.distribute.get_replica_context()
-        local = self._here(context)
+        local = self.here()
         copies = [
             self._copies[int(index)][local]
             for index in sorted(self.moving, key=int)
@@ -134,27 +143,25 @@ class Replicas:
         copies = [c for c in copies if c.dtype.is_floating]
         if not copies or self.in_sync == 1:
             return
-        means = context.all_reduce(
-            tf.distribute.ReduceOp.MEAN, [tf.cast(c, tf.float32) for c in copies]
-        )
-        for copy, mean in zip(copies, means, strict=True):
-            copy.assign(tf.cast(mean, copy.dtype))
+        sums = communication.all_sum([tf.cast(c, tf.float32) for c in copies])
+        for copy, total in zip(copies, sums, strict=True):
+            copy.assign(tf.cast(total / self.in_sync, copy.dtype))
 
     def take_from_chief(self, more: list[Any], number: tf.Tensor) -> tf.Tensor:
         """Copy, on a replica, the variables of replica 0, and `more`; return its `number`."""
-        context = tf.distribute.get_replica_context()
-        local = self._here(context)
+        local = self.here()
         copies = [self.copy(v, local) for v in unique([*self.variables, *more])]
         mine = 1.0 if self.first + local == 0 else 0.0
-        summed = context.all_reduce(
-            tf.distribute.ReduceOp.SUM,
-            [tf.cast(c, tf.float64) * tf.constant(mine, tf.float64) for c in [number, *copies]],
+        summed = communication.all_sum(
+            [tf.cast(c, tf.float64) * tf.constant(mine, tf.float64) for c in [number, *copies]]
         )
         for copy, value in zip(copies, summed[1:], strict=True):
             copy.assign(tf.cast(value, copy.dtype))
         return summed[0]
 
-    def _here(self, context: tf.distribute.ReplicaContext) -> int:
+    def here(self) -> int:
+        """Return the number, in this process, of the replica that runs."""
+        context = tf.distribute.get_replica_context()
         return int(tf.get_static_value(context.replica_id_in_sync_group)) - self.first
 
     # -- metrics ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ and the update itself see the reduced gradients, as on one device.
 """
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from tfdp.fit import feed as feed_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import replica as replica_lib
+
+_log = logging.getLogger("tfdp")
 
 
 class Steps:
@@ -51,12 +54,20 @@ class Steps:
         self.replicas = replica_lib.Replicas(model, strategy)
         self.custom_train_step = type(model).train_step is not keras.Model.train_step
         self.custom_test_step = type(model).test_step is not keras.Model.test_step
-        # A train_step of the user's own talks to the other replicas in its middle.
         self.jit = bool(model.jit_compile) and not model.run_eagerly
+        if self.jit and self.replicas.synchronized and self.replicas.in_sync > 1:
+            self.jit = False
+            _log.warning(
+                "Model %r runs without XLA: its synchronised BatchNormalization communicates in "
+                "the middle of a step, which XLA cannot compile.",
+                model.name,
+            )
         # Gradients divided by too small a number could overflow in float16 before they travel.
-        self.reduce_totals = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        optimizer = getattr(model, "optimizer", None)
+        self.reduce_totals = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         self._user = threading.local()  # the replica whose train_step this thread runs
-        self._nominal_rows = tf.Variable(1.0, trainable=False)
+        with compat.leave_strategy():
+            self._nominal_rows = tf.Variable(1.0, trainable=False)
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
     def forget(self) -> None:
@@ -115,7 +126,7 @@ class Steps:
     # -- on a replica -----------------------------------------------------------------------
 
     def _train_on_replica(self, split: feed_lib.Split, data: Any) -> None:
-        local = self.local()
+        local = self.replicas.here()
         batch = split.batch(data, local)
         totals = self._totals(split, data, batch, local, self._loss)
         gradients, updates = self._call(("train", split, local), self._gradients)(
@@ -126,7 +137,7 @@ class Steps:
         self.replicas.write(updates, local)
 
     def _test_on_replica(self, split: feed_lib.Split, data: Any) -> None:
-        local = self.local()
+        local = self.replicas.here()
         batch = split.batch(data, local)
         forward = self._user_test if self.custom_test_step else self._loss
         totals = self._totals(split, data, batch, local, forward, training=False)
@@ -134,15 +145,10 @@ class Steps:
         self.replicas.write(updates, local)
 
     def _predict_on_replica(self, split: feed_lib.Split, data: Any) -> Any:
-        local = self.local()
+        local = self.replicas.here()
         return self._call(("predict", split, local), self._predictions)(
             local, split.batch(data, local)
         )
-
-    def local(self) -> int:
-        """Return the number, in this process, of the replica that runs."""
-        context = tf.distribute.get_replica_context()
-        return int(tf.get_static_value(context.replica_id_in_sync_group)) - self.replicas.first
 
     def _call(self, key: Any, body: Callable[..., Any]) -> Callable[..., Any]:
         """Return `body`, compiled by XLA for this replica when the model asks for it.
@@ -291,7 +297,7 @@ class Steps:
 
     def finalize(self) -> None:
         """Let the optimizer set the variables' last values, on each copy."""
-        with self._on_copies(self.model.optimizer, self.local()):
+        with self._on_copies(self.model.optimizer, self.replicas.here()):
             self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
 
     @contextlib.contextmanager
@@ -332,21 +338,17 @@ class Steps:
         if rows is not None and not terms.divisors:
             return loss_lib.Totals(rows)
         mine = tf.stack([tf.cast(terms.rows, tf.float32), *terms.divisors])
-        context = tf.distribute.get_replica_context()
-        whole = context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+        whole = communication_lib.all_sum(mine)
         return loss_lib.Totals(whole[0] if rows is None else rows, whole[1:])
 
     def _reduce(
         self, gradients: list[Any], batch: Any, totals: loss_lib.Totals, local: int
     ) -> list[Any]:
         """Sum the gradients over the replicas; rows ride along where they are not known."""
-        context = tf.distribute.get_replica_context()
         if totals.rows is not None:
-            return communication_lib.all_reduce(context, gradients, self.communication)
+            return communication_lib.all_reduce(gradients, self.communication)
         rows = tf.cast(feed_lib.rows(batch), tf.float32)
-        *gradients, whole = communication_lib.all_reduce(
-            context, [*gradients, rows], self.communication
-        )
+        *gradients, whole = communication_lib.all_reduce([*gradients, rows], self.communication)
         factor = totals.nominal_rows / whole
         gradients = tf.cond(
             tf.equal(factor, 1.0),
@@ -366,16 +368,14 @@ class Steps:
         are weighted by the replica's share and summed, so that the optimizer sees the gradients
         of the mean over the global batch.
         """
-        local = self.local()
+        local = self.replicas.here()
         batch = split.batch(data, local)
         rows = feed_lib.rows(batch)
         total = split.total_rows(data)
-        context = tf.distribute.get_replica_context()
         if total is None:
-            mine = tf.identity(tf.cast(rows, tf.float32))
-            total = context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+            total = communication_lib.all_sum(tf.cast(rows, tf.float32))
         totals = loss_lib.Totals(total)
-        self._user.replica = (context, local, split, rows, totals)
+        self._user.replica = (local, split, rows, totals)
         with self.replicas.enter(local) as view, compat.hide_replica_count():
             with (
                 loss_lib.exact(rows, totals, self.replicas.in_sync, own_divisors=False),
@@ -398,12 +398,12 @@ class Steps:
         if replica is None:
             own(gradients, variables)
             return
-        context, local, split, rows, totals = replica
+        local, split, rows, totals = replica
         share = loss_lib.share(rows, totals)
         gradients = [_map(lambda t: t * tf.cast(share, t.dtype), g) for g in gradients]
         if split.may_be_empty:
             gradients = _zero_unless(tf.greater(rows, 0), gradients)
-        gradients = communication_lib.all_reduce(context, gradients, self.communication)
+        gradients = communication_lib.all_reduce(gradients, self.communication)
         self._user.replica = None
         try:
             variables = self.model.trainable_variables if variables is None else variables

@@ -9,6 +9,7 @@ multi-worker cluster calls them with the same model and data.
 
 import logging
 import sys
+import types
 import warnings
 from typing import Any
 
@@ -133,8 +134,17 @@ class SyncTrainer:
                     results = self._evaluate(loop, evaluation, callbacks)
                     logs.update({f"val_{name}": value for name, value in results.items()})
                 callbacks.on_epoch_end(epoch, logs)
-                if self._agree(loop, bool(model.stop_training)) or ended:
+                if self._agree(loop, bool(model.stop_training)):
                     model.stop_training = True
+                    break
+                if ended:
+                    if epoch + 1 < epochs:
+                        warnings.warn(
+                            "The generator can be read only once and has come to its end: "
+                            f"training ends after epoch {epoch + 1} of {epochs}. Give "
+                            "steps_per_epoch, a tf.data.Dataset or a keras.utils.PyDataset.",
+                            stacklevel=3,
+                        )
                     break
             if model.optimizer is not None and epochs > 0:
                 loop.finalize()
@@ -256,7 +266,7 @@ class SyncTrainer:
         steps = feed.step
         short = feed.steps_per_epoch is not None and steps < feed.steps_per_epoch
         stopped = bool(model.stop_training)
-        if not stopped and (short or steps == 0):
+        if not stopped and (short or steps == 0) and not (exhausted and feed.once):
             warnings.warn(
                 f"The input ran out of data after {steps} steps of an epoch. Give a dataset that "
                 "holds steps_per_epoch * epochs batches; dataset.repeat() makes one endless.",
@@ -265,7 +275,7 @@ class SyncTrainer:
         feed.end_epoch(exhausted)
         loop.average_state()
         logs, _ = loop.aggregate("train", stopped)
-        return _to_python(logs), (exhausted and feed.once) or steps == 0
+        return _to_python(logs), exhausted and feed.once
 
     def _evaluate(
         self, loop: loop_lib.Loop, feed: feed_lib.Feed, callbacks: keras.callbacks.CallbackList
@@ -329,8 +339,8 @@ class SyncTrainer:
                 sample_weight=sample_weight,
                 batch_size=batch_size,
                 steps_per_epoch=steps,
-                # A dataset is shuffled by its maker; Keras warns when asked to.
-                shuffle=shuffle and not isinstance(x, tf.data.Dataset),
+                # Datasets and generators come in their order; Keras warns when asked to shuffle.
+                shuffle=shuffle and not isinstance(x, tf.data.Dataset | types.GeneratorType),
                 class_weight=class_weight,
             )
         limit = keras.config.max_steps_per_epoch()

@@ -1,0 +1,173 @@
+"""Inputs that only make sense with a strategy at hand, and what is said about them."""
+
+import functools
+import itertools
+import logging
+import operator
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fit import cases
+from tfdp import fit
+from tfdp.fit import feed as feed_lib
+
+SIZES = [6, 6, 5, 1]
+
+
+def distributed(strategy):
+    return strategy.experimental_distribute_dataset(cases.known(SIZES))
+
+
+def from_function(strategy):
+    return strategy.distribute_datasets_from_function(per_replica)
+
+
+def per_replica(context):
+    """Return the parts of the batches that two replicas get, one after the other."""
+    assert context.num_replicas_in_sync == 2
+    return cases.batches([part for size in SIZES for part in (size // 2, size - size // 2)])
+
+
+def masked_batches(sizes):
+    given = cases.masked_fit()()
+    ends = np.cumsum([0, *sizes])
+
+    def generate():
+        for a, b in itertools.pairwise(ends):
+            yield given["x"][a:b], given["y"][a:b]
+
+    spec = (tf.TensorSpec((None, 5), tf.int32), tf.TensorSpec((None, 5), tf.int64))
+    return tf.data.Dataset.from_generator(generate, output_signature=spec)
+
+
+@pytest.mark.parametrize("make", [distributed, from_function, lambda _: per_replica])
+def test_data_that_is_split_already(make, mirrored):
+    fit.disable()
+    whole = cases.Case("whole", cases.classifier, lambda: {"x": cases.known(SIZES)})
+    expected = cases.run(whole)
+    fit.enable()
+
+    def data():
+        return {"x": make(mirrored[2])}
+
+    split = cases.Case("split", cases.classifier, data, evaluate=data)
+    found = cases.differences(expected, cases.run(split, mirrored[2]))
+    assert not {name: value for name, value in found.items() if not value <= 1e-5}
+
+
+def loss_scaled():
+    return keras.optimizers.LossScaleOptimizer(cases.sgd())
+
+
+@pytest.mark.parametrize(
+    ("build", "data"),
+    [
+        (cases.masked_model, masked_batches),
+        (lambda: cases.classifier(optimizer=loss_scaled()), cases.known),
+        (lambda: cases.classifier(cases.LayerMetric()), cases.known),
+    ],
+    ids=["own_divisors", "loss_scale", "scalar_metric"],
+)
+def test_split_data_whose_sums_are_needed_first(build, data, mirrored, one_device):
+    fit.enable()
+    whole = cases.Case("whole", build, lambda: {"x": data(SIZES)})
+    expected = cases.run(whole, one_device)
+
+    def split_data():
+        return {"x": mirrored[2].experimental_distribute_dataset(data(SIZES))}
+
+    split = cases.Case("split", build, split_data, evaluate=split_data)
+    found = cases.differences(expected, cases.run(split, mirrored[2]))
+    assert not {name: value for name, value in found.items() if not value <= 1e-5}
+
+
+def test_a_generator_is_read_once_and_no_further(mirrored):
+    fit.enable()
+    taken = []
+
+    def generate():
+        for i in range(100):
+            taken.append(i)
+            x, y = cases.arrays(6)
+            yield x, y
+
+    with mirrored[2].scope():
+        model = cases.classifier()
+    model.fit(generate(), steps_per_epoch=4, epochs=3, verbose=0)
+    assert int(model.optimizer.iterations.numpy()) == 12
+    assert taken == list(range(12))
+
+
+def test_a_generator_that_ends_early_ends_training_with_a_warning(mirrored):
+    fit.enable()
+    with mirrored[2].scope():
+        model = cases.classifier()
+    with pytest.warns(UserWarning, match="can be read only once.* ends after epoch 1 of 3"):
+        history = model.fit(cases.generator(), epochs=3, verbose=0)
+    assert int(model.optimizer.iterations.numpy()) == 4
+    assert history.epoch == [0]
+
+
+def test_no_phantom_step(mirrored):
+    fit.enable()
+    with mirrored[2].scope():
+        model = cases.classifier()
+    model.fit(cases.batches([6, 6, 4]), epochs=4, verbose=0)
+    assert int(model.optimizer.iterations.numpy()) == 12
+
+
+def test_an_endless_dataset_needs_steps(mirrored):
+    fit.enable()
+    with mirrored[2].scope():
+        model = cases.classifier()
+    with pytest.raises(ValueError, match="give steps_per_epoch="):
+        model.fit(cases.dataset().repeat(), verbose=0)
+
+
+def test_elements_without_a_shape_are_refused_by_an_unbuilt_model(mirrored):
+    fit.enable()
+    shapeless = tf.data.Dataset.from_generator(cases.generator, output_types=(tf.float32, tf.int64))
+    with mirrored[2].scope():
+        model = cases.unbuilt()
+    with pytest.raises(ValueError, match="output_signature with shapes"):
+        model.fit(shapeless, verbose=0)
+
+
+def test_the_log_says_how_the_data_is_split(mirrored, caplog):
+    fit.enable()
+    with mirrored[2].scope():
+        model = cases.classifier()
+    with caplog.at_level(logging.INFO, "tfdp"):
+        model.fit(cases.dataset(), verbose=0)
+    assert "Input: every process reads every batch; each of 2 replicas keeps its rows." in (
+        caplog.messages
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "replicas", "sizes"),
+    [(6, 2, [3, 3]), (5, 2, [2, 3]), (1, 2, [0, 1]), (4, 3, [1, 1, 2]), (2, 3, [0, 1, 1])],
+)
+def test_rows_are_split_evenly_and_in_order(rows, replicas, sizes, mirrored):
+    data = feed_lib.Feed(mirrored[replicas], 0, _Adapter(tf.data.Dataset.range(rows).batch(rows)))
+    element = next(data.begin_epoch())
+    parts = [data.split.batch(element, r).numpy().tolist() for r in range(replicas)]
+    assert [len(part) for part in parts] == sizes
+    assert functools.reduce(operator.iadd, parts, []) == list(range(rows))
+    assert int(data.split.total_rows(element)) == rows
+
+
+class _Adapter:
+    num_batches = 1
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def get_tf_dataset(self):
+        return self._dataset
+
+    def on_epoch_begin(self):
+        pass
