@@ -21,6 +21,12 @@ from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from tensorflow.python.distribute import distribute_lib
 
+KERAS = tuple(int(part) for part in keras.__version__.split(".")[:2])
+# Before 3.14 an activity regularizer summed over the batch; since then it is divided by its rows.
+ACTIVITY_LOSSES_ARE_MEANS = KERAS >= (3, 14)
+# Before 3.15 train_on_batch and test_on_batch went on counting where they had stopped.
+BATCH_METHODS_RESET_METRICS = KERAS >= (3, 15)
+
 # ---------------------------------------------------------------------------------------------
 # tf.distribute: what code inside a replica sees
 
@@ -196,6 +202,11 @@ def replace_losses(compile_loss: Any, wrap: Any) -> Iterator[None]:
         yield
     finally:
         compile_loss._flat_losses = saved
+
+
+def activity_regularized_layers(model: keras.Model) -> list[Any]:
+    """Return the layers that regularize what they put out."""
+    return [layer for layer in model._flatten_layers() if layer.activity_regularizer is not None]
 
 
 def keras_mask(tensor: Any) -> Any:

@@ -102,7 +102,7 @@ def differences(a: Outcome, b: Outcome) -> dict[str, float]:
         pairs = zip(getattr(a, part), getattr(b, part), strict=True)
         for i, (x, y) in enumerate(pairs):
             compare(f"{part} {i}", x, y)
-    for part, x, y in (("log", a.history, b.history), ("test", a.test, b.test)):
+    for part, x, y in (("log", a.history, b.history), ("test", _flat(a.test), b.test)):
         assert x.keys() == y.keys(), f"{part}: {list(x)} and {list(y)}"
         for name in x:
             compare(f"{part} {name}", x[name], y[name])
@@ -113,6 +113,14 @@ def differences(a: Outcome, b: Outcome) -> dict[str, float]:
             x, y = (v.to_tensor() if isinstance(v, tf.RaggedTensor) else v for v in (x, y))
             compare(f"prediction {i}", x, y)
     return found
+
+
+def _flat(logs: dict[str, Any]) -> dict[str, Any]:
+    """Return logs as Keras 3.15 gives them: older ones leave {"compile_metrics": {...}} nested."""
+    flat = {}
+    for name, value in logs.items():
+        flat.update(_flat(value) if isinstance(value, dict) else {name: value})
+    return flat
 
 
 # -- data -------------------------------------------------------------------------------------

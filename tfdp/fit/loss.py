@@ -118,11 +118,34 @@ class _Term:
         return terms.value(self.loss, y_true, y_pred, sample_weight)
 
 
+class _ActivitySum:
+    """Stands in a layer for an activity regularizer that is a sum over the batch."""
+
+    def __init__(self, regularizer: Any):
+        self.regularizer = regularizer
+
+    def __call__(self, outputs: Any) -> Any:
+        terms = getattr(_active, "terms", None)
+        value = self.regularizer(outputs)
+        if terms is None:
+            return value
+        return value * tf.cast(inverse_share(terms.rows, terms.totals), value.dtype)
+
+
 @contextlib.contextmanager
 def installed(model: keras.Model) -> Iterator[None]:
     """Let the compiled losses of `model` heed `exact`."""
-    with compat.replace_losses(compat.compile_loss(model), _Term):
-        yield
+    layers = []
+    if not compat.ACTIVITY_LOSSES_ARE_MEANS:
+        layers = compat.activity_regularized_layers(model)
+    for layer in layers:
+        layer.activity_regularizer = _ActivitySum(layer.activity_regularizer)
+    try:
+        with compat.replace_losses(compat.compile_loss(model), _Term):
+            yield
+    finally:
+        for layer in layers:
+            layer.activity_regularizer = layer.activity_regularizer.regularizer
 
 
 @contextlib.contextmanager

@@ -313,7 +313,8 @@ class SyncTrainer:
     def _on_batch(self, kind: str, data: tuple[Any, ...], return_dict: bool) -> Any:
         feed = self._whole(*data)
         loop = self._prepare(feed)
-        loop.replicas.reset_metrics()
+        if compat.BATCH_METHODS_RESET_METRICS:
+            loop.replicas.reset_metrics()
         loop.advance(kind, feed, feed.begin_epoch(), 1)
         logs = _to_python(loop.aggregate(kind, False)[0])
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
