@@ -456,6 +456,30 @@ def test_a_terminal_shows_the_progress_bar_of_the_chief(tmp_path):
         assert reader.read(1000) == b"1/2\r2/2\x1b[K\n"
 
 
+CLAIM = (
+    HEAD + "from tfdp.launch import child\n"
+    "child.claim_terminal(os.environ)\n"
+    "say(f'{sys.stdout.isatty()} {sorted(k for k in os.environ if k.startswith(\"TFDP_T\"))}')\n"
+)
+
+
+def test_only_the_chief_is_told_of_a_terminal(tmp_path):
+    terminal, program_side = os.openpty()
+    tty.setraw(program_side)
+    with (
+        open(program_side, "wb", buffering=0) as stdout,
+        open(terminal, "rb", buffering=0) as reader,
+    ):
+        plan = tasks_of(tmp_path, {"worker:0": CLAIM, "worker:1": CLAIM})
+        assert local.run(plan, tmp_path / "logs", stdout=stdout, stderr=stdout) == 0
+        assert sorted(reader.read(1000).splitlines()) == [b"True []", b"[worker:1] False []"]
+
+
+def test_nobody_is_told_of_a_terminal_where_there_is_none(tmp_path):
+    _, out, _ = run(tmp_path, tasks_of(tmp_path, {"worker:0": CLAIM, "worker:1": CLAIM}))
+    assert sorted(out) == ["False []", "[worker:1] False []"]
+
+
 def test_run_is_for_the_main_thread(tmp_path):
     raised = []
 

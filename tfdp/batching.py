@@ -13,6 +13,10 @@ import itertools
 from typing import Any
 
 
+class BatchError(ValueError):
+    """A batch that cannot be split, with what can."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """The rows of one step, which every replica holds an equal share of.
@@ -33,7 +37,7 @@ class Batch:
         lower = self.global_batch_size // self.replicas * self.replicas
         if lower != self.global_batch_size:
             use = f"{lower} or {lower + self.replicas}" if lower else f"{self.replicas}"
-            raise ValueError(
+            raise BatchError(
                 f"global_batch_size={self.global_batch_size} does not divide over "
                 f"{self.replicas} replicas. Use {use}, or change the workers."
             )
@@ -70,7 +74,7 @@ def split(rows: int, parts: int) -> tuple[int, ...]:
     by at most one, and a part is empty only where there are fewer rows than parts.
 
     Raises:
-      ValueError: A negative number of rows, no parts, or not whole numbers.
+      BatchError: A negative number of rows, no parts, or not whole numbers.
     """
     _check_count("rows", rows, lowest=0)
     _check_count("parts", parts, lowest=1)
@@ -81,4 +85,4 @@ def split(rows: int, parts: int) -> tuple[int, ...]:
 def _check_count(name: str, value: Any, lowest: int) -> None:
     # bool is an int to Python, and a batch of True rows is a mistake to everybody else.
     if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        raise ValueError(f"{name}={value!r} is not a whole number from {lowest} up. Use one.")
+        raise BatchError(f"{name}={value!r} is not a whole number from {lowest} up. Use one.")

@@ -10,15 +10,16 @@ settings are answered at once.
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
 
 class _Verb(NamedTuple):
     synopsis: str
-    define: Callable[[flags.FlagValues], None]
+    define: Callable[[flags.FlagValues, list[str]], None]  # gets the command line as well
     run: Callable[[flags.FlagValues, list[str], list[str]], int]
 
 
@@ -34,13 +35,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (UsageError, flags.Error) as error:
         sys.stderr.write(f"tfdp: {_one_line(error)}\n")
         status = 2
+    except KeyboardInterrupt:
+        sys.stderr.write("tfdp: Interrupted by SIGINT (Ctrl-C).\n")
+        status = 130
     sys.exit(status)
 
 
 def _run(argv: list[str]) -> int:
-    if not argv or (argv[0] in ("help", "--help", "-h", "-?") and len(argv) == 1):
+    if not argv:
+        sys.stderr.write(_help() + "\n")
+        return 2
+    if argv[0] in ("help", "--help", "-h", "-?") and len(argv) == 1:
         print(_help())
-        return 0 if argv else 2
+        return 0
     if argv[0] == "--version":
         from tfdp.version import VERSION
 
@@ -49,41 +56,60 @@ def _run(argv: list[str]) -> int:
     if argv[0] == "help":
         argv = [argv[1], "--help"]
     name, *rest = argv
-    verb = _VERBS.get(name)
+    verb = VERBS.get(name)
     if verb is None:
-        raise UsageError(f"{name!r} is no verb.{_did_you_mean(name)} Use {', '.join(_VERBS)}.")
+        raise UsageError(f"{name!r} is no verb.{_did_you_mean(name)} Use {', '.join(VERBS)}.")
     values = flags.FlagValues()
-    verb.define(values)
     own, script = _split(rest)
-    _check_config_words(own)
+    verb.define(values, own)
+    config_file = _check_config_words(own)
     if any(word in ("--help", "-h", "-?", "--helpshort", "--helpfull") for word in own):
         print(_verb_help(name, verb, values))
         return 0
     try:
         _, *positional = values([name, *own])
-    except (AttributeError, TypeError, KeyError, ValueError, OSError) as error:
-        # ml_collections: a --config.x.y that does not exist or has another type, a bad file.
-        raise UsageError(_one_line(error)) from error
+    except flags.Error:
+        raise
+    except Exception as error:  # a config file is code: it may raise anything
+        raise UsageError(_where(error, config_file) + _one_line(error)) from error
     return verb.run(values, positional, script)
 
 
-def _check_config_words(words: list[str]) -> None:
+def _check_config_words(words: list[str]) -> str:
     """Check --config=FILE and --config.a.b=VALUE by name, before ml_collections reads them.
+
+    Returns:
+        The config file, "" where none is named.
 
     Raises:
         UsageError: If the file or the setting does not exist, with the nearest that does.
     """
     from tfdp import config
 
-    for word in words:
-        name, _, value = word.lstrip("-").partition("=")
-        if name == "config" and value and not os.path.isfile(value.partition(":")[0]):
-            path = value.partition(":")[0]
-            raise UsageError(f"There is no config file {path!r} in {os.getcwd()}.")
+    file = ""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if not name.startswith("-"):
+            continue
+        name = name.lstrip("-").removeprefix("no")
+        if name == "config":
+            file = (value if equals else following).partition(":")[0]
+            if file and not file.startswith("-") and not os.path.isfile(file):
+                raise UsageError(f"There is no config file {file!r} in {os.getcwd()}.")
         if name.startswith("config."):
             problem = config.unknown_setting(name)
             if problem:
                 raise UsageError(problem)
+    return file
+
+
+def _where(error: Exception, config_file: str) -> str:
+    """Return "FILE:LINE: KIND: " for an error that the config file has raised, else ""."""
+    if isinstance(error, SyntaxError) and error.filename == config_file:
+        return f"{config_file}:{error.lineno}: "
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == config_file]
+    return f"{config_file}:{lines[-1]}: {type(error).__name__}: " if lines else ""
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -109,7 +135,9 @@ def _define_cluster(values: flags.FlagValues, workers: int) -> None:
     add(flags.DEFINE_string, "log_dir", "", "Folder of the tasks' logs; default: in runs/.")
 
 
-def _launch_tasks(values: flags.FlagValues, script: list[str], log_dir: str) -> int:
+def _launch_tasks(
+    values: flags.FlagValues, script: list[str], log_dir: str, seed: int | None = None
+) -> int:
     from tfdp import cluster as cluster_lib
     from tfdp import run
     from tfdp.launch import local, machine, plan
@@ -128,7 +156,8 @@ def _launch_tasks(values: flags.FlagValues, script: list[str], log_dir: str) -> 
     try:
         ports = machine.free_ports(plan.count_tasks(**shape))
         cluster = plan.local_cluster(ports=ports, **shape)
-        seed = int.from_bytes(os.urandom(4), "little") >> 1
+        if seed is None:
+            seed = int.from_bytes(os.urandom(4), "little") >> 1
         gpus = machine.gpus(os.environ)
         processes = plan.plan(cluster, script, seed=seed, gpus=gpus, log_dir=log_dir)
     except (cluster_lib.ClusterError, OSError) as error:
@@ -164,14 +193,17 @@ def _launch(values: flags.FlagValues, positional: list[str], script: list[str]) 
 # -- train ----------------------------------------------------------------------------------------
 
 
-def _define_train(values: flags.FlagValues) -> None:
+def _define_train(values: flags.FlagValues, words: list[str]) -> None:
+    from absl import logging
     from ml_collections import config_flags
 
+    logging.set_verbosity(logging.ERROR)  # what is wrong with the file is said below
     config_flags.DEFINE_config_file(
         "config",
         None,
         "Config file, FILE.py or FILE.py:VARIANT; --config.a.b=VALUE changes a value.",
         flag_values=values,
+        sys_argv=words,
     )
     _define_cluster(values, workers=0)
 
@@ -181,18 +213,18 @@ def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -
 
     if positional or script:
         raise UsageError(f"{(positional + script)[0]!r}: tfdp train takes flags only.")
-    if values.config is None:
-        raise UsageError("No config. Write: tfdp train --config=configs/digits.py")
-    problems = ""
+    _check_config_is_read(values["config"])
     try:
         config.validate(values.config)
     except config.ConfigError as error:
-        problems = str(error)
-    if problems:
-        sys.stderr.write("".join(f"tfdp: {line}\n" for line in problems.splitlines()))
+        sys.stderr.write("".join(f"tfdp: {line}\n" for line in str(error).splitlines()))
         return 2
-    launches = values.workers > 0 or values.chief or values.ps or values.evaluator
-    if launches and not os.environ.get("TF_CONFIG"):
+    if values.workers or values.chief or values.ps or values.evaluator:
+        if os.environ.get("TF_CONFIG"):
+            raise UsageError(
+                "TF_CONFIG is set: this process is a task of a cluster already. Leave out "
+                "--workers and --chief to train as that task, or unset TF_CONFIG."
+            )
         if values.ps or values.evaluator:
             raise UsageError(
                 "tfdp train has no --ps and no --evaluator yet: train with --workers alone."
@@ -206,32 +238,54 @@ def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -
             batching.Batch(
                 values.config.data.global_batch_size, max(1, values.workers) + values.chief
             )
-        except ValueError as error:
+        except batching.BatchError as error:
             raise UsageError(str(error)) from error
         return _launch_training(values)
     from tfdp import train
 
+    # As in the tasks of a cluster (python -m): modules beside the config can be imported.
+    sys.path.insert(0, os.getcwd())
     try:
         train.train(values.config)
     except ValueError as error:
-        if not type(error).__module__.startswith("tfdp"):
+        if not train.is_mistake(error):
             raise
         raise UsageError(str(error)) from error
     return 0
 
 
+def _check_config_is_read(flag: Any) -> None:
+    if not flag.present:
+        raise UsageError("No config. Write: tfdp train --config=configs/digits.py")
+    file = flag.config_filename
+    if flag.value is None:
+        raise UsageError(f"{file}: get_config() returns None: let it return a Config.")
+    try:
+        # ml_collections keeps an OSError of the file for the first use of the config.
+        hasattr(flag.value, "name")
+    except OSError as error:
+        cause = error.__cause__
+        assert isinstance(cause, Exception)
+        raise UsageError(_where(cause, file.partition(":")[0]) + _one_line(cause)) from cause
+
+
 def _launch_training(values: flags.FlagValues) -> int:
+    from ml_collections import config_flags
+
     from tfdp import config as config_lib
 
     run_dir = values.config.run_dir or config_lib.new_run_dir(values.config)
-    words = [w for w in sys.argv[2:] if w.startswith(("--config", "-config"))]
-    script = ["-m", "tfdp.train", *words, f"--config.run_dir={run_dir}"]
-    return _launch_tasks(values, script, values.log_dir or os.path.join(run_dir, "logs"))
+    flag = values["config"]
+    settings = {**config_flags.get_override_values(flag), "run_dir": run_dir}
+    script = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
+    script += [f"--config.{name}={value}" for name, value in settings.items()]
+    log_dir = values.log_dir or os.path.join(run_dir, "logs")
+    return _launch_tasks(values, script, log_dir, seed=values.config.seed)
 
 
 # -- help -----------------------------------------------------------------------------------------
 
-_VERBS = {
+VERBS = {
     "train": _Verb(
         "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N]\n\n"
         "Train, evaluate and export what a config names: in this process, or with --workers in\n"
@@ -243,7 +297,7 @@ _VERBS = {
         "tfdp launch --workers=N [--chief] [--ps=M] [--evaluator] -- SCRIPT.py ARGS\n"
         "tfdp launch --workers=N -- -m MODULE ARGS\n\n"
         "Start a cluster on this machine: each task runs the script with its own TF_CONFIG.",
-        lambda values: _define_cluster(values, workers=1),
+        lambda values, words: _define_cluster(values, workers=1),
         _launch,
     ),
 }
@@ -251,7 +305,7 @@ _VERBS = {
 
 def _help() -> str:
     lines = ["tfdp: Keras's fit on many devices and machines.", ""]
-    for name, verb in _VERBS.items():
+    for name, verb in VERBS.items():
         lines.append(f"  {name:8} {verb.synopsis.splitlines()[0]}")
     return "\n".join([*lines, "", "tfdp VERB --help says more."])
 
@@ -267,13 +321,13 @@ def _verb_help(name: str, verb: _Verb, values: flags.FlagValues) -> str:
 def _did_you_mean(name: str) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, _VERBS, 1)
+    close = difflib.get_close_matches(name, VERBS, 1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _one_line(error: Exception) -> str:
     text = str(error)
     if "Traceback (most recent call last)" in text:  # of a config file: its last line says it
-        text = text[: text.index("Error whilst")] + text.strip().splitlines()[-1]
+        text = text.partition("Error whilst")[0] + text.strip().splitlines()[-1]
     text = " ".join(text.split())
     return text if len(text) < 500 else text[:500] + " ..."

@@ -10,6 +10,7 @@ A file in configs/ returns a Config from `get_config()`; the command line change
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import time
@@ -20,6 +21,8 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 IMPLEMENTATIONS = ("auto", "ring", "nccl")
 COMPRESSIONS = ("none", "float16", "bfloat16")
+MODELS = ("convnet",)  # the functions of tfdp.models
+_LARGEST_SEED = 2**31 - 1
 
 
 class ConfigError(ValueError):
@@ -164,7 +167,12 @@ def new_run_dir(config: Config) -> str:
 
 
 def _problems(config: Config) -> Any:
+    if not isinstance(config, Config):
+        yield f"The config is a {type(config).__name__}: let get_config() return a Config."
+        return
     yield from _types(config, "config")
+    if any(not isinstance(getattr(config, name), kind) for name, kind in _groups(config)):
+        return
     data, training, wire = config.data, config.training, config.communication
     yield from _choice("config.strategy", config.strategy, STRATEGIES)
     yield from _choice("config.training.optimizer", training.optimizer, OPTIMIZERS)
@@ -172,14 +180,15 @@ def _problems(config: Config) -> Any:
     yield from _choice("config.communication.implementation", wire.implementation, IMPLEMENTATIONS)
     yield from _choice("config.communication.compression", wire.compression, COMPRESSIONS)
     yield from _at_least("config.cpu_replicas", config.cpu_replicas, 1)
-    yield from _at_least("config.seed", config.seed, 0)
+    if _is_number(config.seed) and not 0 <= config.seed <= _LARGEST_SEED:
+        yield f"config.seed={config.seed!r}: use 0 to {_LARGEST_SEED}."
     yield from _at_least("config.data.global_batch_size", data.global_batch_size, 1)
     yield from _at_least("config.data.shuffle_buffer", data.shuffle_buffer, 0)
     yield from _at_least("config.training.epochs", training.epochs, 1)
     yield from _at_least("config.training.steps_per_execution", training.steps_per_execution, 1)
     yield from _at_least("config.communication.pack_bytes", wire.pack_bytes, 1)
     yield from _at_least("config.communication.timeout_seconds", wire.timeout_seconds, 0)
-    if _is_number(training.learning_rate) and not training.learning_rate > 0:
+    if _is_number(training.learning_rate) and not 0 < training.learning_rate < math.inf:
         yield f"config.training.learning_rate={training.learning_rate!r}: use a number above 0."
     if _is_number(config.model.dropout) and not 0 <= config.model.dropout < 1:
         yield f"config.model.dropout={config.model.dropout!r}: use a number from 0 up to below 1."
@@ -192,10 +201,22 @@ def _problems(config: Config) -> Any:
         ("config.data.train_split", data.train_split),
         ("config.data.test_split", data.test_split),
         ("config.output_dir", config.output_dir),
-        ("config.model.name", config.model.name),
     ):
         if value == "":
             yield f"{name} is empty."
+    name = config.model.name
+    if isinstance(name, str) and name not in MODELS and not re.fullmatch(r"[\w.]+:\w+", name):
+        yield (
+            f"config.model.name={name!r}: use one of {', '.join(MODELS)}, or "
+            f"package.module:function."
+        )
+
+
+def _groups(config: Config) -> Any:
+    """Yield the names and classes of the groups of settings."""
+    for field in dataclasses.fields(Config):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            yield field.name, field.type
 
 
 def _types(part: Any, path: str) -> Any:
@@ -208,10 +229,10 @@ def _types(part: Any, path: str) -> Any:
             yield f"{path}.{name} is no setting.{hint}"
     for name in known:
         value = getattr(part, name)
-        if dataclasses.is_dataclass(value):
+        wanted = type(getattr(type(part)(), name))
+        if dataclasses.is_dataclass(wanted) and isinstance(value, wanted):
             yield from _types(value, f"{path}.{name}")
             continue
-        wanted = type(getattr(type(part)(), name))
         fits = isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
         if not fits and not (wanted is float and _is_number(value)):
             yield f"{path}.{name}={value!r}: use {_described(wanted)}."
@@ -234,4 +255,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _described(kind: type) -> str:
+    if dataclasses.is_dataclass(kind):
+        return f"a tfdp.config.{kind.__name__}"
     return {int: "a whole number", float: "a number", bool: "True or False"}.get(kind, "a string")

@@ -1,6 +1,6 @@
 """Export a trained model as a SavedModel that serves by itself.
 
-folder = export(model, "models/digits", label_names=source.label_names)     # .../digits/1
+folder = export(model, "runs/a/export/digits")      # runs/a/export/digits/1
 served = tf.saved_model.load(folder).signatures["serving_default"]
 served(image=images)["probabilities"]
 """
@@ -17,8 +17,8 @@ def export(model: keras.Model, directory: str | os.PathLike[str]) -> pathlib.Pat
     """Write a model as the next numbered version in `directory`.
 
     The signature "serving_default" takes the model's inputs by name, any number of rows, and
-    returns its outputs by name. The version appears by a rename, so that a server never sees half
-    of one.
+    returns its outputs by name: the keys of a dict, else the names of the last layers. The version
+    appears by a rename, so that a server never sees half of one.
 
     Args:
         model: A built Functional or Sequential model, with its preprocessing inside.
@@ -33,11 +33,15 @@ def export(model: keras.Model, directory: str | os.PathLike[str]) -> pathlib.Pat
         tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name=tensor.name)
         for tensor in model.inputs
     ]
-    # A Sequential model has one output, named by its last layer.
-    names = getattr(model, "output_names", None) or [model.layers[-1].name]
+    # A Sequential model has one input, and one output named by its last layer.
+    sequential = isinstance(model, keras.Sequential)
+    structure = model.inputs[0] if sequential else model.input
+    names = [model.layers[-1].name] if sequential else model.output_names
 
     def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)
+        outputs = model(keras.tree.pack_sequence_as(structure, tensors), training=False)
+        if isinstance(outputs, dict):
+            return outputs
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
     archive = keras.export.ExportArchive()

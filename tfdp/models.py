@@ -27,10 +27,16 @@ def build(
         dropout: Fraction of the last hidden units that training leaves out.
 
     Raises:
-        ModelError: If there is no such function.
+        ModelError: If there is no such function, or what it returns could not be exported.
     """
     function = _function(name)
-    return function(input_shape, classes, pixel_max=pixel_max, dropout=dropout)
+    model = function(input_shape, classes, pixel_max=pixel_max, dropout=dropout)
+    if not getattr(model, "inputs", None):
+        raise ModelError(
+            f"config.model.name={name!r} returns a {type(model).__name__} without named inputs, "
+            "which cannot be exported. Return a Functional or Sequential model with keras.Input."
+        )
+    return model
 
 
 def convnet(

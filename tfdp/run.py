@@ -8,7 +8,10 @@ task runs the script as `python SCRIPT.py ARGS` would, with Keras's fit taught t
 tf.distribute.
 """
 
+import ctypes
 import importlib
+import importlib.machinery
+import importlib.util
 import logging
 import os
 import pathlib
@@ -20,8 +23,11 @@ import tempfile
 from tfdp import cluster as cluster_lib
 from tfdp.launch import child
 
-# "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", and what announces it
-_NOTE = re.compile(rb"I\d{4} |WARNING: All log messages before absl::InitializeLog\(\)")
+# "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
+# CUDA's error 303: there is no driver, as on every machine without a GPU.
+_NOTE = re.compile(
+    rb"I\d{4} |WARNING: All log messages before absl::InitializeLog\(\)|E\d{4} .*cuInit.*\(303\)$"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -31,6 +37,7 @@ def main(argv: list[str]) -> None:
         argv: "SCRIPT.py" or "-m", "MODULE", then the script's arguments.
     """
     child.tie_to_launcher(os.environ)
+    child.claim_terminal(os.environ)
     try:
         found = cluster_lib.from_environment(os.environ)
     except cluster_lib.ClusterError as error:
@@ -54,11 +61,33 @@ def main(argv: list[str]) -> None:
 
 def check_script(argv: list[str]) -> str | None:
     """Return what is wrong with "SCRIPT.py ARGS" or "-m MODULE ARGS", or None."""
-    if not argv or argv == ["-m"]:
+    if not argv:
         return "No script to run. Write: python -m tfdp.run SCRIPT.py ARGS (or -m MODULE ARGS)."
+    if argv == ["-m"]:
+        return "No module after -m. Write: -m MODULE ARGS."
     if argv[0] != "-m" and not os.path.isfile(argv[0]):
         return f"There is no script {argv[0]!r} in {os.getcwd()}. Name a file, or -m MODULE."
+    if argv[0] == "-m" and os.path.isfile(argv[1]):
+        return f"{argv[1]!r} is a file: leave out -m."
+    if argv[0] == "-m" and not _is_module(argv[1]):
+        return (
+            f"There is no module {argv[1]!r} in {os.getcwd()} or among what is installed. "
+            "Name one as in -m package.module, or a file: SCRIPT.py."
+        )
     return None
+
+
+def _is_module(name: str) -> bool:
+    """Say whether a module may exist. Only its first part is looked up: nothing is imported."""
+    first = name.partition(".")[0]
+    if not all(name.split(".")):
+        return False
+    if importlib.machinery.PathFinder.find_spec(first, [os.getcwd()]) is not None:
+        return True
+    try:
+        return importlib.util.find_spec(first) is not None
+    except ValueError:  # imported already, but without a spec
+        return True
 
 
 def show_log(chief: bool) -> None:
@@ -80,7 +109,10 @@ def import_tensorflow() -> None:
     with tempfile.TemporaryFile() as printed:
         os.dup2(printed.fileno(), 2)
         try:
-            importlib.import_module("tensorflow")
+            tensorflow = importlib.import_module("tensorflow")
+            if not _has_gpu_driver():
+                # Now, as it prints a note. With a driver the script may still hide GPUs.
+                tensorflow.config.list_physical_devices()
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)
@@ -91,15 +123,29 @@ def import_tensorflow() -> None:
                     os.write(2, line)
 
 
+def _has_gpu_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def _run(argv: list[str]) -> None:
     if argv[0] == "-m":
         sys.argv = argv[1:]
-        sys.path[0] = os.getcwd()
+        _set_first_path(os.getcwd())
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(argv)
-        sys.path[0] = str(pathlib.Path(argv[0]).resolve().parent)
+        _set_first_path(str(pathlib.Path(argv[0]).resolve().parent))
         runpy.run_path(argv[0], run_name="__main__")
+
+
+def _set_first_path(folder: str) -> None:
+    """Put the script's folder where `python SCRIPT.py` has it; with -P there is none."""
+    if not sys.flags.safe_path:
+        sys.path[0] = folder
 
 
 def _refuse(problem: str) -> None:

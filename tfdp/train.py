@@ -43,13 +43,12 @@ def train(config: config_lib.Config) -> Result:
     """Train, evaluate and export; in a cluster, every task calls it.
 
     Raises:
-        ValueError: For a setting that cannot be, with what is allowed.
+        ValueError: For a setting that cannot be, with what is allowed: see is_mistake.
     """
     config_lib.validate(config)
     found = cluster_lib.from_environment(os.environ)
     chief = found is None or found[1] == found[0].chief_task()
-    if found is not None and config.strategy != "auto":
-        cluster_lib.check_strategy(found[0], config.strategy, found[1])
+    _check_cluster(config, found)
 
     # Only here, when the settings are known to be good: TensorFlow takes seconds to import.
     run.import_tensorflow()
@@ -126,6 +125,31 @@ def train(config: config_lib.Config) -> Result:
     return Result(history.history, test, clock.rate, saved, exported)
 
 
+def is_mistake(error: ValueError) -> bool:
+    """Say whether an error is about a setting: its message says all, no traceback is needed."""
+    return type(error).__module__.partition(".")[0] == "tfdp"
+
+
+def _check_cluster(
+    config: config_lib.Config, found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None
+) -> None:
+    if found is None:
+        if config.strategy == "multi_worker":
+            raise config_lib.ConfigError(
+                "config.strategy='multi_worker' needs several processes: add --workers=2, or set "
+                "TF_CONFIG."
+            )
+        return
+    cluster, task = found
+    if cluster.is_parameter_server or task.type == "evaluator":
+        raise cluster_lib.ClusterError(
+            f"tfdp train has no parameter servers and no evaluator yet, but TF_CONFIG makes this "
+            f"{task} of {cluster}. Take them out of the cluster."
+        )
+    if config.strategy != "auto":
+        cluster_lib.check_strategy(cluster, config.strategy, task)
+
+
 def _gpus() -> list[Any]:
     import tensorflow as tf
 
@@ -193,9 +217,10 @@ def main(argv: list[str]) -> None:
     try:
         train(_FLAG.value)
     except ValueError as error:
-        if type(error).__module__.startswith("tfdp"):
-            sys.exit(f"{error}")
-        raise
+        if not is_mistake(error):
+            raise
+        sys.stderr.write(f"tfdp: {error}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

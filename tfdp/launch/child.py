@@ -19,6 +19,8 @@ from collections.abc import MutableMapping
 # pipe whose write end only the launcher holds.
 PID_VARIABLE = "TFDP_LAUNCHER_PID"
 FD_VARIABLE = "TFDP_LAUNCHER_FD"
+# Set for the task whose output is shown as it is, when that is on a terminal.
+TERMINAL_VARIABLE = "TFDP_TERMINAL"
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -48,6 +50,15 @@ def tie_to_launcher(environ: MutableMapping[str, str]) -> None:
             # Not on Linux: the kernel does it there, and a thread would make every fork of the
             # user's script one of a process with several threads.
             threading.Thread(target=_watch, args=(fd,), daemon=True).start()
+
+
+def claim_terminal(environ: MutableMapping[str, str]) -> None:
+    """Lets sys.stdout say that it is a terminal where the launcher shows it on one.
+
+    It is a pipe, but one that is passed on byte by byte: progress bars may move.
+    """
+    if environ.pop(TERMINAL_VARIABLE, "") and sys.stdout is not None:
+        sys.stdout.isatty = lambda: True  # type: ignore[method-assign]
 
 
 def _pipe_end(text: str) -> int | None:

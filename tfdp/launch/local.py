@@ -162,7 +162,9 @@ class _Supervisor:
         self._selector.close()
 
     def _start(self, plan: TaskProcess) -> None:
-        running = self._alive[plan.task] = process.start(plan, self._outputs[plan.task])
+        output = self._outputs[plan.task]
+        running = process.start(plan, output, on_terminal=output.is_raw(STDOUT))
+        self._alive[plan.task] = running
         if running.pidfd is not None:
             # The selector (epoll) gives events in the order in which they came: of two tasks that
             # ended between two looks, the one that ended first is the first seen.

@@ -165,6 +165,10 @@ class TaskOutput:
             log.parent.mkdir(parents=True, exist_ok=True)
             self._log_fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
+    def is_raw(self, stream: int) -> bool:
+        """Whether it is shown byte by byte, on a terminal."""
+        return not self._prefix and self._screen.is_terminal(stream)
+
     def feed(self, stream: int, data: bytes) -> None:
         """Takes what the task wrote to STDOUT or STDERR."""
         if self._log_fd is not None:
@@ -175,7 +179,7 @@ class TaskOutput:
                 self._close_log()
                 reason = (error.strerror or "").encode()
                 self._show(STDERR, [b"(tfdp: no more of this is logged: " + reason + b")"])
-        if not self._prefix and self._screen.is_terminal(stream):
+        if self.is_raw(stream):
             self._screen.write_raw(stream, data)
             _append(self._tail, data)
             return

@@ -59,8 +59,13 @@ class Running:
         self.output.end()
 
 
-def start(plan: TaskProcess, output: TaskOutput) -> Running:
+def start(plan: TaskProcess, output: TaskOutput, *, on_terminal: bool = False) -> Running:
     """Starts a task. Call it from the main thread: the task dies with the thread (see child.py).
+
+    Args:
+      plan: What to start.
+      output: Where what it writes is to go.
+      on_terminal: Whether its stdout is shown on a terminal, byte by byte.
 
     Raises:
       OSError: It cannot be started.
@@ -74,6 +79,7 @@ def start(plan: TaskProcess, output: TaskOutput) -> Running:
                 **plan.environment,
                 child.PID_VARIABLE: str(os.getpid()),
                 child.FD_VARIABLE: str(lifeline_end),
+                child.TERMINAL_VARIABLE: "1" if on_terminal else "",
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

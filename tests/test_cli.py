@@ -1,0 +1,443 @@
+import contextlib
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tfdp import cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = str(ROOT / "configs" / "digits.py")
+SLOW = ("tensorflow", "keras", "numpy", "tensorflow_datasets")
+
+# Calls tfdp.cli.main for each [argv, environment] on stdin, and tells how each ended.
+CALLS = f"""
+import contextlib, io, json, os, sys
+from tfdp import cli
+results = []
+for argv, environment in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    os.environ.update(environment)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main(argv)
+            code = "returned"
+        except SystemExit as exit:
+            code = exit.code
+        except BaseException as error:
+            code = repr(error)
+    for name in environment:
+        del os.environ[name]
+    sys.modules.pop("config_config", None)  # where ml_collections keeps what it has read
+    slow = [name for name in {SLOW} if name in sys.modules]
+    results.append([code, out.getvalue(), err.getvalue(), slow])
+print(json.dumps(results))
+"""
+
+FILES = {
+    "script.py": "print('this script ran')\n",
+    "empty.py": "",
+    "a_dict.py": "def get_config(): return {'seed': 1}\n",
+    "imports.py": "import os\nimport no_such_module\n",
+    "syntax.py": "x = 1\ndef get_config(:\n",
+    "fails.py": "def get_config():\n    return {}['seed']\n",
+    "reads.py": "def get_config():\n    return open('no_such_file')\n",
+    "nothing.py": "def get_config(): pass\n",
+    "without_data.py": (
+        "from tfdp import config\n"
+        "def get_config():\n"
+        "    run = config.Config()\n"
+        "    run.data = None\n"
+        "    return run\n"
+    ),
+}
+
+TASK = {
+    "TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}'
+}
+SERVED = {
+    "TF_CONFIG": '{"cluster": {"chief": ["a:1"], "worker": ["b:2"], "ps": ["c:3"]}, '
+    '"task": {"type": "chief", "index": 0}}'
+}
+
+# What is typed after "tfdp" (DIGITS stands for configs/digits.py), and the lines of the answer.
+MISTAKES = [
+    # verbs
+    ("trian", ["'trian' is no verb. Did you mean 'train'? Use train, launch."]),
+    ("--workers=2", ["'--workers=2' is no verb. Use train, launch."]),
+    ("help lunch", ["'lunch' is no verb. Did you mean 'launch'? Use train, launch."]),
+    # launch
+    ("launch", ["No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE)."]),
+    ("launch --", ["No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE)."]),
+    (
+        "launch script.py",
+        ["'script.py' stands before --. Write: tfdp launch FLAGS -- SCRIPT.py ARGS"],
+    ),
+    (
+        "launch -- missing.py",
+        ["There is no script 'missing.py' in {folder}. Name a file, or -m MODULE."],
+    ),
+    ("launch -- -m", ["No module after -m. Write: -m MODULE ARGS."]),
+    ("launch -- -m script.py", ["'script.py' is a file: leave out -m."]),
+    (
+        "launch -- -m no_such.module",
+        [
+            "There is no module 'no_such.module' in {folder} or among what is installed. "
+            "Name one as in -m package.module, or a file: SCRIPT.py."
+        ],
+    ),
+    (
+        "launch --worker=2 -- script.py",
+        ["Unknown command line flag 'worker'. Did you mean: workers ?"],
+    ),
+    (
+        "launch --workers=two -- script.py",
+        ["flag --workers=two: invalid literal for int() with base 10: 'two'"],
+    ),
+    ("launch --workers", ["Missing value for flag --workers"]),
+    (
+        "launch --workers=0 -- script.py",
+        [
+            "--workers=0 is not a whole number from 1 up (the chief and the evaluator come on "
+            "top). Use --workers=1 or more."
+        ],
+    ),
+    (
+        "launch --workers=2 --ps=1 -- script.py",
+        [
+            "--ps=1 needs --chief: the chief coordinates the workers of parameter servers. "
+            "Add --chief, or leave out --ps."
+        ],
+    ),
+    (
+        "launch --workers=1001 -- script.py",
+        ["--workers=1001 --ps=0 makes 1001 tasks on one machine. Use at most 1000."],
+    ),
+    ("launch --platform=slurm -- script.py", ["--platform='slurm': use local."]),
+    # train: the config file
+    ("train", ["No config. Write: tfdp train --config=configs/digits.py"]),
+    ("train --workers=2", ["No config. Write: tfdp train --config=configs/digits.py"]),
+    ("train --config", ["Missing value for flag --config"]),
+    ("train --config=missing.py", ["There is no config file 'missing.py' in {folder}."]),
+    ("train --config missing.py", ["There is no config file 'missing.py' in {folder}."]),
+    (
+        "train --config=DIGITS:fast",
+        ["flag --config=DIGITS:fast: ValueError: configs/digits.py:fast: the variants are: quick."],
+    ),
+    ("train --config=empty.py", ["module 'config_config' has no attribute 'get_config'"]),
+    ("train --config=a_dict.py", ["The config is a dict: let get_config() return a Config."]),
+    (
+        "train --config=nothing.py",
+        ["nothing.py: get_config() returns None: let it return a Config."],
+    ),
+    (
+        "train --config=imports.py",
+        ["imports.py:2: ModuleNotFoundError: No module named 'no_such_module'"],
+    ),
+    ("train --config=syntax.py", ["syntax.py:2: invalid syntax (syntax.py, line 2)"]),
+    ("train --config=fails.py", ["fails.py:2: KeyError: 'seed'"]),
+    (
+        "train --config=reads.py",
+        ["reads.py:2: FileNotFoundError: [Errno 2] No such file or directory: 'no_such_file'"],
+    ),
+    (
+        "train --config=without_data.py",
+        ["config.data=None: use a tfdp.config.Data."],
+    ),
+    ("train --config=DIGITS DIGITS", ["'DIGITS': tfdp train takes flags only."]),
+    ("train --config=DIGITS -- script.py", ["'script.py': tfdp train takes flags only."]),
+    # train: settings
+    (
+        "train --config=DIGITS --config.data.global_batchsize=3",
+        [
+            "config.data has no setting 'global_batchsize'. "
+            "Did you mean config.data.global_batch_size?"
+        ],
+    ),
+    (
+        "train --config=DIGITS --config.data=3",
+        ["config.data is a group of settings, not one: name one of them."],
+    ),
+    (
+        "train --config=DIGITS --config.data.global_batch_size=many",
+        [
+            "flag --config.data.global_batch_size=many: "
+            "invalid literal for int() with base 10: 'many'"
+        ],
+    ),
+    (
+        "train --config=DIGITS --noconfig.data.download.x",
+        ["config.data.download is a single value: config.data.download.x goes too far."],
+    ),
+    (
+        "train --config=DIGITS --config.strategy=miror --config.training.precision=f16",
+        [
+            "config.strategy='miror': use one of auto, one_device, mirrored, multi_worker "
+            "(did you mean 'mirrored'?).",
+            "config.training.precision='f16': use one of float32, mixed_float16, mixed_bfloat16.",
+        ],
+    ),
+    (
+        "train --config=DIGITS --config.model.name=resnet",
+        ["config.model.name='resnet': use one of convnet, or package.module:function."],
+    ),
+    # train: the cluster
+    (
+        "train --config=DIGITS --workers=-1",
+        [
+            "--workers=-1 is not a whole number from 1 up (the chief and the evaluator come on "
+            "top). Use --workers=1 or more."
+        ],
+    ),
+    (
+        "train --config=DIGITS --workers=3",
+        [
+            "global_batch_size=64 does not divide over 3 replicas. "
+            "Use 63 or 66, or change the workers."
+        ],
+    ),
+    (
+        "train --config=DIGITS --workers=2 --chief --ps=1",
+        ["tfdp train has no --ps and no --evaluator yet: train with --workers alone."],
+    ),
+    (
+        "train --config=DIGITS --workers=2 --config.strategy=mirrored",
+        [
+            "config.strategy='mirrored' trains in one process: leave out --workers, "
+            "or use --config.strategy=multi_worker."
+        ],
+    ),
+    (
+        "train --config=DIGITS --config.strategy=multi_worker",
+        [
+            "config.strategy='multi_worker' needs several processes: add --workers=2, "
+            "or set TF_CONFIG."
+        ],
+    ),
+]
+
+MISTAKES_OF_A_TASK = [
+    (
+        TASK,
+        "launch -- script.py",
+        [
+            "TF_CONFIG is set: this process is a task of a cluster already. Unset it to launch "
+            "tasks here, or run this one task: python -m tfdp.run SCRIPT.py ARGS"
+        ],
+    ),
+    (
+        TASK,
+        "train --config=DIGITS --workers=2",
+        [
+            "TF_CONFIG is set: this process is a task of a cluster already. Leave out --workers "
+            "and --chief to train as that task, or unset TF_CONFIG."
+        ],
+    ),
+    (
+        TASK,
+        "train --config=DIGITS --config.strategy=mirrored",
+        [
+            "strategy=mirrored trains in one process, but the cluster has 2 workers. "
+            "Use strategy=multi_worker, or unset TF_CONFIG."
+        ],
+    ),
+    (
+        SERVED,
+        "train --config=DIGITS",
+        [
+            "tfdp train has no parameter servers and no evaluator yet, but TF_CONFIG makes this "
+            "chief:0 of chief + 1 worker + 1 ps. Take them out of the cluster."
+        ],
+    ),
+    (
+        {"TF_CONFIG": "worker:0"},
+        "train --config=DIGITS",
+        [
+            "TF_CONFIG is not JSON: line 1, column 1: Expecting value. Write it like "
+            '{"cluster": {"worker": ["a:2222", "b:2222"]}, '
+            '"task": {"type": "worker", "index": 0}}.'
+        ],
+    ),
+]
+
+ROWS = [({}, *row) for row in MISTAKES] + MISTAKES_OF_A_TASK
+
+
+def words(line):
+    return line.replace("DIGITS", DIGITS).split()
+
+
+def clean_environment():
+    return {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """The folder of the calls, and how each of ROWS ended: (code, stdout, stderr, slow modules)."""
+    folder = tmp_path_factory.mktemp("calls")
+    for name, source in FILES.items():
+        (folder / name).write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS],
+        input=json.dumps([[words(line), environment] for environment, line, _ in ROWS]),
+        cwd=folder,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    results = json.loads(done.stdout)
+    # No runs/, no logs. (config.py's are compiled.)
+    assert sorted(set(os.listdir(folder)) - {"__pycache__"}) == sorted(FILES)
+    return folder, results
+
+
+@pytest.mark.parametrize("number", range(len(ROWS)), ids=[line for _, line, _ in ROWS])
+def test_a_mistake_is_answered_in_a_line_before_tensorflow(answers, number):
+    folder, results = answers
+    code, out, err, slow = results[number]
+    expected = [
+        "tfdp: " + line.replace("DIGITS", DIGITS).replace("{folder}", str(folder))
+        for line in ROWS[number][2]
+    ]
+    assert err.splitlines() == expected
+    assert (code, out, slow) == (2, "", [])
+
+
+def test_the_command_itself(tmp_path):
+    done = subprocess.run(
+        [pathlib.Path(sys.executable).with_name("tfdp"), "lauch"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "tfdp: 'lauch' is no verb. Did you mean 'launch'? Use train, launch.\n"
+
+
+def flags_of(verb):
+    from absl import flags
+
+    values = flags.FlagValues()
+    cli.VERBS[verb].define(values, [])
+    return list(values)
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+@pytest.mark.parametrize("asked", ["{} --help", "{} -h", "help {}", "{} --workers=2 --help"])
+def test_help_of_a_verb_names_every_flag(verb, asked):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as exited:
+        cli.main(words(asked.format(verb)))
+    assert exited.value.code == 0
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith(f"tfdp {verb} ")
+    described = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert described == [f"--{name}" for name in sorted(flags_of(verb))]
+
+
+def test_flags_of_the_verbs():
+    cluster = ["chief", "evaluator", "log_dir", "platform", "ps", "workers"]
+    assert sorted(flags_of("launch")) == cluster
+    assert sorted(flags_of("train")) == sorted([*cluster, "config"])
+
+
+@pytest.mark.parametrize(("argv", "code"), [([], 2), (["help"], 0), (["--help"], 0), (["-h"], 0)])
+def test_help_names_every_verb(argv, code):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with pytest.raises(SystemExit) as exited:
+            cli.main(argv)
+    assert exited.value.code == code
+    # Asked for, it is what the command prints; else it is what was wrong.
+    shown, other = (out, err) if code == 0 else (err, out)
+    assert [line.split()[0] for line in shown.getvalue().splitlines() if line[:2] == "  "] == list(
+        cli.VERBS
+    )
+    assert other.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import tfdp",
+        "import tfdp.launch, tfdp.cluster, tfdp.config",
+        "import tfdp.launch.local, tfdp.launch.plan, tfdp.launch.machine, tfdp.launch.child",
+        "import tfdp.run",
+        "from tfdp import cli; cli.main(['--help'])",
+        *(f"from tfdp import cli; cli.main(['{verb}', '--help'])" for verb in cli.VERBS),
+    ],
+)
+def test_what_starts_at_once_imports_nothing_slow(program):
+    check = f"""
+import atexit, sys
+atexit.register(lambda: print([name for name in {SLOW} if name in sys.modules]))
+{program}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+class TestLaunchedTraining:
+    """The command that `tfdp train --workers=2` gives its tasks."""
+
+    @pytest.fixture
+    def launched(self, monkeypatch):
+        from tfdp.launch import local
+
+        calls = []
+        monkeypatch.setattr(local, "run", lambda plan, log_dir: calls.append((plan, log_dir)) or 0)
+        monkeypatch.delenv("TF_CONFIG", raising=False)
+        # The words of another command must not be taken for those of this one.
+        monkeypatch.setattr(sys, "argv", ["pytest", "train", "--config.seed=99"])
+        return calls
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "--config=DIGITS:quick --workers=2 --config.seed=7 --config.data.download",
+            "--workers 2 --config DIGITS:quick --config.seed 7 -config.data.download=true",
+        ],
+    )
+    def test_gets_the_config_and_every_setting(self, line, launched, capsys):
+        with pytest.raises(SystemExit) as exited:
+            cli.main(words(f"train {line} --config.run_dir=out/a"))
+        assert exited.value.code == 0
+        ((plan, log_dir),) = launched
+        assert log_dir == "out/a/logs"
+        command = (sys.executable, "-m", "tfdp.run", "-m", "tfdp.train", f"--config={DIGITS}:quick")
+        settings = {"seed": "7", "data.download": "True", "run_dir": "out/a"}
+        assert [str(process.task) for process in plan] == ["worker:0", "worker:1"]
+        for process in plan:
+            assert process.command[:6] == command
+            assert sorted(process.command[6:]) == sorted(
+                f"--config.{name}={value}" for name, value in settings.items()
+            )
+            assert process.environment["TFDP_SEED"] == "7"
+        assert capsys.readouterr().out == "2 workers on this machine, seed 7. Logs: out/a/logs\n"
+
+    def test_runs_in_a_new_folder(self, launched):
+        with pytest.raises(SystemExit):
+            cli.main(words("train --config=DIGITS --workers=2 --config.output_dir=out"))
+        ((plan, log_dir),) = launched
+        run_dir = os.path.dirname(log_dir)
+        assert run_dir.startswith("out/digits-")
+        assert f"--config.run_dir={run_dir}" in plan[0].command
+        assert plan[0].command == plan[1].command
+
+    def test_logs_where_asked(self, launched):
+        with pytest.raises(SystemExit):
+            cli.main(words("train --config=DIGITS --workers=2 --log_dir=elsewhere"))
+        ((plan, log_dir),) = launched
+        assert log_dir == "elsewhere"
+        assert str(plan[1].log) == "elsewhere/worker-1.log"

@@ -1,0 +1,173 @@
+import glob
+import importlib.util
+import math
+import os
+import pathlib
+
+import pytest
+
+from tfdp import config as config_lib
+from tfdp.config import Communication, Config, ConfigError, Data, Model, Training
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Each file of configs/ with the variants that its docstring names.
+FILES = {"digits.py": ("", "quick")}
+
+
+def with_settings(**settings):
+    """A Config with {"data__global_batch_size": 3, ...}."""
+    config = Config()
+    for name, value in settings.items():
+        group, _, setting = name.rpartition("__")
+        setattr(getattr(config, group) if group else config, setting, value)
+    return config
+
+
+def problems(config):
+    with pytest.raises(ConfigError) as raised:
+        config_lib.validate(config)
+    return str(raised.value).splitlines()
+
+
+def test_the_default_is_valid():
+    config_lib.validate(Config())
+
+
+def test_every_wrong_value_is_named_at_once():
+    wrong = Config(
+        name="a/b",
+        strategy="mirored",
+        cpu_replicas=0,
+        seed=-1,
+        data=Data(tfds_name="mnist!", train_split="", global_batch_size=0, shuffle_buffer=-1),
+        model=Model(name="resnet", dropout=1.0),
+        training=Training(
+            epochs=0, optimizer="lion", learning_rate=0.0, precision="half", steps_per_execution=0
+        ),
+        communication=Communication(
+            implementation="mpi", pack_bytes=0, compression="zip", timeout_seconds=-1.0
+        ),
+    )
+    assert problems(wrong) == [
+        "config.strategy='mirored': use one of auto, one_device, mirrored, multi_worker "
+        "(did you mean 'mirrored'?).",
+        "config.training.optimizer='lion': use one of adam, adamw, sgd.",
+        "config.training.precision='half': use one of float32, mixed_float16, mixed_bfloat16.",
+        "config.communication.implementation='mpi': use one of auto, ring, nccl.",
+        "config.communication.compression='zip': use one of none, float16, bfloat16.",
+        "config.cpu_replicas=0: use 1 or more.",
+        "config.seed=-1: use 0 to 2147483647.",
+        "config.data.global_batch_size=0: use 1 or more.",
+        "config.data.shuffle_buffer=-1: use 0 or more.",
+        "config.training.epochs=0: use 1 or more.",
+        "config.training.steps_per_execution=0: use 1 or more.",
+        "config.communication.pack_bytes=0: use 1 or more.",
+        "config.communication.timeout_seconds=-1.0: use 0 or more.",
+        "config.training.learning_rate=0.0: use a number above 0.",
+        "config.model.dropout=1.0: use a number from 0 up to below 1.",
+        "config.data.tfds_name='mnist!': use letters, digits and _ . : / + -",
+        "config.name='a/b': it names a folder; leave out / and :",
+        "config.data.train_split is empty.",
+        "config.model.name='resnet': use one of convnet, or package.module:function.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"name": ".."}, "config.name='..': it names a folder; leave out / and :"),
+        ({"name": 3}, "config.name=3: use a string."),
+        ({"seed": 2**31}, "config.seed=2147483648: use 0 to 2147483647."),
+        ({"seed": True}, "config.seed=True: use a whole number."),
+        ({"cpu_replicas": 2.0}, "config.cpu_replicas=2.0: use a whole number."),
+        ({"output_dir": ""}, "config.output_dir is empty."),
+        ({"data": None}, "config.data=None: use a tfdp.config.Data."),
+        ({"data": Model()}, f"config.data={Model()!r}: use a tfdp.config.Data."),
+        ({"data__download": "yes"}, "config.data.download='yes': use True or False."),
+        ({"data__download": 1}, "config.data.download=1: use True or False."),
+        ({"data__batch": 3}, "config.data.batch is no setting."),
+        (
+            {"data__global_batchsize": 3},
+            "config.data.global_batchsize is no setting. Did you mean 'global_batch_size'?",
+        ),
+        ({"strategey": "auto"}, "config.strategey is no setting. Did you mean 'strategy'?"),
+        ({"model__dropout": "0.1"}, "config.model.dropout='0.1': use a number."),
+        (
+            {"model__dropout": math.nan},
+            "config.model.dropout=nan: use a number from 0 up to below 1.",
+        ),
+        (
+            {"training__learning_rate": math.nan},
+            "config.training.learning_rate=nan: use a number above 0.",
+        ),
+        (
+            {"training__learning_rate": math.inf},
+            "config.training.learning_rate=inf: use a number above 0.",
+        ),
+    ],
+)
+def test_one_wrong_value(settings, line):
+    assert problems(with_settings(**settings)) == [line]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model__dropout": 0},
+        {"training__learning_rate": 1},
+        {"model__name": "my_package.models:build"},
+        {"data__shuffle_buffer": 0},
+        {"data__tfds_name": "glue/mrpc:2.0.0"},
+        {"data__data_dir": "/some where/else"},
+    ],
+)
+def test_allowed(settings):
+    config_lib.validate(with_settings(**settings))
+
+
+def test_another_kind_of_config():
+    assert problems({"epochs": 3}) == ["The config is a dict: let get_config() return a Config."]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("config.seed", None),
+        ("config.data.global_batch_size", None),
+        (
+            "config.data.batch_size",
+            "config.data has no setting 'batch_size'. Did you mean config.data.global_batch_size?",
+        ),
+        ("config.dat.tfds_name", "config has no setting 'dat'. Did you mean config.data?"),
+        (
+            "config.model.xyz",
+            "config.model has no setting 'xyz'. It has name, dropout.",
+        ),
+        ("config.data", "config.data is a group of settings, not one: name one of them."),
+        ("config.seed.x", "config.seed is a single value: config.seed.x goes too far."),
+    ],
+)
+def test_unknown_settings(name, problem):
+    assert config_lib.unknown_setting(name) == problem
+
+
+def test_every_config_file_is_listed_here():
+    assert sorted(map(os.path.basename, glob.glob(f"{ROOT}/configs/*.py"))) == sorted(FILES)
+
+
+@pytest.mark.parametrize(
+    ("file", "variant"), [(file, variant) for file, names in FILES.items() for variant in names]
+)
+def test_config_files_are_valid(file, variant):
+    spec = importlib.util.spec_from_file_location("a_config", ROOT / "configs" / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config_lib.validate(module.get_config(variant) if variant else module.get_config())
+    assert variant in module.__doc__
+
+
+def test_a_run_has_a_folder_of_its_own():
+    folder = config_lib.new_run_dir(Config(name="digits", output_dir="out"))
+    assert folder.startswith("out/digits-2")
+    assert folder.endswith(f"-{os.getpid()}")

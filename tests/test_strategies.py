@@ -1,0 +1,228 @@
+import json
+import subprocess
+import sys
+
+import keras
+import pytest
+import tensorflow as tf
+
+import tfdp
+from tfdp import cluster as cluster_lib
+from tfdp import compat, fit, strategies
+
+
+def tf_config(task_type="worker", index=0, **jobs):
+    return json.dumps({"cluster": jobs, "task": {"type": task_type, "index": index}})
+
+
+TWO = {"worker": ["a:1", "b:2"]}
+SERVED = {"chief": ["a:1"], "worker": ["b:2"], "ps": ["c:3"]}
+
+
+@pytest.fixture(autouse=True)
+def stock_keras():
+    """Undoes what strategy() does to Keras."""
+    yield
+    fit.disable()
+
+
+@pytest.fixture
+def seeds(monkeypatch):
+    """The seeds that are set, in place of setting them."""
+    given = []
+    monkeypatch.setattr(compat, "global_seed", lambda: given[-1] if given else None)
+    monkeypatch.setattr(tf.random, "set_seed", given.append)
+    monkeypatch.delenv("TFDP_SEED", raising=False)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    return given
+
+
+@pytest.fixture
+def machine(monkeypatch, seeds):
+    """A machine with so many GPUs, where strategies are only noted."""
+
+    class Made:
+        def __init__(self, name, devices=None, communication_options=None):
+            self.name, self.devices, self.options = name, devices, communication_options
+
+    def set_up(gpus=0, config=None):
+        counts = {"GPU": gpus, "CPU": 1}
+
+        def physical(kind):
+            return [f"{kind}:{i}" for i in range(counts[kind])]
+
+        def logical(kind):
+            return [tf.config.LogicalDevice(f"/{kind}:{i}", kind) for i in range(counts[kind])]
+
+        monkeypatch.setattr(tf.config, "list_physical_devices", physical)
+        monkeypatch.setattr(tf.config, "list_logical_devices", logical)
+        for kind in ("OneDevice", "Mirrored", "MultiWorkerMirrored"):
+            monkeypatch.setattr(
+                tf.distribute,
+                f"{kind}Strategy",
+                lambda devices=None, kind=kind, **options: Made(kind, devices, **options),
+            )
+        if config is not None:
+            monkeypatch.setenv("TF_CONFIG", config)
+
+    return set_up
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "config", "made", "devices"),
+    [
+        # Alone: one device, or all GPUs when there are several.
+        ("auto", 0, None, "OneDevice", "/CPU:0"),
+        ("auto", 1, None, "OneDevice", "/GPU:0"),
+        ("auto", 2, None, "Mirrored", ["/GPU:0", "/GPU:1"]),
+        ("auto", 2, "{}", "Mirrored", ["/GPU:0", "/GPU:1"]),
+        ("one_device", 2, None, "OneDevice", "/GPU:0"),
+        ("mirrored", 1, None, "Mirrored", ["/GPU:0"]),
+        ("mirrored", 0, None, "Mirrored", ["/CPU:0"]),
+        # In a cluster: all tasks that train together.
+        ("auto", 0, tf_config(**TWO), "MultiWorkerMirrored", None),
+        ("auto", 2, tf_config(**TWO), "MultiWorkerMirrored", None),
+        ("multi_worker", 0, tf_config(**TWO), "MultiWorkerMirrored", None),
+        ("auto", 0, tf_config("chief", chief=["a:1"], worker=["b:2"]), "MultiWorkerMirrored", None),
+        # A cluster of one trains alone, unless asked.
+        ("auto", 0, tf_config(worker=["a:1"]), "OneDevice", "/CPU:0"),
+        ("auto", 2, tf_config(worker=["a:1"]), "Mirrored", ["/GPU:0", "/GPU:1"]),
+        ("multi_worker", 0, tf_config(worker=["a:1"]), "MultiWorkerMirrored", None),
+        # The evaluator is not part of the training.
+        ("auto", 0, tf_config("evaluator", evaluator=["e:1"], **TWO), "OneDevice", "/CPU:0"),
+    ],
+)
+def test_which_strategy_is_made(name, gpus, config, made, devices, machine):
+    machine(gpus, config)
+    strategy = tfdp.strategy(name)
+    assert (strategy.name, strategy.devices) == (made, devices)
+    assert hasattr(keras.Model.fit, "tfdp")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "error", "message"),
+    [
+        (
+            "horovod",
+            None,
+            strategies.StrategyError,
+            "strategy('horovod'): use one of auto, one_device, mirrored, multi_worker.",
+        ),
+        (
+            "multi_worker",
+            None,
+            strategies.StrategyError,
+            "strategy('multi_worker') needs a cluster: start the script with "
+            "tfdp launch --workers=N -- SCRIPT.py, or set TF_CONFIG.",
+        ),
+        (
+            "parameter_server",
+            tf_config("chief", **SERVED),
+            strategies.StrategyError,
+            "strategy('parameter_server') is not there yet: use a ClusterCoordinator of "
+            "tf.distribute, or multi_worker in a cluster without ps.",
+        ),
+        (
+            "auto",
+            tf_config("chief", **SERVED),
+            strategies.StrategyError,
+            "strategy('parameter_server') is not there yet: use a ClusterCoordinator of "
+            "tf.distribute, or multi_worker in a cluster without ps.",
+        ),
+        (
+            "mirrored",
+            tf_config(**TWO),
+            cluster_lib.ClusterError,
+            "strategy=mirrored trains in one process, but the cluster has 2 workers. "
+            "Use strategy=multi_worker, or unset TF_CONFIG.",
+        ),
+        (
+            "multi_worker",
+            tf_config("evaluator", evaluator=["a:1"]),
+            cluster_lib.ClusterError,
+            "strategy=multi_worker was asked for by evaluator:0, which is not counted as a "
+            "worker: it takes no part in training. Use one_device or mirrored there.",
+        ),
+        (
+            "auto",
+            tf_config("worker", 2, **TWO),
+            cluster_lib.ClusterError,
+            "TF_CONFIG: The task index 2 is out of range: the cluster has 2 worker tasks. "
+            "Count from 0 to 1, or add the task's address.",
+        ),
+    ],
+)
+def test_what_cannot_be_made(name, config, error, message, machine):
+    machine(0, config)
+    with pytest.raises(error) as raised:
+        tfdp.strategy(name)
+    assert str(raised.value) == message
+    assert isinstance(raised.value, ValueError)
+    assert not hasattr(keras.Model.fit, "tfdp")
+
+
+def test_communication_reaches_the_strategy(machine):
+    machine(0, tf_config(**TWO))
+    ours = tfdp.Communication(implementation="ring", pack_bytes=3, timeout_seconds=7.0)
+    options = tfdp.strategy(communication=ours).options
+    assert options.bytes_per_pack == 3
+    assert options.timeout_seconds == 7.0
+    assert options.implementation == tf.distribute.experimental.CollectiveCommunication.RING
+
+
+def test_devices_of_this_process(seeds):
+    one = tfdp.strategy("one_device")
+    assert type(one) is tf.distribute.OneDeviceStrategy
+    assert one.num_replicas_in_sync == 1
+    mirrored = tfdp.strategy("mirrored")
+    assert type(mirrored) is tf.distribute.MirroredStrategy
+    assert mirrored.num_replicas_in_sync == len(tf.config.list_logical_devices("CPU"))
+
+
+def test_cpu_replicas_are_as_many_as_asked():
+    # In a process of its own: the devices are fixed when TensorFlow is first used.
+    program = (
+        "from tfdp import strategies\n"
+        "strategies.use_cpu_replicas(3)\n"
+        "print(strategies.strategy('mirrored').num_replicas_in_sync)\n"
+        "print(strategies.strategy('one_device').num_replicas_in_sync)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "3\n1\n"
+
+
+@pytest.mark.parametrize(
+    ("set_before", "environment", "set_now"),
+    [
+        ([], {}, []),
+        ([], {"TFDP_SEED": "7"}, [7]),
+        ([], {"TFDP_SEED": "7", "TF_CONFIG": tf_config(**TWO)}, [7]),
+        ([3], {"TFDP_SEED": "7", "TF_CONFIG": tf_config(**TWO)}, []),
+        ([], {"TFDP_SEED": "", "TF_CONFIG": "{}"}, []),
+    ],
+)
+def test_seed_of_the_launcher_unless_the_script_has_set_one(
+    set_before, environment, set_now, seeds, monkeypatch
+):
+    seeds.extend(set_before)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    strategies.share_seed()
+    assert seeds == set_before + set_now
+
+
+def test_without_a_launcher_the_tasks_of_a_cluster_agree_on_a_seed(seeds, monkeypatch):
+    def seed_of(config):
+        seeds.clear()
+        monkeypatch.setenv("TF_CONFIG", config)
+        strategies.share_seed()
+        (seed,) = seeds
+        return seed
+
+    seed = seed_of(tf_config("worker", 0, **TWO))
+    assert 0 <= seed < 2**31
+    assert seed_of(tf_config("worker", 1, **TWO)) == seed
+    assert seed_of(tf_config("worker", 1, evaluator=["e:1"], **TWO)) == seed
+    assert seed_of(tf_config("worker", 0, worker=["a:1", "b:3"])) != seed
