@@ -31,7 +31,7 @@ def run(tmp_path_factory) -> tuple[pathlib.Path, list[dict]]:
 
 
 def one_device(*hidden, **fit_arguments) -> tuple[keras.Model, keras.callbacks.History]:
-    """Train the script's model here, without a strategy; `hidden` are functions that make layers."""
+    """Train the script's model here, without a strategy; `hidden` make its layers."""
     fit.disable()
     keras.utils.set_random_seed(7)
     model = cases.classifier(*[make() for make in hidden])

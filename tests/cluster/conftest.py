@@ -1,0 +1,27 @@
+"""What every real run needs: the digits prepared once, no GPUs, Ctrl-C as in a terminal."""
+
+import os
+import pathlib
+import signal
+
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).with_name("scripts")
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """The environment of a user's shell on a machine without GPUs."""
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(("TF_CONFIG", "TFDP_"))}
+    data = tmp_path_factory.mktemp("tensorflow_datasets")
+    return {**kept, "TFDS_DATA_DIR": str(data), "CUDA_VISIBLE_DEVICES": "-1"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """Where the tests run in the background SIGINT is ignored, and children inherit that."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
