@@ -1,0 +1,418 @@
+"""The cost of a synchronous training step, against a hand-written loop and other trainers.
+
+    python scripts/benchmarks/sync_step.py                  # everything: about 15 minutes
+    python scripts/benchmarks/sync_step.py --model=mlp --rounds=5
+
+Starts 1 and 2 worker processes of one core each. Every pair is interleaved in one process: a
+round runs each contestant for some steps, and what is shown is the median over the rounds, with
+the ratio taken round by round. tf_keras is installed when it is absent; torch (DDP on gloo) is
+measured when it is there. Exits 1 if a limit is missed.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__)
+# Rows of a step for each worker.
+ROWS = {"mlp": 32, "cnn": 32}
+STEPS = 20
+GRADIENTS_MB = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=["mlp", "cnn"], action="append")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--workers", type=int, action="append")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    parser.add_argument("--output", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    models = options.model or ["mlp", "cnn"]
+    if options.task:
+        _pin()
+        TASKS[options.task](models[0], options.rounds, options.output)
+        return
+    if importlib.util.find_spec("tf_keras") is None:
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tf_keras<2.22"], check=True)
+    failures: list[str] = []
+    print(f"{os.cpu_count()} cores, one for each worker; medians of {options.rounds} rounds.")
+    for workers in options.workers or [1, 2]:
+        if workers > 1:
+            _report_reduce(_run("reduce", "mlp", workers, options.rounds), failures)
+        for model in models:
+            _report_fit(model, workers, _run("fit", model, workers, options.rounds), failures)
+    if not options.workers or 1 in options.workers:
+        for model in models:
+            _report_single(model, _run("single", model, 0, options.rounds), failures)
+    if importlib.util.find_spec("torch") is not None:
+        for model in models:
+            times = _run("torch", model, 2, options.rounds)
+            print(f"torch DDP on gloo, 2 workers, {model}: {_ms(times['torch'])} a step")
+    for failure in failures:
+        print(f"MISSED: {failure}")
+    sys.exit(bool(failures))
+
+
+# -- the parent: starts workers, prints tables ------------------------------------------------
+
+
+def _run(task: str, model: str, workers: int, rounds: int) -> dict[str, list[float]]:
+    """Run a task in worker processes; return the chief's seconds per step by contestant."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = pathlib.Path(folder) / "times.json"
+        own = [f"--task={task}", f"--model={model}", f"--rounds={rounds}", f"--output={output}"]
+        if task == "single":
+            command = [sys.executable, str(HERE), *own]
+        else:
+            launch = [sys.executable, "-m", "tfdp", "launch", f"--workers={workers}"]
+            command = [*launch, f"--log_dir={folder}/logs", "--", str(HERE), *own]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+        if done.returncode:
+            sys.exit(done.stdout[-4000:] + done.stderr[-4000:])
+        return json.loads(output.read_text())
+
+
+def _ms(times: list[float]) -> str:
+    return f"{statistics.median(times) * 1e3:.1f} ms"
+
+
+def _ratio(times: dict[str, list[float]], a: str, b: str) -> float:
+    return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+
+def _check(failures: list[str], what: str, value: float, limit: float, most: bool = True) -> None:
+    ok = value <= limit if most else value >= limit
+    sign = "<=" if most else ">="
+    print(f"    {what}: {value:.3f} ({sign} {limit}{'' if ok else ', MISSED'})")
+    if not ok:
+        failures.append(f"{what}: {value:.3f}, wanted {sign} {limit}")
+
+
+def _report_reduce(times: dict[str, list[float]], failures: list[str]) -> None:
+    print(f"\nAll-reduce of {GRADIENTS_MB} MB of gradients, 2 workers, RING")
+    for name, values in times.items():
+        print(f"  {name:32} {_ms(values):>10}")
+    base = "TensorFlow, default"
+    _check(failures, "float32 / default", _ratio(times, "tfdp float32", base), 0.55)
+    _check(failures, "float16 / default", _ratio(times, "tfdp float16", base), 0.3)
+
+
+def _report_fit(model: str, workers: int, times: dict[str, list[float]], failures: list) -> None:
+    print(f"\n{model}, {workers} worker(s), {ROWS[model]} rows each")
+    for name, values in times.items():
+        rate = ROWS[model] * workers / statistics.median(values)
+        print(f"  {name:32} {_ms(values):>10}   {rate:9,.0f} examples/s")
+    _check(failures, f"{model} x{workers} fit / hand-written loop",
+           _ratio(times, "tfdp fit", "hand-written loop"), 1.05)  # fmt: skip
+    if workers == 2:
+        mine = "tfdp fit" if model == "mlp" else "tfdp fit, float16 on the wire"
+        _check(failures, f"{model} x2 throughput, {mine} / tf_keras fit",
+               _ratio(times, "tf_keras fit", mine), 1.3, most=False)  # fmt: skip
+
+
+def _report_single(model: str, times: dict[str, list[float]], failures: list[str]) -> None:
+    print(f"\n{model}, one process")
+    for name, values in times.items():
+        print(f"  {name:32} {_ms(values):>10}")
+    _check(failures, f"{model} MirroredStrategy of 1 / fit without a strategy",
+           _ratio(times, "fit, MirroredStrategy of 1", "fit, no strategy"), 1.03)  # fmt: skip
+
+
+# -- in a worker --------------------------------------------------------------------------------
+
+
+def _task_index() -> int:
+    return json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
+
+
+def _pin() -> None:
+    """Keep this process on a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[_task_index() % len(cores)]})
+
+
+def _strategy():
+    import tensorflow as tf
+
+    import tfdp
+
+    ring = tf.distribute.experimental.CommunicationImplementation.RING
+    tfdp.enable(tfdp.Communication(implementation="ring"))
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        communication_options=tf.distribute.experimental.CommunicationOptions(implementation=ring)
+    )
+
+
+def _build(keras, model: str):
+    layers = keras.layers
+    if model == "mlp":  # 8.0 million parameters
+        return keras.Sequential(
+            [
+                keras.Input((784,)),
+                layers.Dense(2048, activation="relu"),
+                layers.Dense(2048, activation="relu"),
+                layers.Dense(1050, activation="relu"),
+                layers.Dense(10),
+            ]
+        )
+    return keras.Sequential(  # 1.0 million parameters
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(32, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(640, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+
+
+def _compiled(keras, model: str, **compile):
+    built = _build(keras, model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    built.compile(keras.optimizers.SGD(0.01), loss, **compile)
+    return built
+
+
+def _dataset(model: str, workers: int):
+    import numpy as np
+    import tensorflow as tf
+
+    rows = ROWS[model] * workers
+    random = np.random.default_rng(0)
+    shape = (784,) if model == "mlp" else (28, 28, 1)
+    x = random.normal(size=(rows * 4, *shape)).astype("float32")
+    y = random.integers(0, 10, rows * 4)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).cache().repeat()
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return data.batch(rows, drop_remainder=True).with_options(options)
+
+
+def _fit_contestant(keras, model, data):
+    """Return a function that runs STEPS steps and returns the seconds of one.
+
+    The second epoch of a fit is timed: what fit does once is not a step.
+    """
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seconds = time.perf_counter() - self.start
+
+    def run() -> float:
+        clock = Clock()
+        model.fit(data, epochs=2, steps_per_epoch=STEPS, verbose=0, callbacks=[clock])
+        return clock.seconds / STEPS
+
+    return run
+
+
+def _hand_written(strategy, model_name: str, workers: int):
+    """The floor: gradients, all-reduce and update, and nothing else."""
+    import keras
+    import tensorflow as tf
+
+    with strategy.scope():
+        model = _build(keras, model_name)
+    data = strategy.experimental_distribute_dataset(_dataset(model_name, workers))
+    rows = ROWS[model_name] * workers
+    wire = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=1 << 20)
+
+    def replica_step(x, y):
+        with tf.GradientTape() as tape:
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True))
+            loss = tf.reduce_sum(losses) / rows
+        variables = [v.value for v in model.trainable_variables]
+        gradients = tape.gradient(loss, variables)
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients, options=wire)
+        for variable, gradient in zip(variables, gradients, strict=True):
+            strategy.experimental_local_results(variable)[0].assign_sub(0.01 * gradient)
+        return loss
+
+    @tf.function
+    def step(iterator):
+        return strategy.run(replica_step, args=next(iterator))
+
+    iterator = iter(data)
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            loss = step(iterator)
+        float(strategy.experimental_local_results(loss)[0])
+        return (time.perf_counter() - start) / STEPS
+
+    return run
+
+
+def _interleave(contestants: dict, rounds: int, output: str) -> None:
+    for run in contestants.values():
+        run()  # traces
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            times[name].append(run())
+    if _task_index() == 0:
+        pathlib.Path(output).write_text(json.dumps(times))
+
+
+def _fit(model: str, rounds: int, output: str) -> None:
+    import tensorflow as tf
+
+    strategy = _strategy()
+    import keras
+
+    import tfdp
+
+    workers = strategy.num_replicas_in_sync
+    with strategy.scope():
+        mine = _compiled(keras, model)
+        packed = _compiled(keras, model)
+    contestants = {
+        "hand-written loop": _hand_written(strategy, model, workers),
+        "tfdp fit": _fit_contestant(keras, mine, _dataset(model, workers)),
+    }
+    if workers > 1:
+        half = _fit_contestant(keras, packed, _dataset(model, workers))
+
+        def compressed() -> float:
+            tfdp.enable(tfdp.Communication(implementation="ring", compression="float16"))
+            seconds = half()
+            tfdp.enable(tfdp.Communication(implementation="ring"))
+            return seconds
+
+        contestants["tfdp fit, float16 on the wire"] = compressed
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    import tf_keras
+
+    with strategy.scope():
+        legacy = _compiled(tf_keras, model)
+    contestants["tf_keras fit"] = _fit_contestant(tf_keras, legacy, _dataset(model, workers))
+    del tf
+    _interleave(contestants, rounds, output)
+
+
+def _reduce(model: str, rounds: int, output: str) -> None:
+    import tensorflow as tf
+
+    strategy = _strategy()
+    import keras
+
+    from tfdp.fit import communication
+
+    with strategy.scope():
+        variables = [v.value for v in _build(keras, model).trainable_variables]
+
+    def contestant(reduce):
+        @tf.function(autograph=False)
+        def step():
+            def on_replica():
+                summed = reduce([tf.identity(v) for v in variables])
+                return tf.add_n([tf.reshape(g, (-1,))[0] for g in summed])
+
+            return strategy.run(on_replica)
+
+        def run() -> float:
+            start = time.perf_counter()
+            for _ in range(STEPS):
+                result = step()
+            float(strategy.experimental_local_results(result)[0])
+            return (time.perf_counter() - start) / STEPS
+
+        return run
+
+    def default(gradients):
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+
+    def mine(**options):
+        wire = communication.Communication(implementation="ring", **options)
+        return lambda gradients: communication.all_reduce(gradients, wire)
+
+    contestants = {
+        "TensorFlow, default": contestant(default),
+        "tfdp float32": contestant(mine()),
+        "tfdp float16": contestant(mine(compression="float16")),
+        "tfdp bfloat16": contestant(mine(compression="bfloat16")),
+    }
+    _interleave(contestants, rounds, output)
+
+
+def _single(model: str, rounds: int, output: str) -> None:
+    import keras
+    import tensorflow as tf
+
+    import tfdp
+
+    tfdp.enable()
+    strategy = tf.distribute.MirroredStrategy(["cpu:0"])
+    with strategy.scope():
+        mirrored = _compiled(keras, model)
+    contestants = {
+        "fit, no strategy": _fit_contestant(keras, _compiled(keras, model), _dataset(model, 1)),
+        "fit, MirroredStrategy of 1": _fit_contestant(keras, mirrored, _dataset(model, 1)),
+    }
+    _interleave(contestants, rounds, output)
+
+
+def _torch(model: str, rounds: int, output: str) -> None:
+    import torch
+
+    config = json.loads(os.environ["TF_CONFIG"])
+    addresses = config["cluster"]["worker"]
+    host, port = addresses[0].split(":")
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://{host}:{int(port) + 1}",
+        rank=config["task"]["index"],
+        world_size=len(addresses),
+    )
+    torch.set_num_threads(1)
+    nn = torch.nn
+    if model == "mlp":
+        sizes = [784, 2048, 2048, 1050, 10]
+        parts = []
+        for a, b in itertools.pairwise(sizes):
+            parts += [nn.Linear(a, b), nn.ReLU()]
+        net, shape = nn.Sequential(*parts[:-1]), (784,)
+    else:
+        net = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(32 * 49, 640), nn.ReLU(), nn.Linear(640, 10),
+        )  # fmt: skip
+        shape = (1, 28, 28)
+    net = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    x, y = torch.randn(ROWS[model], *shape), torch.randint(0, 10, (ROWS[model],))
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+        return (time.perf_counter() - start) / STEPS
+
+    _interleave({"torch": run}, rounds, output)
+
+
+TASKS = {"fit": _fit, "reduce": _reduce, "single": _single, "torch": _torch}
+
+if __name__ == "__main__":
+    main()
