@@ -99,7 +99,7 @@ class Communication:
     """
 
     implementation: str = "auto"
-    pack_bytes: int = 1 << 20
+    pack_bytes: int = 1 << 21
     compression: str = "none"
     timeout_seconds: float = 0.0
 

@@ -8,7 +8,7 @@ or OFF sharding, and one that is distributed already, is left to tf.distribute.
 
     feed = Feed(strategy, first_replica=0, data=compat.data_adapter(x, y, batch_size=32))
     iterator = feed.begin_epoch()
-    batch = feed.split.batch(next(iterator), local=0)
+    batch, rows = feed.split.batch(next(iterator), local=0)
 """
 
 import dataclasses
@@ -38,18 +38,31 @@ class Split:
     replicas: int
     may_be_empty: bool
 
-    def batch(self, data: Any, local: int) -> Any:
-        """Return the batch of this process's replica `local` out of an element."""
+    def batch(self, data: Any, local: int, stand_in: bool = True) -> tuple[Any, Any]:
+        """Return the batch of this process's replica `local` out of an element, and its rows.
+
+        Args:
+            data: The element.
+            local: The replica.
+            stand_in: Whether a replica without a row gets one of zeros in its place, because
+                not every kernel takes an empty batch (a fused convolution of oneDNN gives the
+                wrong shape). Its rows are 0 all the same, and give it no weight.
+        """
         if self.by_rows and self.replicas > 1:
             data = data[0][local]
-        return keras.tree.map_structure(
+        batch = keras.tree.map_structure(
             lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
         )
+        count = rows(batch)
+        if self.may_be_empty and stand_in:
+            empty = tf.equal(count, 0)
+            batch = keras.tree.map_structure(lambda leaf: _stand_in(leaf, empty), batch)
+        return batch, count
 
     def total_rows(self, data: Any) -> Any:
         """Return the rows of the global batch (int or scalar tensor); None if not known here."""
         if self.replicas == 1:
-            return rows(self.batch(data, 0))
+            return self.batch(data, 0)[1]
         return data[1] if self.by_rows else None
 
 
@@ -197,6 +210,18 @@ class Feed:
             self._iterator = None
 
 
+def without_stand_in(outputs: Any, count: Any) -> Any:
+    """Return what a model put out for `count` rows: nothing where a row stood in for none."""
+    present = tf.greater(count, 0)
+
+    def rest(leaf: Any) -> Any:
+        if leaf.shape.rank == 0:
+            return leaf
+        return tf.cond(present, lambda: leaf, lambda: _slice(leaf, 0, 0))
+
+    return keras.tree.map_structure(rest, outputs)
+
+
 def is_distributed(data: Any) -> bool:
     """Say whether tf.distribute has split the data, or a function of InputContext will."""
     function = inspect.isroutine(data) or isinstance(data, functools.partial)
@@ -265,6 +290,27 @@ def _slice(leaf: Any, start: Any, stop: Any) -> Any:
     if not isinstance(leaf, tf.RaggedTensor) and leaf.shape.rank == 0:
         return leaf
     return leaf[start:stop]
+
+
+def _stand_in(leaf: Any, empty: tf.Tensor) -> Any:
+    """Return a tensor of one row of zeros where `empty`, else the leaf."""
+    if leaf is None or (not isinstance(leaf, tf.RaggedTensor) and leaf.shape.rank == 0):
+        return leaf
+
+    def one_row() -> Any:
+        if isinstance(leaf, tf.SparseTensor):
+            shape = tf.concat([[1], leaf.dense_shape[1:]], 0)
+            return tf.SparseTensor(leaf.indices, leaf.values, shape)
+        if isinstance(leaf, tf.RaggedTensor):
+            splits = [tf.zeros_like(split) for split in leaf.nested_row_splits]
+            splits[0] = tf.zeros((2,), splits[0].dtype)
+            return tf.RaggedTensor.from_nested_row_splits(leaf.flat_values, splits)
+        return tf.zeros(tf.concat([[1], tf.shape(leaf)[1:]], 0), leaf.dtype)
+
+    made = tf.cond(empty, one_row, lambda: leaf)
+    if isinstance(made, tf.Tensor):
+        made.set_shape([None, *leaf.shape[1:]])
+    return made
 
 
 def _policy(dataset: Any, several: bool) -> str | None:

@@ -11,9 +11,9 @@ means, sums) is put in relation to the rows here, so that the one multiplication
 too, and the empty replica is no special case:
 
     with loss.installed(model):                     # once, around all replicas
-        with loss.exact(rows, totals, replicas) as terms:       # on each replica
+        with loss.exact(totals, replicas) as terms:     # on each replica
             value = loss.compute(model, x, y, y_pred, sample_weight, training=True)
-        objective = value * loss.share(rows, totals)
+        objective = value * loss.share(totals)
 """
 
 import contextlib
@@ -32,6 +32,7 @@ class Totals(NamedTuple):
     """Sums over all replicas of one step, where they are known before the gradients.
 
     Attributes:
+        mine: Rows of this replica (int or scalar tensor); 0 where it got a stand-in.
         rows: Rows of the global batch (int, or scalar float32 tensor); None when only the
             replicas together know it.
         divisors: float32 tensor with the divisor of each term that needs its own; None when
@@ -40,6 +41,7 @@ class Totals(NamedTuple):
             same on every replica; the reduced ones are multiplied by nominal_rows / rows.
     """
 
+    mine: Any
     rows: Any
     divisors: Any = None
     nominal_rows: Any = None
@@ -49,17 +51,18 @@ class TotalsNeeded(Exception):
     """A loss or a metric of this model needs sums over the replicas before the gradients."""
 
 
-def share(rows: Any, totals: Totals) -> Any:
+def share(totals: Totals) -> Any:
     """Return this replica's share of the global batch, a scalar that multiplies its loss."""
     whole = totals.nominal_rows if totals.rows is None else totals.rows
-    return tf.math.divide_no_nan(tf.cast(rows, tf.float32), tf.cast(whole, tf.float32))
+    return tf.math.divide_no_nan(tf.cast(totals.mine, tf.float32), tf.cast(whole, tf.float32))
 
 
-def inverse_share(rows: Any, totals: Totals) -> Any:
+def inverse_share(totals: Totals) -> Any:
     """Return global rows / this replica's rows (0 for an empty replica)."""
     if totals.rows is None:
         raise TotalsNeeded
-    return tf.math.divide_no_nan(tf.cast(totals.rows, tf.float32), tf.cast(rows, tf.float32))
+    mine = tf.cast(totals.mine, tf.float32)
+    return tf.math.divide_no_nan(tf.cast(totals.rows, tf.float32), mine)
 
 
 class Terms:
@@ -69,8 +72,7 @@ class Terms:
         divisors: This replica's divisor of each term that needs its own, in order of the calls.
     """
 
-    def __init__(self, rows: Any, totals: Totals, replicas: int, collect: bool, own_divisors: bool):
-        self.rows = rows
+    def __init__(self, totals: Totals, replicas: int, collect: bool, own_divisors: bool):
         self.totals = totals
         self.replicas = replicas
         self.collect = collect
@@ -82,12 +84,12 @@ class Terms:
         if not _has_stock_call(loss):
             return loss(y_true, y_pred, sample_weight)
         values, divisor, proportional = _weighted_values(
-            loss, y_true, y_pred, sample_weight, self.rows
+            loss, y_true, y_pred, sample_weight, self.totals.mine
         )
         if divisor is None:  # nothing to divide by: a scalar, a sum, or values left unreduced
             if proportional or self.replicas == 1:
                 return values
-            return values * tf.cast(inverse_share(self.rows, self.totals), values.dtype)
+            return values * tf.cast(inverse_share(self.totals), values.dtype)
         total = tf.reduce_sum(values)
         if proportional or self.replicas == 1 or not self.own_divisors:
             return tf.math.divide_no_nan(total, divisor)
@@ -97,7 +99,7 @@ class Terms:
         if self.totals.divisors is None:
             raise TotalsNeeded
         whole = self.totals.divisors[len(self.divisors) - 1]
-        scale = tf.math.divide_no_nan(inverse_share(self.rows, self.totals), whole)
+        scale = tf.math.divide_no_nan(inverse_share(self.totals), whole)
         return total * tf.cast(scale, total.dtype)
 
 
@@ -129,7 +131,7 @@ class _ActivitySum:
         value = self.regularizer(outputs)
         if terms is None:
             return value
-        return value * tf.cast(inverse_share(terms.rows, terms.totals), value.dtype)
+        return value * tf.cast(inverse_share(terms.totals), value.dtype)
 
 
 @contextlib.contextmanager
@@ -150,13 +152,12 @@ def installed(model: keras.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exact(
-    rows: Any, totals: Totals, replicas: int, collect: bool = False, own_divisors: bool = True
+    totals: Totals, replicas: int, collect: bool = False, own_divisors: bool = True
 ) -> Iterator[Terms]:
     """Make the installed losses exact while this thread traces a step.
 
     Args:
-        rows: Rows of this replica (int or scalar tensor).
-        totals: Sums over the replicas.
+        totals: This replica's rows, and sums over the replicas.
         replicas: Number of replicas in sync.
         collect: Only collect `Terms.divisors`; the values returned are then of no use.
         own_divisors: Whether a term that needs its own divisor gets it; otherwise it is a mean
@@ -169,7 +170,7 @@ def exact(
         TotalsNeeded: At a term whose divisor is not in `totals`.
     """
     before = getattr(_active, "terms", None)
-    _active.terms = Terms(rows, totals, replicas, collect, own_divisors)
+    _active.terms = Terms(totals, replicas, collect, own_divisors)
     try:
         yield _active.terms
     finally:

@@ -5,7 +5,7 @@ calls: on one device a step is one call, whatever the batch. A replica's call th
 the replica's share of the batch, so that all replicas together count one.
 
     with metrics.installed(model):                  # once, around all replicas
-        with metrics.exact(view, rows, totals):     # on each replica
+        with metrics.exact(view, totals):           # on each replica
             logs = model.compute_metrics(x, y, y_pred, sample_weight)
 """
 
@@ -25,7 +25,6 @@ from tfdp.fit import replica as replica_lib
 
 class _Replica(NamedTuple):
     view: replica_lib.View
-    rows: Any
     totals: loss_lib.Totals
 
 
@@ -47,19 +46,18 @@ def installed(model: keras.Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exact(view: replica_lib.View, rows: Any, totals: loss_lib.Totals) -> Iterator[None]:
+def exact(view: replica_lib.View, totals: loss_lib.Totals) -> Iterator[None]:
     """Make the installed metrics exact while this thread traces a step.
 
     Args:
         view: What the replica sees of the variables.
-        rows: Rows of this replica.
-        totals: Sums over the replicas.
+        totals: This replica's rows, and sums over the replicas.
 
     Raises:
         TotalsNeeded: At a scalar, when the rows of the global batch are not known.
     """
     before = getattr(_active, "replica", None)
-    _active.replica = _Replica(view, rows, totals)
+    _active.replica = _Replica(view, totals)
     try:
         yield
     finally:
@@ -74,7 +72,7 @@ def _update(mean: keras.metrics.Mean, *args: Any, **kwargs: Any) -> None:
     if replica is None or weighted:
         update()
         return
-    view, rows, totals = replica
+    view, totals = replica
     before = [view.get(v) for v in (mean.total, mean.count)]
     for variable in (mean.total, mean.count):
         view.set(variable, tf.zeros(variable.shape, variable.dtype))
@@ -85,7 +83,7 @@ def _update(mean: keras.metrics.Mean, *args: Any, **kwargs: Any) -> None:
     if keras.ops.convert_to_tensor(values[0]).shape.rank == 0:
         if totals.rows is None:
             raise loss_lib.TotalsNeeded
-        scale = loss_lib.share(rows, totals)
+        scale = loss_lib.share(totals)
     for variable, start in zip((mean.total, mean.count), before, strict=True):
         added = view.get(variable)
         view.set(variable, start + added * tf.cast(scale, added.dtype))

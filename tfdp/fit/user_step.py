@@ -1,0 +1,126 @@
+"""A train_step of the user's own, run on every replica as if it were alone.
+
+It computes on this replica's rows what it would compute on one device. What it hands to an
+optimizer are gradients of a mean over those rows: weighted by the replica's share of the batch
+and summed over the replicas, they are the gradients of the mean over the global batch.
+
+    with user_step.installed(...):                      # once, around all replicas
+        strategy.run(UserTrainStep(steps).on_replica, args=(split, data))
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfdp import compat
+from tfdp.fit import communication as communication_lib
+from tfdp.fit import feed as feed_lib
+from tfdp.fit import loss as loss_lib
+from tfdp.fit import metrics as metrics_lib
+from tfdp.fit import replica as replica_lib
+
+if TYPE_CHECKING:
+    from tfdp.fit import step as step_lib
+
+
+class _Replica(NamedTuple):
+    local: int
+    split: feed_lib.Split
+    totals: loss_lib.Totals
+
+
+class UserTrainStep:
+    """Runs `model.train_step` of the user's own.
+
+    Args:
+        steps: The step functions of the model.
+    """
+
+    def __init__(self, steps: "step_lib.Steps"):
+        self._steps = steps
+        self._active = threading.local()  # the replica whose train_step this thread runs
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let the model's optimizers sum over the replicas inside the train_step."""
+        with compat.replace_apply(optimizers(self._steps.model), self._apply):
+            yield
+
+    def on_replica(self, split: feed_lib.Split, data: Any) -> Any:
+        """Run the train_step on this replica; return (logs, rows) when that is done eagerly."""
+        steps, replicas = self._steps, self._steps.replicas
+        local = replicas.here()
+        batch, mine = split.batch(data, local, stand_in=not replicas.synchronized)
+        whole = split.total_rows(data)
+        if whole is None:
+            whole = communication_lib.all_sum(tf.cast(mine, tf.float32))
+        totals = loss_lib.Totals(mine, whole)
+        self._active.replica = _Replica(local, split, totals)
+        with replicas.enter(local) as view, compat.hide_replica_count():
+            with (
+                loss_lib.exact(totals, replicas.in_sync, own_divisors=False),
+                metrics_lib.exact(view, totals),
+            ):
+                logs = steps.model.train_step(batch)
+            kept = replicas.logs.select("train", view, logs)
+            if not tf.executing_eagerly():
+                replicas.logs.keep("train", view, logs, mine)
+            updates = view.updates()
+        replicas.moving |= set(updates)
+        if split.may_be_empty:
+            updates = replicas.keep_where(tf.greater(mine, 0), updates, local)
+        replicas.write(updates, local)
+        return (kept, mine) if tf.executing_eagerly() else None
+
+    def _apply(self, optimizer: Any, own: Any, gradients: Any, variables: Any = None) -> None:
+        """Stand for `optimizer.apply` inside the train_step."""
+        replica = getattr(self._active, "replica", None)
+        if replica is None:
+            own(gradients, variables)
+            return
+        local, split, totals = replica
+        share = loss_lib.share(totals)
+        gradients = [scaled(gradient, share) for gradient in gradients]
+        if split.may_be_empty:
+            gradients = zero_unless(tf.greater(totals.mine, 0), gradients)
+        gradients = communication_lib.all_reduce(gradients, self._steps.communication)
+        self._active.replica = None  # the update below ends in the optimizer's own apply
+        try:
+            given = self._steps.model.trainable_variables if variables is None else variables
+            with self._steps.on_copies(optimizer, local):
+                optimizer.apply_gradients(zip(gradients, list(given), strict=True))
+        finally:
+            self._active.replica = replica
+
+
+def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Return the optimizers that a model has as attributes."""
+    found = [model.optimizer, *vars(model).values()]
+    return replica_lib.unique(o for o in found if isinstance(o, keras.optimizers.Optimizer))
+
+
+def scaled(gradient: Any, factor: Any) -> Any:
+    """Return a gradient (a tensor, IndexedSlices or None) times a scalar."""
+    return _map(lambda t: t * tf.cast(factor, t.dtype), gradient)
+
+
+def zero_unless(condition: Any, gradients: list[Any]) -> list[Any]:
+    """Return the gradients where `condition` holds, zeros elsewhere (NaN in an empty batch)."""
+    return tf.cond(
+        condition,
+        lambda: [_map(tf.identity, g) for g in gradients],
+        lambda: [_map(tf.zeros_like, g) for g in gradients],
+    )
+
+
+def _map(function: Any, gradient: Any) -> Any:
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        values = function(gradient.values)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return function(gradient)
