@@ -99,7 +99,7 @@ class Communication:
     """
 
     implementation: str = "auto"
-    pack_bytes: int = 1 << 21
+    pack_bytes: int = 1 << 22
     compression: str = "none"
     timeout_seconds: float = 0.0
 

@@ -23,10 +23,13 @@ class Communication:
             and GPUs; "nccl" is for GPUs.
         pack_bytes: Gradients travel in packs of at most about this many bytes; larger ones are
             split.
-        compression: None, or the type in which float32 gradients travel. "float16" keeps 11 bits:
-            a sum is off by at most 2**-11 of its terms' sizes for each addition, values below
-            6e-8 are lost, and gradients above 65,504 become infinite. "bfloat16" keeps 8 bits
-            (2**-8) over float32's whole range. Updates stay equal on all replicas.
+        compression: None, or the type in which float32 gradients travel. Every replica's are
+            weighted by its share of the batch before they travel, so that the sum is an average,
+            no larger than the largest of them. "float16" keeps 11 bits: a sum is off by at most
+            2**-11 of its terms' sizes for each addition, values below 6e-8 are lost, and an
+            average above 65,504 becomes infinite (a LossScaleOptimizer then skips the step).
+            "bfloat16" keeps 8 bits (2**-8) over float32's whole range. Updates stay equal on all
+            replicas.
         timeout_seconds: A collective that takes longer fails instead of waiting for ever;
             None for no limit.
 
@@ -35,7 +38,7 @@ class Communication:
     """
 
     implementation: str = "auto"
-    pack_bytes: int = 1 << 21
+    pack_bytes: int = 1 << 22
     compression: str | None = None
     timeout_seconds: float | None = None
 
@@ -180,19 +183,10 @@ class Packs:
         return tf.as_dtype(compression)
 
     def _to_wire(self, gradient: tf.Tensor) -> tf.Tensor:
-        flat = tf.reshape(gradient, (-1,))
-        wire = self._wire(gradient.dtype)
-        if wire == tf.float16:  # the sum of all replicas must stay below 65,504
-            flat = flat * (1.0 / self._replicas)
-        return tf.cast(flat, wire)
+        return tf.cast(tf.reshape(gradient, (-1,)), self._wire(gradient.dtype))
 
     def _from_wire(self, flat: tf.Tensor, index: int) -> tf.Tensor:
-        dtype = self._dtypes[index]
-        scaled = flat.dtype == tf.float16 and dtype != tf.float16
-        flat = tf.cast(flat, dtype)
-        if scaled:
-            flat = flat * float(self._replicas)
-        return tf.reshape(flat, self._shapes[index])
+        return tf.reshape(tf.cast(flat, self._dtypes[index]), self._shapes[index])
 
 
 def all_reduce(gradients: Sequence[Any], communication: Communication) -> list[Any]:
