@@ -16,6 +16,7 @@ from keras.src.backend.common import global_state, masking
 from keras.src.backend.common.symbolic_scope import SymbolicScope
 from keras.src.losses import loss as loss_module
 from keras.src.trainers import data_adapters
+from keras.src.trainers import trainer as keras_trainer
 from keras.src.trainers.compile_utils import CompileMetrics
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
@@ -173,6 +174,17 @@ def compile_loss(model: keras.Model) -> Any:
     return model._compile_loss
 
 
+# The method with which compile(jit_compile="auto") asks a model whether to use XLA. What it was
+# asked is not kept: "auto" and False look alike afterwards. Under a strategy Keras answers False,
+# since its own step cannot be compiled there (trainers/trainer.py).
+RESOLVE_AUTO_JIT = "_resolve_auto_jit_compile"
+
+
+def supports_jit(model: keras.Model) -> bool:
+    """Say whether all layers of a model can be compiled by XLA, and the settings allow it."""
+    return bool(keras_trainer.model_supports_jit(model))
+
+
 def loss_tracker(model: keras.Model) -> Any:
     """Return the metric "loss" that compile() made, or None."""
     return model._loss_tracker
@@ -232,16 +244,21 @@ def leaf_metrics(model: keras.Model) -> list[Any]:
     return leaves
 
 
-def is_built(model: keras.Model) -> bool:
-    """Say whether the model, its compiled losses and metrics and its optimizer have variables."""
+def is_built(model: keras.Model, compiled: bool = True) -> bool:
+    """Say whether the model has its variables.
+
+    Args:
+        model: The model.
+        compiled: Whether its compiled losses and metrics and its optimizer need theirs too.
+    """
     # A model that was never compiled has no optimizer attribute.
     parts = (model._compile_loss, model._compile_metrics, getattr(model, "optimizer", None))
-    return all(layer.built for layer in model._flatten_layers()) and all(
-        part is None or part.built for part in parts
+    return all(layer.built for layer in model._flatten_layers()) and (
+        not compiled or all(part is None or part.built for part in parts)
     )
 
 
-def build(model: keras.Model, spec: Any) -> None:
+def build(model: keras.Model, spec: Any, compiled: bool = True) -> None:
     """Build the model, its losses, metrics and optimizer from the spec of a batch.
 
     Keras builds from a batch of data, which it then throws away, and reduces it over replicas
@@ -251,13 +268,14 @@ def build(model: keras.Model, spec: Any) -> None:
     Args:
         model: The model; call inside `strategy.scope()`.
         spec: `tf.TypeSpec`s of (x, y, sample_weight) as fit takes them, of any kind.
+        compiled: Whether to build more than the layers: losses and metrics need y.
     """
 
     def trace(batch: Any) -> None:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         accepts = inspect.signature(model.call).parameters
         y_pred = model(x, training=False) if "training" in accepts else model(x)
-        if not model.compiled:
+        if not (compiled and model.compiled):
             return
         if model._compile_metrics is not None and not model._compile_metrics.built:
             model.compute_metrics(x, y, y_pred, sample_weight)
@@ -266,7 +284,8 @@ def build(model: keras.Model, spec: Any) -> None:
 
     with keras.StatelessScope(), SymbolicScope():
         tf.function(trace, autograph=False).get_concrete_function(spec)
-    if model.compiled and model.optimizer is not None and not model.optimizer.built:
+    optimizer = getattr(model, "optimizer", None)
+    if compiled and optimizer is not None and not optimizer.built:
         model.optimizer.build(model.trainable_variables)
     model._post_build()
 

@@ -1,5 +1,7 @@
 """train_on_batch, test_on_batch and predict_on_batch split their batch over the replicas."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -41,6 +43,25 @@ def test_batch_methods_agree_with_one_device(rows, reduction, mirrored):
     fit.enable()
     for a, b in zip(expected, run(mirrored[2], rows, reduction), strict=True):
         np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [cases.classifier, cases.unbuilt])
+@pytest.mark.parametrize("on_batch", [False, True])
+def test_predict_needs_no_labels_before_the_first_fit(build, on_batch, mirrored):
+    """Losses and metrics are made at the first fit or evaluate, which count from their start."""
+    x, y = cases.arrays()
+    got = []
+    for strategy in (None, mirrored[2]):
+        fit.disable() if strategy is None else fit.enable()
+        keras.utils.set_random_seed(7)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            model = build()
+        first = model.predict_on_batch(x) if on_batch else model.predict(x, verbose=0)
+        tested = model.evaluate(x, y, verbose=0)
+        history = model.fit(x, y, batch_size=cases.BATCH, shuffle=False, verbose=0).history
+        got.append([first, tested, *history.values(), *model.get_weights()])
+    for a, b in zip(*got, strict=True):
+        np.testing.assert_allclose(np.asarray(b), np.asarray(a), atol=1e-5)
 
 
 def test_class_weight(mirrored):

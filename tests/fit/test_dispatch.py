@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from fit import cases
-from tfdp import fit
+from tfdp import compat, fit
 from tfdp.fit import dispatch
 
 
@@ -22,7 +22,22 @@ def test_disable_restores_keras_own_methods():
     assert all(getattr(keras.Model, name) is not before[name] for name in dispatch.METHODS)
     fit.disable()
     assert {name: getattr(keras.Model, name) for name in dispatch.METHODS} == before
-    assert not any(name in vars(keras.Model) for name in dispatch.METHODS)
+    assert not any(
+        name in vars(keras.Model) for name in (*dispatch.METHODS, compat.RESOLVE_AUTO_JIT)
+    )
+
+
+@pytest.mark.parametrize("gpus", [False, True])
+def test_auto_means_xla_where_there_are_gpus(gpus, mirrored, monkeypatch):
+    monkeypatch.setattr(dispatch, "_has_gpus", lambda: gpus)
+    with mirrored[2].scope():
+        model = cases.classifier(jit_compile="auto")
+        off = cases.classifier(jit_compile=False)
+    assert model.jit_compile is gpus
+    assert off.jit_compile is False
+    fit.disable()
+    with mirrored[2].scope():
+        assert cases.classifier(jit_compile="auto").jit_compile is False
 
 
 def test_a_model_without_a_strategy_keeps_keras_own_code(monkeypatch):

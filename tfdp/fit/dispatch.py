@@ -4,8 +4,9 @@
     model.fit(...)          # under the strategy the model was made in
     disable()
 
-It replaces six methods on `keras.Model` by one that looks at the model's strategy. A model that
-was made and is fitted outside of any strategy goes to Keras's own code.
+It replaces six methods on `keras.Model` by one that looks at the model's strategy, and the one
+that says what jit_compile="auto" means there. A model that was made and is fitted outside of any
+strategy goes to Keras's own code.
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdp import compat
 from tfdp.fit import communication as communication_lib
 from tfdp.fit import sync
 
@@ -52,11 +54,13 @@ def enable(communication: communication_lib.Communication | None = None) -> None
     for name in METHODS:
         if name not in vars(keras.Model):
             setattr(keras.Model, name, _dispatcher(name))
+    if compat.RESOLVE_AUTO_JIT not in vars(keras.Model):
+        setattr(keras.Model, compat.RESOLVE_AUTO_JIT, _auto_jit())
 
 
 def disable() -> None:
     """Give `keras.Model` its own methods back."""
-    for name in METHODS:
+    for name in (*METHODS, compat.RESOLVE_AUTO_JIT):
         if hasattr(vars(keras.Model).get(name), "tfdp"):
             delattr(keras.Model, name)
 
@@ -82,6 +86,23 @@ def _dispatcher(name: str) -> Callable[..., Any]:
     return method
 
 
+def _auto_jit() -> Callable[[keras.Model], bool]:
+    stock = getattr(keras.Model, compat.RESOLVE_AUTO_JIT)
+
+    @functools.wraps(stock)
+    def method(self: keras.Model) -> bool:
+        if isinstance(self.distribute_strategy, _SYNCHRONOUS):
+            return _has_gpus() and compat.supports_jit(self)
+        return stock(self)
+
+    method.tfdp = True  # type: ignore[attr-defined]
+    return method
+
+
+def _has_gpus() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def trainer_of(model: keras.Model) -> Any:
     """Return what trains this model, or None for Keras itself.
 
@@ -99,13 +120,13 @@ def trainer_of(model: keras.Model) -> Any:
             f"Model {model.name!r} was made under one strategy's scope() and is used inside "
             "another's. Use it inside its own, or make and compile it under this one."
         )
+    _check(model, strategy)
+    communication = _communication_of.get(strategy, _communication)
     trainer = _trainers.get(model)
     if trainer is None or trainer.strategy is not strategy:
-        _check(model, strategy)
-        communication = _communication_of.get(strategy, _communication)
         trainer = sync.SyncTrainer(model, strategy, communication)
         _trainers[model] = trainer
-    _check(model, strategy)
+    trainer.communication = communication
     return trainer
 
 

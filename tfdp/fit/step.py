@@ -64,11 +64,14 @@ class Steps:
                 "the middle of a step, which XLA cannot compile.",
                 model.name,
             )
-        if self._jit and self._user_train and self.replicas.in_sync > 1:
+        if self._user_train and self.replicas.in_sync > 1:
             _log.warning(
-                "The train_step of model %r runs without XLA: it communicates in its middle, "
-                "which XLA cannot compile.",
+                "Model %r has a train_step of its own: its gradients are averaged over the rows "
+                "of all replicas. That is what one device computes where its losses are means "
+                "over rows; one with another divisor (a mask, weights) is exact only where all "
+                "replicas hold equally much.%s",
                 model.name,
+                " It runs without XLA: it communicates in its middle." if self._jit else "",
             )
         # Gradients divided by too small a number could overflow in float16 before they travel.
         optimizer = getattr(model, "optimizer", None)
@@ -136,11 +139,11 @@ class Steps:
     def _train_on_replica(self, split: feed_lib.Split, data: Any) -> None:
         local = self.replicas.here()
         batch, totals = self._prepare(split, data, local, self._loss, training=True)
-        packs, updates = self._call(("train", split, local), self._gradients)(
+        packs, updates = self.call(("train", split, local), self._gradients)(
             split, local, batch, *totals
         )
         layout = self._packs[split, local]
-        rows = self._call(("update", local), self._update)(
+        rows = self.call(("update", local), self._update)(
             layout, local, layout.reduce(packs), totals.rows is None, totals.nominal_rows
         )
         if rows is not None and local == 0:
@@ -151,14 +154,14 @@ class Steps:
         local = self.replicas.here()
         forward = self._user_test if self._has_test_step else self._loss
         batch, totals = self._prepare(split, data, local, forward, training=False)
-        updates = self._call(("test", split, local), self._measures)(split, local, batch, *totals)
+        updates = self.call(("test", split, local), self._measures)(split, local, batch, *totals)
         self.replicas.write(updates, local)
 
     def _predict_on_replica(self, split: feed_lib.Split, data: Any) -> Any:
         local = self.replicas.here()
         stand_in = not self.replicas.synchronized
         batch, mine = split.batch(data, local, stand_in)
-        outputs = self._call(("predict", split, local), self._predictions)(local, batch)
+        outputs = self.call(("predict", split, local), self._predictions)(local, batch)
         if split.may_be_empty and stand_in:
             outputs = feed_lib.without_stand_in(outputs, mine)
         return outputs
@@ -192,7 +195,7 @@ class Steps:
         )
         return batch, loss_lib.Totals(mine, sums[0] if rows is None else rows, sums[1:])
 
-    def _call(self, key: Any, body: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self, key: Any, body: Callable[..., Any]) -> Callable[..., Any]:
         """Return `body`, compiled by XLA for this replica when the model asks for it.
 
         One compiled function per replica: a shared one fails on the second device ("trying to

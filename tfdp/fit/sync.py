@@ -184,7 +184,7 @@ class SyncTrainer:
         """
         model = self.model
         feed = self._feed(x, batch_size=batch_size, steps=steps)
-        loop = self._prepare(feed)
+        loop = self._prepare(feed, labelled=False)
         callbacks = self._callbacks(callbacks, verbose, feed)
         model.stop_predicting = False
         callbacks.on_predict_begin()
@@ -227,7 +227,7 @@ class SyncTrainer:
     def predict_on_batch(self, x: Any) -> Any:
         """Predict one global batch, as `keras.Model.predict_on_batch`."""
         feed = self._whole(x)
-        loop = self._prepare(feed)
+        loop = self._prepare(feed, labelled=False)
         parts = loop.predict(feed, feed.begin_epoch()) or ()
         return gather.rows([gather.batch(self.strategy, parts, self._several)])
 
@@ -358,14 +358,19 @@ class SyncTrainer:
             x, y, sample_weight=sample_weight, batch_size=max(1, count), class_weight=class_weight
         )
 
-    def _prepare(self, feed: feed_lib.Feed) -> loop_lib.Loop:
-        """Return the loop of the model as it is compiled now, built from the feed's spec."""
+    def _prepare(self, feed: feed_lib.Feed, labelled: bool = True) -> loop_lib.Loop:
+        """Return the loop of the model as it is compiled now, built from the feed's spec.
+
+        Without labels (predict) the compiled losses and metrics stay as they are.
+        """
         model = self.model
-        if not compat.is_built(model):
+        if not compat.is_built(model, compiled=labelled):
             with self.strategy.scope():
-                compat.build(model, feed_lib.build_spec(feed.spec))
+                compat.build(model, feed_lib.build_spec(feed.spec), compiled=labelled)
         key = (
             *compat.compiled_state(model),
+            compat.is_built(model),
+            self.communication,
             model.run_eagerly,
             model.jit_compile,
             model.steps_per_execution,

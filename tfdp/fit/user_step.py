@@ -58,6 +58,14 @@ class UserTrainStep:
         whole = split.total_rows(data)
         if whole is None:
             whole = communication_lib.all_sum(tf.cast(mine, tf.float32))
+        # Alone it does not communicate, so XLA may compile all of it.
+        call = steps.call if replicas.in_sync == 1 else lambda key, body: body
+        return call(("train", split, local), self._run)(split, local, batch, mine, whole)
+
+    def _run(
+        self, split: feed_lib.Split, local: int, batch: Any, mine: Any, whole: Any
+    ) -> tuple[Any, Any] | None:
+        steps, replicas = self._steps, self._steps.replicas
         totals = loss_lib.Totals(mine, whole)
         self._active.replica = _Replica(local, split, totals)
         with replicas.enter(local) as view, compat.hide_replica_count():
