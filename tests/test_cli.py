@@ -345,7 +345,8 @@ def test_help_of_a_verb_names_every_flag(verb, asked):
 
 
 def test_flags_of_the_verbs():
-    cluster = ["chief", "evaluator", "log_dir", "platform", "ps", "workers"]
+    cluster = ["chief", "dry_run", "evaluator", "isolate", "log_dir", "log_megabytes", "logs_kept"]
+    cluster += ["max_restarts", "platform", "ps", "workers"]
     assert sorted(flags_of("launch")) == cluster
     assert sorted(flags_of("train")) == sorted([*cluster, "config"])
 
@@ -396,7 +397,9 @@ class TestLaunchedTraining:
         from tfdp.launch import local
 
         calls = []
-        monkeypatch.setattr(local, "run", lambda plan, log_dir: calls.append((plan, log_dir)) or 0)
+        monkeypatch.setattr(
+            local, "run", lambda plan, log_dir, **_: calls.append((plan, log_dir)) or 0
+        )
         monkeypatch.delenv("TF_CONFIG", raising=False)
         # The words of another command must not be taken for those of this one.
         monkeypatch.setattr(sys, "argv", ["pytest", "train", "--config.seed=99"])
