@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 from tfdp import cluster as cluster_lib
-from tfdp.launch import child
+from tfdp.launch import child, rendezvous
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
 # CUDA's error 303: there is no driver, as on every machine without a GPU.
@@ -45,6 +45,12 @@ def main(argv: list[str]) -> None:
     problem = check_script(argv)
     if problem:
         _refuse(problem)
+
+    # Before TensorFlow, which answers a task that is missing, or has other settings, by waiting.
+    try:
+        rendezvous.join(os.environ)
+    except cluster_lib.ClusterError as error:
+        _refuse(str(error))
 
     # Only here, when the cluster is known to be good: TensorFlow takes seconds to import.
     import_tensorflow()
