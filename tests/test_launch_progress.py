@@ -15,20 +15,20 @@ def file(tmp_path, monkeypatch):
 def test_what_is_reported_is_read(file):
     assert progress.read(file) is None
     for epoch, step in ((0, 1), (12, 345_678_901), (3, 4)):
-        progress.report(step, epoch)
+        progress.report_progress(step, epoch)
         assert progress.read(file) == (epoch, step)
 
 
 def test_without_a_launcher_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.delenv(progress.FILE_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
-    progress.report(1)
+    progress.report_progress(1)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_file_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv(progress.FILE_VARIABLE, str(tmp_path / "missing" / "a.step"))
-    progress.report(1)
+    progress.report_progress(1)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def test_the_budget_has_an_end(tmp_path):
 
 def test_progress_spares_the_budget(tmp_path):
     # Five failures, each a step further, with a budget of one.
-    source = COUNT + "progress.report(step=count, epoch=1)\nos._exit(7 if count < 6 else 0)\n"
+    source = (
+        COUNT + "progress.report_progress(step=count, epoch=1)\nos._exit(7 if count < 6 else 0)\n"
+    )
     code, _, err, _ = run(tmp_path, {"worker:0": source}, max_restarts=1)
     assert code == 0
     assert starts(tmp_path, "worker-0") == 6
@@ -81,7 +83,7 @@ def test_progress_spares_the_budget(tmp_path):
 
 
 def test_the_same_failure_at_the_same_step_ends_it(tmp_path):
-    source = COUNT + "progress.report(step=5)\nraise ValueError('always')\n"
+    source = COUNT + "progress.report_progress(step=5)\nraise ValueError('always')\n"
     code, _, err, rows = run(tmp_path, {"worker:0": source}, max_restarts=100)
     assert code == 1
     assert starts(tmp_path, "worker-0") == 3

@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 from tfdp import cluster as cluster_lib
-from tfdp.launch import child, rendezvous
+from tfdp.launch import child, progress, rendezvous
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
 # CUDA's error 303: there is no driver, as on every machine without a GPU.
@@ -55,12 +55,15 @@ def main(argv: list[str]) -> None:
     # Only here, when the cluster is known to be good: TensorFlow takes seconds to import.
     import_tensorflow()
     from tfdp import fit, server, strategies
+    from tfdp.fit import sync
 
     if found is not None and server.serves(*found):
         server.serve(*found)
         return
     show_log(chief=found is None or found[1] == found[0].chief_task())
     fit.enable()
+    if os.environ.get(progress.FILE_VARIABLE):
+        sync.tell_progress(progress.report_progress)
     strategies.share_seed()
     _run(argv)
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfdp import cluster as cluster_lib
 from tfdp import compat, fit
+from tfdp.fit import agreement
 from tfdp.launch import rendezvous
 
 _log = logging.getLogger("tfdp")
@@ -111,9 +112,11 @@ def _choose(found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None) -> str:
 def _make(name: str, communication: fit.Communication) -> tf.distribute.Strategy:
     if name == "multi_worker":
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy(
+            made = tf.distribute.MultiWorkerMirroredStrategy(
                 communication_options=communication.options()
             )
+            agreement.watch(made)
+            return made
         except RuntimeError as error:
             if "program startup" not in str(error):
                 raise

@@ -1,6 +1,6 @@
 """How far a task has come: a small file that it writes and its launcher reads.
 
-    report(epoch=2, step=30)              # in the task; does nothing without a launcher that asks
+    report_progress(step=30, epoch=2)     # in the task, for a launcher that asks for it
     read(pathlib.Path("worker-0.step"))   # (2, 30)
     describe((2, 30))                     # "epoch 2, step 30"
 
@@ -20,7 +20,7 @@ FILE_VARIABLE = "TFDP_PROGRESS"
 Progress = tuple[int, ...]
 
 
-def report(step: int, epoch: int = 0) -> None:
+def report_progress(step: int, epoch: int = 0) -> None:
     """Says how far this task is: every step or every epoch, as often as is convenient.
 
     Counts must go on where they stopped when a run resumes. Costs a few microseconds; without a
