@@ -209,7 +209,7 @@ def _wait(key: str, names: list[str], call: str, watch: _Watch | None) -> str:
 
 def _tasks(strategy: tf.distribute.Strategy) -> tuple[str, list[str]] | None:
     """Returns this task and all that train, the chief first; None where there is nobody else."""
-    resolver = strategy.cluster_resolver
+    resolver = getattr(strategy, "cluster_resolver", None)
     if resolver is None or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return None
     jobs = resolver.cluster_spec().as_dict()

@@ -55,6 +55,25 @@ class MissingError(ClusterError):
     """A task did not come."""
 
 
+@dataclasses.dataclass
+class Found:
+    """What a survey found out about another task.
+
+    Attributes:
+      facts: What it says of itself; None when it said nothing.
+      clock_seconds: How far its clock is ahead of ours, as far as the network lets us see.
+      is_reached: Whether we can connect to it.
+      reaches_us: Whether it can connect to us.
+      reason: Why it could not be reached.
+    """
+
+    facts: dict[str, str] | None = None
+    clock_seconds: float = 0.0
+    is_reached: bool = False
+    reaches_us: bool = False
+    reason: str = ""
+
+
 @dataclasses.dataclass(eq=False)
 class _Peer:
     """What is known of another task."""
@@ -64,6 +83,7 @@ class _Peer:
     is_met: bool = False
     reason: str = "it was not tried yet"
     silences: int = 0
+    found: "Found" = dataclasses.field(default_factory=lambda: Found())
 
 
 @dataclasses.dataclass(eq=False)
@@ -73,7 +93,7 @@ class _Talk:
     sock: socket.socket
     peer: _Peer | None  # None for one that came to us
     until: float
-    to_send: bytes
+    to_send: bytes | None = None  # before the connection is there
     received: bytes = b""
 
 
@@ -136,6 +156,20 @@ def meet(
     _Meeting(cluster, task, facts, report_seconds, trust_network, say or _say).run(timeout_seconds)
 
 
+def survey(
+    cluster: Cluster, task: Task, facts: Mapping[str, str], *, timeout_seconds: float
+) -> dict[Task, Found]:
+    """Asks every other task for its facts, and tries the way to it in both directions.
+
+    All tasks of the cluster call it at about the same time. Nothing is compared.
+
+    Raises:
+      MissingError: The own port is taken.
+    """
+    meeting = _Meeting(cluster, task, facts, float("inf"), True, _say, both_ways=True)
+    return meeting.survey(timeout_seconds)
+
+
 class _Meeting:
     """The state of one meeting, and its loop."""
 
@@ -147,6 +181,7 @@ class _Meeting:
         report_seconds: float,
         trust_network: bool,
         say: Callable[[str], None],
+        both_ways: bool = False,
     ) -> None:
         self._cluster, self._task = cluster, task
         # Not the addresses: a task may know itself as localhost. One that is wrong leads nowhere,
@@ -156,14 +191,16 @@ class _Meeting:
         self._trust_network = trust_network
         self._say = say
         self._serves = task.type == "ps" or (task.type == "worker" and cluster.is_parameter_server)
+        self._server_seconds = _SERVER_SECONDS
+        self._both_ways = both_ways
         self._nonce = secrets.token_hex(16)
-        hello = {"tfdp": 1, "task": str(task), "nonce": self._nonce, "facts": self._facts}
-        self._hello = json.dumps(hello).encode() + b"\n"
         others = [other for other in cluster.tasks if other.type != "evaluator"]
         now = time.monotonic()
         # Later tasks go to earlier ones; the others follow, in case that they cannot.
         self._peers = {
-            str(other): _Peer(other, now + (others.index(other) > others.index(task)))
+            str(other): _Peer(
+                other, now + (not both_ways and others.index(other) > others.index(task))
+            )
             for other in others
             if other != task
         }
@@ -171,16 +208,24 @@ class _Meeting:
         self._talks: set[_Talk] = set()
         self._problems: list[tuple[int, str]] = []
 
-    def run(self, timeout_seconds: float) -> None:
+    def survey(self, timeout_seconds: float) -> dict[Task, Found]:
+        self._serves = True  # whoever is missing is no error here
+        self._server_seconds = timeout_seconds
+        self.run(timeout_seconds, stops=False)
+        for peer in self._peers.values():
+            peer.found.reason = "" if peer.found.is_reached else peer.reason
+        return {peer.task: peer.found for peer in self._peers.values()}
+
+    def run(self, timeout_seconds: float, *, stops: bool = True) -> None:
         begin = time.monotonic()
-        seconds = min(timeout_seconds, _SERVER_SECONDS) if self._serves else timeout_seconds
+        seconds = min(timeout_seconds, self._server_seconds) if self._serves else timeout_seconds
         report_at, until = begin + self._report_seconds, begin + seconds
         listener = _listen(self._cluster, self._task)
         try:
             self._selector.register(listener, selectors.EVENT_READ, None)
             while missing := [peer for peer in self._peers.values() if not peer.is_met]:
                 now = time.monotonic()
-                if self._problems:
+                if self._problems and stops:
                     until = min(until, now + _LINGER_SECONDS)
                 if now >= until:
                     break
@@ -195,7 +240,7 @@ class _Meeting:
                 self._close(talk)
             self._selector.close()
             listener.close()
-        if self._problems:
+        if self._problems and stops:
             # Those of the first tasks first: everybody speaks of the same difference.
             raise AgreementError(min(self._problems)[1])
         if missing and not self._serves:
@@ -209,9 +254,11 @@ class _Meeting:
         """Starts connections that are due, and takes what has come."""
         now = time.monotonic()
         for peer in missing:
-            if now >= peer.try_at and len(self._talks) < _MOST_CONNECTIONS:
+            is_due = now >= peer.try_at and not peer.found.is_reached
+            if is_due and len(self._talks) < _MOST_CONNECTIONS:
                 self._connect(peer, now)
-        times = [wake_at, *(peer.try_at for peer in missing), *(t.until for t in self._talks)]
+        tries = [peer.try_at for peer in missing if not peer.found.is_reached]
+        times = [wake_at, *tries, *(talk.until for talk in self._talks)]
         if len(self._talks) >= _MOST_CONNECTIONS:
             times = [wake_at, *(talk.until for talk in self._talks)]
         for key, events in self._selector.select(max(0.0, min(times) - now)):
@@ -233,7 +280,7 @@ class _Meeting:
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
         result = sock.connect_ex(address)
-        talk = _Talk(sock, peer, now + _ANSWER_SECONDS, self._hello)
+        talk = _Talk(sock, peer, now + _ANSWER_SECONDS)
         self._talks.add(talk)
         self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, talk)
         if result not in (0, errno.EINPROGRESS):
@@ -249,13 +296,15 @@ class _Meeting:
         if len(self._talks) >= 4 * _MOST_CONNECTIONS:
             sock.close()
             return
-        talk = _Talk(sock, None, time.monotonic() + _ANSWER_SECONDS, self._hello)
+        talk = _Talk(sock, None, time.monotonic() + _ANSWER_SECONDS)
         self._talks.add(talk)
         self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, talk)
 
     def _talk(self, talk: _Talk, events: int) -> None:
         try:
-            if events & selectors.EVENT_WRITE and talk.to_send:
+            if events & selectors.EVENT_WRITE and talk.to_send != b"":
+                if talk.to_send is None:
+                    talk.to_send = self._hello()
                 talk.to_send = talk.to_send[talk.sock.send(talk.to_send) :]
                 if not talk.to_send:
                     self._selector.modify(talk.sock, selectors.EVENT_READ, talk)
@@ -270,7 +319,7 @@ class _Meeting:
         except OSError as error:
             self._give_up(talk, error.strerror or "the connection failed")
             return
-        if b"\n" in talk.received and not talk.to_send:
+        if b"\n" in talk.received and talk.to_send == b"":
             self._take(talk)
 
     def _take(self, talk: _Talk) -> None:
@@ -278,6 +327,7 @@ class _Meeting:
         try:
             hello = json.loads(talk.received.partition(b"\n")[0])
             name, facts, nonce = hello["task"], hello["facts"], hello["nonce"]
+            ahead = float(hello.get("time", 0.0)) - time.time()
             facts = {str(key): str(value) for key, value in facts.items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self._give_up(talk, "it answers something else")
@@ -311,7 +361,10 @@ class _Meeting:
             sides = ((str(self._task), mine), (str(name), facts))
             self._problems.append((self._rank(str(name)), _describe(differing, *sides)))
         if peer is not None:
-            peer.is_met = True
+            peer.found.facts, peer.found.clock_seconds = facts, ahead
+            peer.found.is_reached |= talk.peer is not None
+            peer.found.reaches_us |= talk.peer is None
+            peer.is_met = not self._both_ways or (peer.found.is_reached and peer.found.reaches_us)
 
     def _rank(self, name: str) -> int:
         return list(self._peers).index(name) if name in self._peers else len(self._peers)
@@ -328,7 +381,7 @@ class _Meeting:
         peer.reason, peer.try_at = reason, time.monotonic() + _RETRY_SECONDS
         if reason.startswith("it "):
             peer.silences += 1
-        if said or peer.silences >= 3:
+        if (said or peer.silences >= 3) and not self._both_ways:
             # TensorFlow's own server, or a task that has met the others long ago.
             peer.is_met = True
             self._say(
@@ -343,6 +396,10 @@ class _Meeting:
         talk.sock.close()
         if talk.peer is not None and talk.peer.try_at == float("inf"):
             talk.peer.try_at = time.monotonic() + _RETRY_SECONDS
+
+    def _hello(self) -> bytes:
+        hello = {"tfdp": 1, "task": str(self._task), "nonce": self._nonce, "time": time.time()}
+        return json.dumps({**hello, "facts": self._facts}).encode() + b"\n"
 
     def _address(self, peer: _Peer) -> str:
         return self._cluster.address(peer.task)
