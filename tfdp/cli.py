@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from tfdp.verbs import UsageError
+from tfdp.verbs import doctor as doctor_verb
 from tfdp.verbs import launch as launch_verb
 
 
@@ -234,6 +235,14 @@ VERBS = {
         "Start a cluster on this machine: each task runs the script with its own TF_CONFIG.",
         lambda values, words: launch_verb.define_cluster(values, workers=1),
         launch_verb.launch,
+    ),
+    "doctor": _Verb(
+        "tfdp doctor [--workers=N] [--chief] [--ps=M] [--json]\n\n"
+        "Look at the cluster that would be used, before a run: versions, ports, clocks, GPUs,\n"
+        "disk, and how fast the tasks exchange. In a process that has a TF_CONFIG it is that\n"
+        "task: start it on every machine at the same time.",
+        lambda values, words: doctor_verb.define(values),
+        doctor_verb.doctor,
     ),
 }
 

@@ -151,9 +151,18 @@ def meet(
     if task.type == "evaluator" or cluster.num_workers_in_sync + len(cluster.ps) < 2:
         return
     if not trust_network:
-        for other in cluster.tasks:
-            _refuse_public(other, cluster.address(other), cluster.host(other))
+        refuse_public(cluster)
     _Meeting(cluster, task, facts, report_seconds, trust_network, say or _say).run(timeout_seconds)
+
+
+def refuse_public(cluster: Cluster) -> None:
+    """Refuses addresses that anybody in the internet may reach; names are not looked up.
+
+    Raises:
+      ClusterError: There is one.
+    """
+    for task in cluster.tasks:
+        _refuse_public(task, cluster.address(task), cluster.host(task))
 
 
 def survey(
