@@ -11,6 +11,13 @@ from tfdp.cluster import Cluster, ClusterError, Task
 from tfdp.launch import machine, rendezvous
 from tfdp.launch.rendezvous import AgreementError, MissingError
 
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", 0.5)
+    monkeypatch.setattr(rendezvous, "_FOLLOW_SECONDS", 0.1)
+
+
 FACTS = {"tensorflow": "2.21.0", "seed": "7"}
 
 

@@ -26,6 +26,12 @@ TRACEBACK = b"Traceback (most recent call last):\n  File 'a.py', line 1\n"
             Ending(W1, 1, TRACEBACK + b"tensorflow.errors.UnavailableError: Socket closed\n"),
             "lost the connection to another task",
         ),
+        (
+            Ending(
+                W1, 1, TRACEBACK + b"UnavailableError: x\ntfdp: worker:0 (a:1) was lost: it ...\n"
+            ),
+            "lost the connection to worker:0",
+        ),
         (Ending(W1, 137, is_signal=True, out_of_memory=True), "out of memory: the kernel ended it"),
         (
             Ending(W1, 137, is_signal=True),

@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 from tfdp import cluster as cluster_lib
-from tfdp.launch import child, progress, rendezvous
+from tfdp.launch import child, lost, progress, rendezvous
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
 # CUDA's error 303: there is no driver, as on every machine without a GPU.
@@ -65,7 +65,13 @@ def main(argv: list[str]) -> None:
     if os.environ.get(progress.FILE_VARIABLE):
         sync.tell_progress(progress.report_progress)
     strategies.share_seed()
-    _run(argv)
+    try:
+        _run(argv)
+    except Exception as error:
+        # Shown at the end of the traceback, in words: TensorFlow's own hide who is to blame.
+        if found is not None and (who := lost.describe(str(error), *found)):
+            error.add_note(f"tfdp: {who}")
+        raise
 
 
 def check_script(argv: list[str]) -> str | None:

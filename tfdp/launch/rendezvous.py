@@ -35,6 +35,8 @@ _ANSWER_SECONDS = 3.0
 # How long the others are waited for when there is a difference, so that all get to know of it.
 _LINGER_SECONDS = 5.0
 _MOST_CONNECTIONS = 128
+# How long the task that is named first lets the other come to it.
+_FOLLOW_SECONDS = 1.0
 # A server listens on its own port for a coordinator that may have come long ago.
 _SERVER_SECONDS = 10.0
 
@@ -208,7 +210,7 @@ class _Meeting:
         # Later tasks go to earlier ones; the others follow, in case that they cannot.
         self._peers = {
             str(other): _Peer(
-                other, now + (not both_ways and others.index(other) > others.index(task))
+                other, now + (_FOLLOW_SECONDS if other in others[others.index(task) :] else 0.0)
             )
             for other in others
             if other != task

@@ -30,6 +30,8 @@ _PORT = re.compile(
     rb"Address already in use|EADDRINUSE|[Ff]ailed to (?:add|bind) (?:port|to)"
     rb"|Could not start gRPC server|is taken by another program"
 )
+# Said by tfdp.run (see lost).
+_LOST = re.compile(rb"^tfdp: (\S+) \(\S+\) was lost: ", re.MULTILINE)
 _PEER = re.compile(
     rb"UnavailableError|UNAVAILABLE|AbortedError|heartbeat|Connection reset by peer|Socket closed"
     rb"|coordination service"
@@ -81,11 +83,13 @@ def guess_cause(ending: Ending) -> str:
     if ending.is_signal:
         crash = ending.code - 128 in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT)
         return "crash in native code" if crash else "killed from outside"
+    if found := _LOST.search(reason):
+        return f"lost the connection to {found[1].decode(errors='backslashreplace')}"
     if _PEER.search(reason):
         return "lost the connection to another task"
     for line in reversed(reason.splitlines()):
-        if found := _EXCEPTION.match(line):
-            return f"exception: {found[1].decode(errors='backslashreplace')}"
+        if raised := _EXCEPTION.match(line):
+            return f"exception: {raised[1].decode(errors='backslashreplace')}"
     return "ended itself with that code"
 
 
