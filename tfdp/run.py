@@ -2,6 +2,7 @@
 
     python -m tfdp.run SCRIPT.py ARGS
     python -m tfdp.run -m MODULE ARGS
+    python -m tfdp.run --trust-network SCRIPT.py ARGS    (see launch/rendezvous.py)
 
 A task of type ps, and a worker of a cluster that has ps, serves and runs no script. Every other
 task runs the script as `python SCRIPT.py ARGS` would, with Keras's fit taught the strategies of
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> None:
     """
     child.tie_to_launcher(os.environ)
     child.claim_terminal(os.environ)
+    if argv[:1] == ["--trust-network"]:
+        os.environ[rendezvous.TRUST_VARIABLE] = "1"
+        argv = argv[1:]
     try:
         found = cluster_lib.from_environment(os.environ)
     except cluster_lib.ClusterError as error:

@@ -41,6 +41,12 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
         False,
         "Run in a network of their own: nobody outside reaches the tasks, nor they anybody.",
     )
+    add(
+        flags.DEFINE_bool,
+        "trust_network",
+        False,
+        "Allow addresses in the cluster that the whole internet may reach.",
+    )
 
 
 def launch(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
@@ -72,7 +78,7 @@ def launch_tasks(
     """
     from tfdp import cluster as cluster_lib
     from tfdp import run
-    from tfdp.launch import isolation, local, machine, output, plan
+    from tfdp.launch import isolation, local, machine, output, plan, rendezvous
 
     if values.platform != "local":
         raise UsageError(f"--platform={values.platform!r}: use local.")
@@ -81,6 +87,8 @@ def launch_tasks(
         value = getattr(values, name)
         if value < least:
             raise UsageError(f"--{name}={value}: use {least} or more.")
+    if values.trust_network:
+        os.environ[rendezvous.TRUST_VARIABLE] = "1"  # for the tasks, which look at the addresses
     problem = run.check_script(script)
     if problem:
         raise UsageError(problem)
