@@ -294,6 +294,14 @@ def test_public_addresses_are_refused(host, is_refused):
         assert isinstance(raised.value, MissingError)
 
 
+def test_public_addresses_are_refused_also_where_nobody_is_met():
+    config = Cluster(worker=("8.8.8.8:1", "127.0.0.1:2")).tf_config(Task("worker", 1))
+    environ = {"TF_CONFIG": config, "TFDP_START_TIMEOUT": "0"}
+    with pytest.raises(ClusterError, match="the whole internet may reach"):
+        rendezvous.join(environ)
+    rendezvous.join({**environ, "TFDP_TRUST_NETWORK": "1"})
+
+
 def test_public_addresses_may_be_trusted():
     port = machine.free_ports(1)[0]
     cluster = Cluster(worker=(f"127.0.0.1:{port}", "8.8.8.8:2222"))

@@ -404,6 +404,13 @@ def share_text(key: str, text: str, *, replace: bool = False) -> None:
             raise
 
 
+def forget_text(key: str) -> None:
+    """Delete a key, and all keys that begin with it and a slash."""
+    from tensorflow.python.eager import context
+
+    context.context().delete_config_key_value(key)
+
+
 def shared_text(key: str, seconds: float) -> str | None:
     """Return the text under a key, waiting for it; None when it does not come.
 

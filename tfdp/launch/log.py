@@ -37,14 +37,18 @@ class Log:
         Raises:
           OSError: The disk is full, or gone.
         """
-        if self._max_bytes and self._size + len(data) > self._max_bytes:
-            # The line that was begun ends where it began, unless it is a whole file by itself.
-            end = data.find(b"\n") + 1 if self._is_in_line else 0
-            if end or not self._is_in_line or self._size >= self._max_bytes:
-                self._append(data[:end])
-                data = data[end:]
-                if data and self._size:
-                    self._rotate()
+        while self._max_bytes and self._size + len(data) > self._max_bytes:
+            # Whole lines that fit; else the line that was begun ends where it began.
+            end = data.rfind(b"\n", 0, max(0, self._max_bytes - self._size)) + 1
+            if not end and self._is_in_line:
+                end = data.find(b"\n") + 1
+            if not end and (not self._size or (self._is_in_line and self._size < self._max_bytes)):
+                break  # a line as long as a file
+            self._append(data[:end])
+            data = data[end:]
+            if not data:
+                return
+            self._rotate()
         self._append(data)
 
     def close(self) -> None:

@@ -111,11 +111,15 @@ def join(environ: Mapping[str, str]) -> None:
     text = environ.get(TIMEOUT_VARIABLE) or "300"
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
         raise ClusterError(f"{TIMEOUT_VARIABLE}={text!r} is no number of seconds. Use 300, say.")
-    if found is None or _has_joined or not float(text):
+    trusts = environ.get(TRUST_VARIABLE, "") not in ("", "0")
+    if found is None or _has_joined:
+        return
+    if not trusts and len(found[0].tasks) > 1:
+        refuse_public(found[0])
+    if not float(text):
         return
     facts = {name: _version(names) for name, names in _PACKAGES.items()}
     facts["seed of the launcher (TFDP_SEED)"] = environ.get("TFDP_SEED") or "none"
-    trusts = environ.get(TRUST_VARIABLE, "") not in ("", "0")
     meet(*found, facts, timeout_seconds=float(text), trust_network=trusts)
     _has_joined = True
 

@@ -134,7 +134,8 @@ class Supervisor:
         if self._failed:
             running, why = self._failed
             running.output.repeat_reason()
-            for line in summary.table([self._endings[task] for task in self._plans]):
+            known = [self._endings[task] for task in self._plans if task in self._endings]
+            for line in summary.table(known):
                 self._say(line)
             for ending in self._endings.values():
                 if ending.was_stopped:
