@@ -212,10 +212,9 @@ class _Meeting:
         others = [other for other in cluster.tasks if other.type != "evaluator"]
         now = time.monotonic()
         # Later tasks go to earlier ones; the others follow, in case that they cannot.
+        later = () if both_ways else others[others.index(task) :]
         self._peers = {
-            str(other): _Peer(
-                other, now + (_FOLLOW_SECONDS if other in others[others.index(task) :] else 0.0)
-            )
+            str(other): _Peer(other, now + (_FOLLOW_SECONDS if other in later else 0.0))
             for other in others
             if other != task
         }
