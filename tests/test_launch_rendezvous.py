@@ -8,14 +8,14 @@ import time
 import pytest
 
 from tfdp.cluster import Cluster, ClusterError, Task
-from tfdp.launch import machine, rendezvous
+from tfdp.launch import machine, meeting, rendezvous
 from tfdp.launch.rendezvous import AgreementError, MissingError
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", 0.5)
-    monkeypatch.setattr(rendezvous, "_FOLLOW_SECONDS", 0.1)
+    monkeypatch.setattr(meeting, "_LINGER_SECONDS", 0.5)
+    monkeypatch.setattr(meeting, "_FOLLOW_SECONDS", 0.1)
 
 
 FACTS = {"tensorflow": "2.21.0", "seed": "7"}
@@ -311,7 +311,7 @@ def test_public_addresses_may_be_trusted():
 
 def test_a_server_goes_on_alone(monkeypatch):
     # Started again, long after the others have met.
-    monkeypatch.setattr(rendezvous, "_SERVER_SECONDS", 0.2)
+    monkeypatch.setattr(meeting, "_SERVER_SECONDS", 0.2)
     chief, worker, ps = (f"127.0.0.1:{port}" for port in machine.free_ports(3))
     cluster = Cluster(chief=(chief,), worker=(worker,), ps=(ps,))
     results, lines = meet_all({"worker:0": (cluster, FACTS)}, report_seconds=0.1)

@@ -178,10 +178,10 @@ def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -
             raise UsageError(str(error)) from error
         return _launch_training(values)
     from tfdp import train
-    from tfdp.launch import rendezvous
+    from tfdp.launch import network
 
     if values.trust_network:
-        os.environ[rendezvous.TRUST_VARIABLE] = "1"
+        os.environ[network.TRUST_VARIABLE] = "1"
     # As in the tasks of a cluster (python -m): modules beside the config can be imported.
     sys.path.insert(0, os.getcwd())
     try:

@@ -2,7 +2,7 @@
 
     python -m tfdp.run SCRIPT.py ARGS
     python -m tfdp.run -m MODULE ARGS
-    python -m tfdp.run --trust-network SCRIPT.py ARGS    (see launch/rendezvous.py)
+    python -m tfdp.run --trust-network SCRIPT.py ARGS    (see launch/network.py)
 
 A task of type ps, and a worker of a cluster that has ps, serves and runs no script. Every other
 task runs the script as `python SCRIPT.py ARGS` would, with Keras's fit taught the strategies of
@@ -22,7 +22,7 @@ import sys
 import tempfile
 
 from tfdp import cluster as cluster_lib
-from tfdp.launch import child, lost, progress, rendezvous
+from tfdp.launch import child, lost, network, progress, rendezvous
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
 # CUDA's error 303: there is no driver, as on every machine without a GPU.
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     child.tie_to_launcher(os.environ)
     child.claim_terminal(os.environ)
     if argv[:1] == ["--trust-network"]:
-        os.environ[rendezvous.TRUST_VARIABLE] = "1"
+        os.environ[network.TRUST_VARIABLE] = "1"
         argv = argv[1:]
     try:
         found = cluster_lib.from_environment(os.environ)

@@ -36,7 +36,7 @@ def doctor(values: flags.FlagValues, positional: list[str], script: list[str]) -
     """Carry out `tfdp doctor`; return 0, or 1 when something stands in the way of a run."""
     from tfdp import cluster as cluster_lib
     from tfdp.diagnose import report as report_lib
-    from tfdp.launch import local, machine, plan, rendezvous
+    from tfdp.launch import local, machine, network, plan
 
     if positional or script:
         raise UsageError(f"{(positional + script)[0]!r}: tfdp doctor takes flags only.")
@@ -52,9 +52,8 @@ def doctor(values: flags.FlagValues, positional: list[str], script: list[str]) -
         else:
             cluster, task = found
             mine = [task]
-            trusts = os.environ.get(rendezvous.TRUST_VARIABLE, "") not in ("", "0")
-            if not (values.trust_network or trusts):
-                rendezvous.refuse_public(cluster)
+            if not (values.trust_network or network.is_trusted(os.environ)):
+                network.refuse_public(cluster)
         visible = plan.plan(
             cluster, ["-"], seed=0, gpus=machine.gpus(os.environ) if not found else ()
         )

@@ -78,7 +78,7 @@ def launch_tasks(
     """
     from tfdp import cluster as cluster_lib
     from tfdp import run
-    from tfdp.launch import isolation, local, machine, output, plan, rendezvous
+    from tfdp.launch import isolation, local, machine, network, output, plan
 
     if values.platform != "local":
         raise UsageError(f"--platform={values.platform!r}: use local.")
@@ -88,7 +88,7 @@ def launch_tasks(
         if value < least:
             raise UsageError(f"--{name}={value}: use {least} or more.")
     if values.trust_network:
-        os.environ[rendezvous.TRUST_VARIABLE] = "1"  # for the tasks, which look at the addresses
+        os.environ[network.TRUST_VARIABLE] = "1"  # for the tasks, which look at the addresses
     problem = run.check_script(script)
     if problem:
         raise UsageError(problem)
