@@ -127,6 +127,7 @@ CONFIGS = [
     (workers("a:1", "a:1"), "have the same address", "Give each task a port of its own"),
     (workers("a:1", "A.:1"), "have the same address", "Give each task a port of its own"),
     (config({"worker": ["a:1"], "evaluator": ["a:1"]}), "same address", "name that address once"),
+    (workers("8.8.8.8:1", "10.0.0.1:1"), "the whole internet may reach", "give --trust-network"),
     ('{"cluster": {"worker": ["a:1"]}}', '"task" is missing', "Say which task this is"),
     (config({"worker": ["a:1"]}, "worker"), "'worker', not an object", "Say which task this is"),
     (config({"worker": ["a:1"]}, {"type": "worker"}), 'has no "index"', "Add it"),

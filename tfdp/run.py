@@ -53,6 +53,8 @@ def main(argv: list[str]) -> None:
     # Before TensorFlow, which answers a task that is missing, or has other settings, by waiting.
     try:
         rendezvous.join(os.environ)
+    except rendezvous.MissingError as error:
+        _refuse(str(error), status=1)  # nothing is wrong with what was asked for
     except cluster_lib.ClusterError as error:
         _refuse(str(error))
 
@@ -167,9 +169,9 @@ def _set_first_path(folder: str) -> None:
         sys.path[0] = folder
 
 
-def _refuse(problem: str) -> None:
+def _refuse(problem: str, status: int = 2) -> None:
     sys.stderr.write(problem + "\n")
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

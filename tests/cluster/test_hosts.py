@@ -11,7 +11,7 @@ import time
 import pytest
 
 from cluster import hosts, processes
-from tfdp.cluster import Cluster, Task
+from tfdp.cluster import Cluster
 
 REASON = hosts.missing()
 pytestmark = [
@@ -137,4 +137,3 @@ def test_tasks_know_where_they_are():
         out, _ = listed.communicate(timeout=30)
     assert f"{network.addresses[1]}/24".encode() in out
     assert network.addresses[0].encode() + b"/" not in out
-    assert str(Task("worker", 1)) == "worker:1"
