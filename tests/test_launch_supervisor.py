@@ -38,8 +38,15 @@ def starts(folder, task):
 
 
 def test_all_start_again_until_it_goes_well(tmp_path):
-    fails_twice = COUNT + "os._exit(count if count < 3 else 0)\n"
-    scripts = {"worker:0": COUNT + "say(os.environ.get('TFDP_RESTART'))", "worker:1": fails_twice}
+    os.mkfifo(tmp_path / "counted")
+    counts = COUNT + (
+        "say(os.environ.get('TFDP_RESTART'))\n"
+        "open(os.environ['FOLDER'] + '/counted', 'w').close()\n"
+    )
+    fails_twice = COUNT + (
+        "open(os.environ['FOLDER'] + '/counted').read()\nos._exit(count if count < 3 else 0)\n"
+    )
+    scripts = {"worker:0": counts, "worker:1": fails_twice}
     code, out, err, rows = run(tmp_path, scripts, max_restarts=2)
     assert (code, rows) == (0, [])
     assert (starts(tmp_path, "worker-0"), starts(tmp_path, "worker-1")) == (3, 3)

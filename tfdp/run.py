@@ -20,6 +20,7 @@ import re
 import runpy
 import sys
 import tempfile
+import traceback
 
 from tfdp import cluster as cluster_lib
 from tfdp.launch import child, lost, network, progress, rendezvous
@@ -74,10 +75,18 @@ def main(argv: list[str]) -> None:
     try:
         _run(argv)
     except Exception as error:
-        # Shown at the end of the traceback, in words: TensorFlow's own hide who is to blame.
-        if found is not None and (who := lost.describe(str(error), *found)):
-            error.add_note(f"tfdp: {who}")
-        raise
+        who = lost.describe(str(error), *found) if found is not None else ""
+        if not who:
+            raise
+        # In words, at the end of the traceback: TensorFlow's own hide who is to blame.
+        error.add_note(f"tfdp: {who}")
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        logging.shutdown()
+        # At the end of a process TensorFlow says goodbye to the others, and may wait for half a
+        # minute where one of them cannot answer.
+        os._exit(1)
 
 
 def check_script(argv: list[str]) -> str | None:
