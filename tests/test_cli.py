@@ -67,9 +67,9 @@ SERVED = {
 # What is typed after "tfdp" (DIGITS stands for configs/digits.py), and the lines of the answer.
 MISTAKES = [
     # verbs
-    ("trian", ["'trian' is no verb. Did you mean 'train'? Use train, launch."]),
-    ("--workers=2", ["'--workers=2' is no verb. Use train, launch."]),
-    ("help lunch", ["'lunch' is no verb. Did you mean 'launch'? Use train, launch."]),
+    ("trian", ["'trian' is no verb. Did you mean 'train'? Use train, launch, doctor."]),
+    ("--workers=2", ["'--workers=2' is no verb. Use train, launch, doctor."]),
+    ("help lunch", ["'lunch' is no verb. Did you mean 'launch'? Use train, launch, doctor."]),
     # launch
     ("launch", ["No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE)."]),
     ("launch --", ["No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE)."]),
@@ -118,6 +118,16 @@ MISTAKES = [
         ["--workers=1001 --ps=0 makes 1001 tasks on one machine. Use at most 1000."],
     ),
     ("launch --platform=slurm -- script.py", ["--platform='slurm': use local."]),
+    # doctor
+    ("doctor now", ["'now': tfdp doctor takes flags only."]),
+    ("doctor --wait=0", ["--wait=0.0: use a number of seconds from 1 to 3600."]),
+    (
+        "doctor --workers=0",
+        [
+            "--workers=0 is not a whole number from 1 up (the chief and the evaluator come on "
+            "top). Use --workers=1 or more."
+        ],
+    ),
     # train: the config file
     ("train", ["No config. Write: tfdp train --config=configs/digits.py"]),
     ("train --workers=2", ["No config. Write: tfdp train --config=configs/digits.py"]),
@@ -320,7 +330,10 @@ def test_the_command_itself(tmp_path):
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "tfdp: 'lauch' is no verb. Did you mean 'launch'? Use train, launch.\n"
+    assert (
+        done.stderr
+        == "tfdp: 'lauch' is no verb. Did you mean 'launch'? Use train, launch, doctor.\n"
+    )
 
 
 def flags_of(verb):
@@ -345,9 +358,13 @@ def test_help_of_a_verb_names_every_flag(verb, asked):
 
 
 def test_flags_of_the_verbs():
-    cluster = ["chief", "evaluator", "log_dir", "platform", "ps", "workers"]
+    cluster = ["chief", "dry_run", "evaluator", "isolate", "log_dir", "log_megabytes", "logs_kept"]
+    cluster += ["max_restarts", "platform", "ps", "trust_network", "workers"]
     assert sorted(flags_of("launch")) == cluster
     assert sorted(flags_of("train")) == sorted([*cluster, "config"])
+    assert sorted(flags_of("doctor")) == [
+        *("chief", "dir", "json", "ps", "trust_network", "wait", "workers"),
+    ]
 
 
 @pytest.mark.parametrize(("argv", "code"), [([], 2), (["help"], 0), (["--help"], 0), (["-h"], 0)])
@@ -396,7 +413,9 @@ class TestLaunchedTraining:
         from tfdp.launch import local
 
         calls = []
-        monkeypatch.setattr(local, "run", lambda plan, log_dir: calls.append((plan, log_dir)) or 0)
+        monkeypatch.setattr(
+            local, "run", lambda plan, log_dir, **_: calls.append((plan, log_dir)) or 0
+        )
         monkeypatch.delenv("TF_CONFIG", raising=False)
         # The words of another command must not be taken for those of this one.
         monkeypatch.setattr(sys, "argv", ["pytest", "train", "--config.seed=99"])

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -40,8 +41,23 @@ def open_descriptors():
     }
 
 
+def split_table(lines):
+    """The lines without the table of a failure, and the rows of that table, its head left out."""
+    heads = [n for n, line in enumerate(lines) if re.match(r"task +ended +cause +last line$", line)]
+    if not heads:
+        return lines, []
+    (begin,) = heads
+    end = begin + 1
+    while re.match(r"[a-z]+:\d+  ", lines[end]):
+        end += 1
+    return lines[:begin] + lines[end:], lines[begin + 1 : end]
+
+
 def run(folder, processes, **named):
-    """Runs a plan in this process; returns the exit code and the lines of stdout and stderr."""
+    """Runs a plan in this process; returns the exit code and the lines of stdout and stderr.
+
+    Of stderr without the table, which test_supervisor looks at.
+    """
     before = open_descriptors()
     threads = threading.active_count()
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -55,7 +71,7 @@ def run(folder, processes, **named):
     return (
         code,
         (folder / "out").read_bytes().decode("latin-1").splitlines(),
-        (folder / "err").read_bytes().decode("latin-1").splitlines(),
+        split_table((folder / "err").read_bytes().decode("latin-1").splitlines())[0],
     )
 
 
@@ -101,7 +117,7 @@ def read_line(started, seconds=30):
 
 def rest_of(started, seconds=30):
     out, _ = started.communicate(timeout=seconds)
-    return started.returncode, out.decode().splitlines()
+    return started.returncode, split_table(out.decode().splitlines())[0]
 
 
 def wait_for_end(pid, seconds=30):
@@ -220,7 +236,7 @@ def test_the_traceback_is_repeated_when_others_spoke_after_it(tmp_path):
         "[worker:1] SystemError: boom",
     ]
     assert code == 1
-    assert (tmp_path / "both").read_text().splitlines() == [
+    assert split_table((tmp_path / "both").read_text().splitlines())[0] == [
         *traceback,
         "the other side has gone",
         *traceback,
@@ -404,7 +420,7 @@ def test_a_log_that_cannot_be_written_is_said_before_anything_starts(tmp_path):
 def test_a_plan_may_name_its_logs(tmp_path):
     (named,) = tasks_of(tmp_path, {"worker:0": HEAD + "say('x')"})
     log = tmp_path / "elsewhere" / "a.log"
-    named = TaskProcess(named.task, named.host, named.command, named.environment, log)
+    named = TaskProcess(named.task, named.host, named.command, named.environment, log=log)
     assert run(tmp_path, [named])[0] == 0
     assert log.read_bytes() == b"x\n"
     assert not (tmp_path / "logs").exists()

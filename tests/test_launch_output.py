@@ -3,6 +3,7 @@ import tty
 
 import pytest
 
+from tfdp.launch.log import Log
 from tfdp.launch.output import (
     STDERR,
     STDOUT,
@@ -22,7 +23,7 @@ def show(tmp_path, feeds, *, prefix=b"[worker:1] "):
     log = tmp_path / "logs" / "task.log"
     with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
         screen = Screen(out.fileno(), err.fileno())
-        output = TaskOutput(screen, prefix=prefix, log=log)
+        output = TaskOutput(screen, prefix=prefix, log=Log(log))
         for stream, data in feeds:
             output.feed(stream, data)
         output.end()
@@ -68,9 +69,9 @@ def test_a_log_is_appended_to(tmp_path):
 def test_a_full_disk_ends_the_log_and_says_so(tmp_path):
     with open(tmp_path / "out", "wb") as out:
         screen = Screen(out.fileno(), out.fileno())
-        output = TaskOutput(screen, prefix=b"[worker:1] ", log=tmp_path / "log")
+        output = TaskOutput(screen, prefix=b"[worker:1] ", log=Log(tmp_path / "log"))
         full = os.open("/dev/full", os.O_WRONLY)
-        os.dup2(full, output._log_fd)
+        os.dup2(full, output._log._fd)
         os.close(full)
         output.feed(STDOUT, b"a\n")
         output.feed(STDOUT, b"b\n")

@@ -45,6 +45,8 @@ def machine(monkeypatch, seeds):
         def __init__(self, name, devices=None, communication_options=None):
             self.name, self.devices, self.options = name, devices, communication_options
 
+    monkeypatch.setenv("TFDP_START_TIMEOUT", "0")  # the others do not exist
+
     def set_up(gpus=0, config=None):
         counts = {"GPU": gpus, "CPU": 1}
 

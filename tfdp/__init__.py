@@ -21,16 +21,18 @@ from tfdp.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from tfdp.fit import Communication, disable, enable
+    from tfdp.launch.progress import report_progress
     from tfdp.strategies import strategy
 
 _HOMES = {
     "Communication": "tfdp.fit",
     "disable": "tfdp.fit",
     "enable": "tfdp.fit",
+    "report_progress": "tfdp.launch.progress",
     "strategy": "tfdp.strategies",
 }
 
-__all__ = ["Communication", "__version__", "disable", "enable", "strategy"]
+__all__ = ["Communication", "__version__", "disable", "enable", "report_progress", "strategy"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,23 +8,23 @@ settings are answered at once.
 """
 
 import os
+import re
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 
+from tfdp.verbs import UsageError
+from tfdp.verbs import doctor as doctor_verb
+from tfdp.verbs import launch as launch_verb
+
 
 class _Verb(NamedTuple):
     synopsis: str
     define: Callable[[flags.FlagValues, list[str]], None]  # gets the command line as well
     run: Callable[[flags.FlagValues, list[str], list[str]], int]
-
-
-class UsageError(ValueError):
-    """A command line that cannot be carried out."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,6 +61,8 @@ def _run(argv: list[str]) -> int:
         raise UsageError(f"{name!r} is no verb.{_did_you_mean(name)} Use {', '.join(VERBS)}.")
     values = flags.FlagValues()
     own, script = _split(rest)
+    # --dry-run and --dry_run are the same flag.
+    own = [re.sub(r"^--?[a-z]+(-[a-z]+)+(?==|$)", _with_underscores, word) for word in own]
     verb.define(values, own)
     config_file = _check_config_words(own)
     if any(word in ("--help", "-h", "-?", "--helpshort", "--helpfull") for word in own):
@@ -112,82 +114,16 @@ def _where(error: Exception, config_file: str) -> str:
     return f"{config_file}:{lines[-1]}: {type(error).__name__}: " if lines else ""
 
 
+def _with_underscores(flag: re.Match[str]) -> str:
+    return "--" + flag[0].lstrip("-").replace("-", "_")
+
+
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
     """Split "FLAGS -- SCRIPT ARGS"."""
     if "--" not in words:
         return words, []
     at = words.index("--")
     return words[:at], words[at + 1 :]
-
-
-# -- cluster flags, shared by train and launch ------------------------------------------------
-
-
-def _define_cluster(values: flags.FlagValues, workers: int) -> None:
-    def add(define: Callable[..., object], name: str, default: object, text: str) -> None:
-        define(name, default, text, flag_values=values)
-
-    add(flags.DEFINE_integer, "workers", workers, "Worker processes to start on this machine.")
-    add(flags.DEFINE_bool, "chief", False, "Start a chief beside the workers.")
-    add(flags.DEFINE_integer, "ps", 0, "Parameter servers to start; needs --chief.")
-    add(flags.DEFINE_bool, "evaluator", False, "Start an evaluator.")
-    add(flags.DEFINE_string, "platform", "local", "Where the tasks run: local.")
-    add(flags.DEFINE_string, "log_dir", "", "Folder of the tasks' logs; default: in runs/.")
-
-
-def _launch_tasks(
-    values: flags.FlagValues, script: list[str], log_dir: str, seed: int | None = None
-) -> int:
-    from tfdp import cluster as cluster_lib
-    from tfdp import run
-    from tfdp.launch import local, machine, plan
-
-    if values.platform != "local":
-        raise UsageError(f"--platform={values.platform!r}: use local.")
-    problem = run.check_script(script)
-    if problem:
-        raise UsageError(problem)
-    shape = {
-        "workers": values.workers,
-        "chief": values.chief,
-        "ps": values.ps,
-        "evaluator": values.evaluator,
-    }
-    try:
-        ports = machine.free_ports(plan.count_tasks(**shape))
-        cluster = plan.local_cluster(ports=ports, **shape)
-        if seed is None:
-            seed = int.from_bytes(os.urandom(4), "little") >> 1
-        gpus = machine.gpus(os.environ)
-        processes = plan.plan(cluster, script, seed=seed, gpus=gpus, log_dir=log_dir)
-    except (cluster_lib.ClusterError, OSError) as error:
-        raise UsageError(str(error)) from error
-    print(f"{cluster} on this machine, seed {seed}. Logs: {log_dir}", flush=True)
-    try:
-        return local.run(processes, log_dir)
-    except KeyboardInterrupt:
-        return 130  # after the tasks have ended, while what they wrote was still printed
-
-
-# -- launch -------------------------------------------------------------------------------------
-
-
-def _launch(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
-    if positional:
-        raise UsageError(
-            f"{positional[0]!r} stands before --. Write: tfdp launch FLAGS -- SCRIPT.py ARGS"
-        )
-    if os.environ.get("TF_CONFIG"):
-        raise UsageError(
-            "TF_CONFIG is set: this process is a task of a cluster already. Unset it to launch "
-            "tasks here, or run this one task: python -m tfdp.run SCRIPT.py ARGS"
-        )
-    if not script:
-        raise UsageError("No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE).")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = os.path.splitext(os.path.basename(script[0 if script[0] != "-m" else -1]))[0]
-    log_dir = values.log_dir or os.path.join("runs", f"{name}-{stamp}-{os.getpid()}")
-    return _launch_tasks(values, script, log_dir)
 
 
 # -- train ----------------------------------------------------------------------------------------
@@ -205,7 +141,7 @@ def _define_train(values: flags.FlagValues, words: list[str]) -> None:
         flag_values=values,
         sys_argv=words,
     )
-    _define_cluster(values, workers=0)
+    launch_verb.define_cluster(values, workers=0)
 
 
 def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
@@ -242,7 +178,10 @@ def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -
             raise UsageError(str(error)) from error
         return _launch_training(values)
     from tfdp import train
+    from tfdp.launch import network
 
+    if values.trust_network:
+        os.environ[network.TRUST_VARIABLE] = "1"
     # As in the tasks of a cluster (python -m): modules beside the config can be imported.
     sys.path.insert(0, os.getcwd())
     try:
@@ -280,7 +219,7 @@ def _launch_training(values: flags.FlagValues) -> int:
     script = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
     script += [f"--config.{name}={value}" for name, value in settings.items()]
     log_dir = values.log_dir or os.path.join(run_dir, "logs")
-    return _launch_tasks(values, script, log_dir, seed=values.config.seed)
+    return launch_verb.launch_tasks(values, script, log_dir, seed=values.config.seed)
 
 
 # -- help -----------------------------------------------------------------------------------------
@@ -297,8 +236,16 @@ VERBS = {
         "tfdp launch --workers=N [--chief] [--ps=M] [--evaluator] -- SCRIPT.py ARGS\n"
         "tfdp launch --workers=N -- -m MODULE ARGS\n\n"
         "Start a cluster on this machine: each task runs the script with its own TF_CONFIG.",
-        lambda values, words: _define_cluster(values, workers=1),
-        _launch,
+        lambda values, words: launch_verb.define_cluster(values, workers=1),
+        launch_verb.launch,
+    ),
+    "doctor": _Verb(
+        "tfdp doctor [--workers=N] [--chief] [--ps=M] [--json]\n\n"
+        "Look at the cluster that would be used, before a run: versions, ports, clocks, GPUs,\n"
+        "disk, and how fast the tasks exchange. In a process that has a TF_CONFIG it is that\n"
+        "task: start it on every machine at the same time.",
+        lambda values, words: doctor_verb.define(values),
+        doctor_verb.doctor,
     ),
 }
 

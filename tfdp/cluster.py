@@ -171,6 +171,10 @@ class Cluster:
         """The host of a task, an IPv6 one without its brackets."""
         return address.split(self.address(task))[0]
 
+    def port(self, task: Task) -> int:
+        """The port of a task."""
+        return address.split(self.address(task))[1]
+
     def spec(self, task: Task | None = None) -> dict[str, list[str]]:
         """The cluster as TensorFlow takes it: addresses by job, jobs without tasks left out.
 

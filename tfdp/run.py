@@ -2,6 +2,7 @@
 
     python -m tfdp.run SCRIPT.py ARGS
     python -m tfdp.run -m MODULE ARGS
+    python -m tfdp.run --trust-network SCRIPT.py ARGS    (see launch/network.py)
 
 A task of type ps, and a worker of a cluster that has ps, serves and runs no script. Every other
 task runs the script as `python SCRIPT.py ARGS` would, with Keras's fit taught the strategies of
@@ -19,9 +20,10 @@ import re
 import runpy
 import sys
 import tempfile
+import traceback
 
 from tfdp import cluster as cluster_lib
-from tfdp.launch import child
+from tfdp.launch import child, lost, network, progress, rendezvous
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
 # CUDA's error 303: there is no driver, as on every machine without a GPU.
@@ -38,6 +40,9 @@ def main(argv: list[str]) -> None:
     """
     child.tie_to_launcher(os.environ)
     child.claim_terminal(os.environ)
+    if argv[:1] == ["--trust-network"]:
+        os.environ[network.TRUST_VARIABLE] = "1"
+        argv = argv[1:]
     try:
         found = cluster_lib.from_environment(os.environ)
     except cluster_lib.ClusterError as error:
@@ -46,17 +51,42 @@ def main(argv: list[str]) -> None:
     if problem:
         _refuse(problem)
 
+    # Before TensorFlow, which answers a task that is missing, or has other settings, by waiting.
+    try:
+        rendezvous.join(os.environ)
+    except rendezvous.MissingError as error:
+        _refuse(str(error), status=1)  # nothing is wrong with what was asked for
+    except cluster_lib.ClusterError as error:
+        _refuse(str(error))
+
     # Only here, when the cluster is known to be good: TensorFlow takes seconds to import.
     import_tensorflow()
     from tfdp import fit, server, strategies
+    from tfdp.fit import sync
 
     if found is not None and server.serves(*found):
         server.serve(*found)
         return
     show_log(chief=found is None or found[1] == found[0].chief_task())
     fit.enable()
+    if os.environ.get(progress.FILE_VARIABLE):
+        sync.tell_progress(progress.report_progress)
     strategies.share_seed()
-    _run(argv)
+    try:
+        _run(argv)
+    except Exception as error:
+        who = lost.describe(str(error), *found) if found is not None else ""
+        if not who:
+            raise
+        # In words, at the end of the traceback: TensorFlow's own hide who is to blame.
+        error.add_note(f"tfdp: {who}")
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        logging.shutdown()
+        # At the end of a process TensorFlow says goodbye to the others, and may wait for half a
+        # minute where one of them cannot answer.
+        os._exit(1)
 
 
 def check_script(argv: list[str]) -> str | None:
@@ -148,9 +178,9 @@ def _set_first_path(folder: str) -> None:
         sys.path[0] = folder
 
 
-def _refuse(problem: str) -> None:
+def _refuse(problem: str, status: int = 2) -> None:
     sys.stderr.write(problem + "\n")
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

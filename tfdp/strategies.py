@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from tfdp import cluster as cluster_lib
 from tfdp import compat, fit
+from tfdp.fit import agreement
+from tfdp.launch import rendezvous
 
 _log = logging.getLogger("tfdp")
 
@@ -35,7 +37,8 @@ def strategy(
 
     Raises:
         StrategyError: For an unknown name, or multi_worker without a cluster.
-        ClusterError: If TF_CONFIG is bad, or the strategy does not fit its cluster.
+        ClusterError: If TF_CONFIG is bad, the strategy does not fit its cluster, a task of it is
+            missing, or has other settings.
     """
     found = cluster_lib.from_environment(os.environ)
     if name == "auto":
@@ -54,6 +57,8 @@ def strategy(
             "strategy('multi_worker') needs a cluster: start the script with "
             "tfdp launch --workers=N -- SCRIPT.py, or set TF_CONFIG."
         )
+    if name == "multi_worker":
+        rendezvous.join(os.environ)
     fit.enable()
     share_seed()
     options = communication or fit.Communication()
@@ -107,9 +112,11 @@ def _choose(found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None) -> str:
 def _make(name: str, communication: fit.Communication) -> tf.distribute.Strategy:
     if name == "multi_worker":
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy(
+            made = tf.distribute.MultiWorkerMirroredStrategy(
                 communication_options=communication.options()
             )
+            agreement.watch(made)
+            return made
         except RuntimeError as error:
             if "program startup" not in str(error):
                 raise

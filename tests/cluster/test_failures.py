@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 
 import pytest
@@ -71,7 +72,11 @@ def test_an_exception_in_a_worker_ends_the_run_with_its_traceback(tmp_path, envi
     assert launcher.returncode == 1
     lines = err.splitlines()
     assert lines[-1] == "worker:1 exited with code 1. Log: logs/worker-1.log"
-    assert lines[-2] == "[worker:1] RuntimeError: This task was told to fail."
+    head = next(n for n, line in enumerate(lines) if re.match("task +ended +cause", line))
+    assert re.match(r"worker:1 +code 1 +exception: RuntimeError: This task was", lines[head + 1])
+    assert re.match(r"worker:0 +by tfdp +ended because worker:1 had failed", lines[head + 2])
+    lines = lines[:head]
+    assert lines[-1] == "[worker:1] RuntimeError: This task was told to fail."
     begin = max(n for n, line in enumerate(lines) if line.endswith("(most recent call last):"))
     assert lines[begin] == "[worker:1] Traceback (most recent call last):"
-    assert all(line.startswith("[worker:1] ") for line in lines[begin:-1])
+    assert all(line.startswith("[worker:1] ") for line in lines[begin:])

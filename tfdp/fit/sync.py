@@ -7,10 +7,12 @@ multi-worker cluster calls them with the same model and data.
     history = trainer.fit(dataset, epochs=3)
 """
 
+import dataclasses
 import logging
 import sys
 import types
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -18,10 +20,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import agreement, gather
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import communication as communication_lib
 from tfdp.fit import feed as feed_lib
-from tfdp.fit import gather
 from tfdp.fit import loop as loop_lib
 from tfdp.fit import replica as replica_lib
 from tfdp.fit import step as step_lib
@@ -30,6 +32,14 @@ _log = logging.getLogger("tfdp")
 
 # Workers sum their metrics up at the first step and then every so many: one small collective.
 _AGGREGATE_EVERY = 16
+
+# Called with (step of the epoch, epoch) after each execution, for those who watch from outside.
+_listeners: list[Callable[[int, int], None]] = []
+
+
+def tell_progress(listener: Callable[[int, int], None]) -> None:
+    """Call `listener(step, epoch)` whenever fit has trained; it must be quick and never fail."""
+    _listeners.append(listener)
 
 
 class SyncTrainer:
@@ -109,6 +119,8 @@ class SyncTrainer:
                 steps=validation_steps,
             )
 
+        validation = agreement.data_plan(evaluation, "validation data") if evaluation else {}
+        self._check("fit", feed, {"epochs": epochs, **validation})
         verbose = self._verbosity(verbose)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
@@ -129,7 +141,7 @@ class SyncTrainer:
             for epoch in range(initial_epoch, epochs):
                 loop.replicas.reset_metrics()
                 callbacks.on_epoch_begin(epoch)
-                logs, ended = self._train_epoch(loop, feed, callbacks, points)
+                logs, ended = self._train_epoch(loop, feed, callbacks, points, epoch)
                 if self._validates(epoch, validation_freq) and evaluation is not None:
                     results = self._evaluate(loop, evaluation, callbacks)
                     logs.update({f"val_{name}": value for name, value in results.items()})
@@ -166,6 +178,7 @@ class SyncTrainer:
         self._check_compiled("evaluate")
         feed = self._feed(x, y, sample_weight=sample_weight, batch_size=batch_size, steps=steps)
         loop = self._prepare(feed)
+        self._check("evaluate", feed)
         callbacks = self._callbacks(callbacks, verbose, feed)
         logs = self._evaluate(loop, feed, callbacks)
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
@@ -185,6 +198,7 @@ class SyncTrainer:
         model = self.model
         feed = self._feed(x, batch_size=batch_size, steps=steps)
         loop = self._prepare(feed, labelled=False)
+        self._check("predict", feed)
         callbacks = self._callbacks(callbacks, verbose, feed)
         model.stop_predicting = False
         callbacks.on_predict_begin()
@@ -239,6 +253,7 @@ class SyncTrainer:
         feed: feed_lib.Feed,
         callbacks: keras.callbacks.CallbackList,
         points: callbacks_lib.SavePoints,
+        epoch: int,
     ) -> tuple[dict[str, Any], bool]:
         """Run one epoch; return its logs, and whether there is no data for another."""
         model = self.model
@@ -254,6 +269,8 @@ class SyncTrainer:
             exhausted = done < limit
             if not done:
                 break
+            for listener in _listeners:
+                listener(feed.step, epoch)
             if points.reached(done):
                 loop.average_state()
             if self._aggregates(before, done, run.wanted):
@@ -380,6 +397,24 @@ class SyncTrainer:
             self._loop = loop_lib.Loop(step_lib.Steps(model, self.strategy, self.communication))
             self._key = key
         return self._loop
+
+    def _check(self, call: str, feed: feed_lib.Feed, more: Any = None) -> None:
+        """Compare this call with that of the other tasks, before they exchange anything."""
+        model = self.model
+        variables = [f"{v.path} {v.dtype}[{','.join(map(str, v.shape))}]" for v in model.variables]
+        settings = {
+            "model: number of variables": len(variables),
+            "model": variables,
+            "optimizer": type(model.optimizer).__name__ if model.compiled else None,
+            "steps_per_execution": model.steps_per_execution,
+            "communication": dataclasses.replace(self.communication, timeout_seconds=None),
+            "replicas": self.strategy.num_replicas_in_sync,
+            **agreement.data_plan(feed),
+            **(more or {}),
+        }
+        if feed.split.by_rows:  # else each task shuffles its own data as it likes
+            settings["seed"] = compat.global_seed()
+        agreement.check(self.strategy, call, settings)
 
     def _callbacks(
         self, callbacks: Any, verbose: Any, feed: feed_lib.Feed

@@ -1,7 +1,7 @@
 """What tasks write: raw into their logs, line by line with their names on the screen.
 
     screen = Screen(stdout=1, stderr=2)
-    output = TaskOutput(screen, prefix=b"[worker:1] ", log=pathlib.Path("runs/a/worker-1.log"))
+    output = TaskOutput(screen, prefix=b"[worker:1] ", log=Log(path), redactor=Redactor(os.environ))
     output.feed(STDOUT, b"hel")
     output.feed(STDOUT, b"lo\n")  # the screen shows "[worker:1] hello"
     output.end()
@@ -11,11 +11,12 @@ Everything is bytes: a task may write any encoding, or none.
 """
 
 import collections
-import contextlib
 import os
-import pathlib
 import select
 import time
+
+from tfdp.launch.log import Log
+from tfdp.redaction import Redactor
 
 STDOUT, STDERR = 1, 2
 
@@ -144,26 +145,31 @@ class Screen:
 class TaskOutput:
     """What one task writes, on its way to the screen and into its log."""
 
-    def __init__(self, screen: Screen, *, prefix: bytes, log: pathlib.Path | None) -> None:
-        """Opens the log, for appending.
+    def __init__(
+        self, screen: Screen, *, prefix: bytes, log: Log | None, redactor: Redactor | None = None
+    ) -> None:
+        """Takes the log over, and closes it in the end.
 
         Args:
           screen: Where it is shown.
           prefix: What each line shown begins with. Empty for the chief, whose output is shown as it
             is, and on a terminal byte by byte, so that progress bars move.
           log: None for no log.
-
-        Raises:
-          OSError: The log cannot be opened.
+          redactor: What keeps secrets from the screen and the log; None for nothing.
         """
         self._screen = screen
         self._prefix = prefix
-        self._log_fd: int | None = None
+        self._log = log
         self._lines_begun = {STDOUT: bytearray(), STDERR: bytearray()}
         self._tail = bytearray()
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            self._log_fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        # One for each: what is cut in one stream does not go on in the other.
+        redactor = redactor or Redactor()
+        self._redacted = {STDOUT: redactor.stream(), STDERR: redactor.stream()}
+
+    @property
+    def tail(self) -> bytes:
+        """The end of what was shown of this task."""
+        return bytes(self._tail)
 
     def is_raw(self, stream: int) -> bool:
         """Whether it is shown byte by byte, on a terminal."""
@@ -171,14 +177,40 @@ class TaskOutput:
 
     def feed(self, stream: int, data: bytes) -> None:
         """Takes what the task wrote to STDOUT or STDERR."""
-        if self._log_fd is not None:
+        self._take(stream, self._redacted[stream].feed(data))
+
+    def begin_again(self, line: bytes) -> None:
+        """The task is started again: says so in the log, and forgets what went before."""
+        self._write_log(line + b"\n")
+        self._tail.clear()
+
+    def ended(self) -> None:
+        """The task has ended: shows what it left without a newline. It may be started again."""
+        for stream, begun in self._lines_begun.items():
+            self._take(stream, self._redacted[stream].end())
+            if begun:
+                self._show(stream, [bytes(begun)])
+                begun.clear()
+
+    def end(self) -> None:
+        """The task has ended for good: closes the log as well."""
+        self.ended()
+        self._close_log()
+
+    def _write_log(self, data: bytes) -> None:
+        if self._log is not None:
             try:
-                _write_all(self._log_fd, data)
+                self._log.write(data)
             except OSError as error:
                 # A full disk is no reason to end a training that may need none of it.
                 self._close_log()
                 reason = (error.strerror or "").encode()
                 self._show(STDERR, [b"(tfdp: no more of this is logged: " + reason + b")"])
+
+    def _take(self, stream: int, data: bytes) -> None:
+        if not data:
+            return
+        self._write_log(data)
         if self.is_raw(stream):
             self._screen.write_raw(stream, data)
             _append(self._tail, data)
@@ -194,14 +226,6 @@ class TaskOutput:
         if len(begun) > _LONGEST_LINE:
             self._show(stream, [bytes(begun)])
             begun.clear()
-
-    def end(self) -> None:
-        """The task has ended: shows the lines it left without a newline, closes the log."""
-        for stream, begun in self._lines_begun.items():
-            if begun:
-                self._show(stream, [bytes(begun)])
-                begun.clear()
-        self._close_log()
 
     def repeat_reason(self) -> None:
         """Shows why the task failed, as far as it said so, unless that is what was shown last."""
@@ -223,11 +247,9 @@ class TaskOutput:
         return b"".join([self._prefix + line + b"\n" for line in lines])
 
     def _close_log(self) -> None:
-        if self._log_fd is not None:
-            # A network disk may report only now that it was full; nothing can be done about it.
-            with contextlib.suppress(OSError):
-                os.close(self._log_fd)
-            self._log_fd = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
 
 def find_reason(output: bytes, *, lines_back: int = 200, lines_without: int = 20) -> list[bytes]:
@@ -259,11 +281,12 @@ def shorten(
     return [line if len(line) <= longest else line[:longest] + b" ..." for line in lines]
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    # A file takes a part only when the disk is nearly full; the next call then says so.
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def printable(line: str) -> bytes:
+    """A line of the launcher's own, for a terminal: whatever a path or a name in it holds."""
+    shown = (
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
+    )
+    return "".join(shown).encode(errors="backslashreplace") + b"\n"
 
 
 def _writable(fd: int, seconds: float) -> bool:

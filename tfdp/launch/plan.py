@@ -32,6 +32,7 @@ class TaskProcess:
       command: The program and its arguments; never put through a shell.
       environment: What is added to the environment that the task finds on its host.
       log: The file that its output is appended to; None for none.
+      directory: The folder it runs in; None for the one its platform starts it in.
     """
 
     task: Task
@@ -39,6 +40,7 @@ class TaskProcess:
     command: tuple[str, ...]
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     log: pathlib.Path | None = None
+    directory: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         if not self.command or isinstance(self.command, str):
@@ -49,11 +51,12 @@ class TaskProcess:
         object.__setattr__(self, "command", tuple(self.command))
         # A copy that cannot be written to: plans are compared and printed long after.
         object.__setattr__(self, "environment", types.MappingProxyType(dict(self.environment)))
-        for text in (*self.command, *self.environment, *self.environment.values()):
+        words = (*self.command, *self.environment, *self.environment.values())
+        for text in (*words, str(self.directory), str(self.log)):
             if not isinstance(text, str) or "\0" in text or not _is_encodable(text):
                 raise ValueError(
-                    f"The command or environment of {self.task} holds {text!r}, which no process "
-                    f"can be given. Use text without NUL characters."
+                    f"The command, environment or folder of {self.task} holds {text!r}, which no "
+                    f"process can be given. Use text without NUL characters."
                 )
         for name in self.environment:
             if not name or "=" in name:
@@ -134,6 +137,7 @@ def plan(
     gpus: Sequence[str] = (),
     log_dir: str | pathlib.Path | None = None,
     python: str = sys.executable,
+    directory: str | pathlib.Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> list[TaskProcess]:
     """The processes of a cluster, in the order of cluster.tasks.
@@ -146,6 +150,7 @@ def plan(
         over the tasks that compute. Empty: the variable is left as it is.
       log_dir: Where each task has its log file; None for no log files.
       python: The interpreter.
+      directory: The folder the tasks run in; None for the one that their platform chooses.
       environ: Variables every task is given besides; those of the plan win.
 
     Raises:
@@ -172,6 +177,7 @@ def plan(
                 "PYTHONUNBUFFERED": "1",
             },
             log=pathlib.Path(log_dir, log_name(task)) if log_dir is not None else None,
+            directory=pathlib.Path(directory) if directory is not None else None,
         )
         for task in cluster.tasks
     ]

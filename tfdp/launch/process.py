@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import pathlib
 import signal
 import subprocess
 from typing import IO
@@ -34,7 +35,7 @@ class Running:
       pipes: What it writes to STDOUT and STDERR, without blocking.
       lifeline: The write end of the pipe whose closing kills the task.
       pidfd: A descriptor that is readable when the process has ended; None where there is no such.
-      is_dismissed: Whether it was told to end: how it does so is no news.
+      dismissed: Why it was told to end: how it does so is no news. Empty when it was not.
     """
 
     task: Task
@@ -43,7 +44,16 @@ class Running:
     pipes: dict[int, IO[bytes]]
     lifeline: int
     pidfd: int | None
-    is_dismissed: bool = False
+    dismissed: str = ""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it does not run, for all that it has not ended (SIGSTOP, a debugger)."""
+        try:
+            stat = pathlib.Path(f"/proc/{self.process.pid}/stat").read_bytes()
+        except OSError:
+            return False
+        return stat.rpartition(b")")[2].split()[0] in (b"T", b"t")
 
     def send(self, number: int) -> None:
         """Signals the task and what it has started."""
@@ -56,7 +66,7 @@ class Running:
         if self.pidfd is not None:
             os.close(self.pidfd)
         os.close(self.lifeline)
-        self.output.end()
+        self.output.ended()
 
 
 def start(plan: TaskProcess, output: TaskOutput, *, on_terminal: bool = False) -> Running:
@@ -74,6 +84,7 @@ def start(plan: TaskProcess, output: TaskOutput, *, on_terminal: bool = False) -
     try:
         process = subprocess.Popen(
             plan.command,
+            cwd=plan.directory,
             env={
                 **os.environ,
                 **plan.environment,
@@ -119,6 +130,8 @@ def exit_code(returncode: int) -> tuple[int, str]:
 def not_started(plan: TaskProcess, error: OSError) -> tuple[int, str]:
     """The exit code of a shell for a program that it could not start, and the reason in words."""
     program = plan.command[0]
+    if plan.directory is not None and error.filename == os.fspath(plan.directory):
+        return 126, f"{plan.task} could not be started in {plan.directory}: {error.strerror}."
     if isinstance(error, FileNotFoundError):
         return 127, f"{plan.task} could not be started: {program} was not found. Is it installed?"
     return 126, f"{plan.task} could not be started: {program}: {error.strerror}."

@@ -1,0 +1,129 @@
+"""What each task of the cluster runs for `tfdp doctor`.
+
+python -m tfdp.diagnose.probe OUT.json DIRECTORY SECONDS     (with a TF_CONFIG)
+
+Writes what it found out to OUT.json, step by step: a task that is killed leaves what it had.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import uuid
+from typing import Any
+
+from tfdp import cluster as cluster_lib
+from tfdp.diagnose import facts as facts_lib
+from tfdp.launch import child, rendezvous
+
+
+def main(argv: list[str]) -> None:
+    """Look at this task, at the others, and at what lies between them."""
+    child.tie_to_launcher(os.environ)
+    out, directory, seconds = pathlib.Path(argv[0]), argv[1], float(argv[2])
+    found = cluster_lib.from_environment(os.environ)
+    assert found is not None
+    cluster, task = found
+    result: dict[str, Any] = {"task": str(task)}
+
+    def save() -> None:
+        part = out.with_suffix(".part")
+        part.write_text(json.dumps(result))
+        os.replace(part, out)
+
+    facts = facts_lib.collect(directory)
+    result["facts"] = facts
+    save()
+    with _marked(directory, result) as mark:
+        facts["mark"] = mark
+        if len(cluster.tasks) > 1:
+            try:
+                others = rendezvous.survey(cluster, task, facts, timeout_seconds=seconds)
+            except cluster_lib.ClusterError as error:
+                result["problem"] = str(error)
+                save()
+                return
+            result["others"] = {
+                str(other): dataclasses.asdict(what) for other, what in others.items()
+            }
+            save()
+            if not all(what.is_reached and what.reaches_us for what in others.values()):
+                return
+            _look_for_marks(directory, result)
+        _with_tensorflow(cluster, task, result)
+        save()
+
+
+@contextlib.contextmanager
+def _marked(directory: str, result: dict[str, Any]) -> Any:
+    """Write a file into the run's folder, for the others to see, and yield its name."""
+    folder = pathlib.Path(directory)
+    path = folder / f".tfdp-doctor-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 65536)
+        result["writes"] = True
+    except OSError as error:
+        result["writes"] = error.strerror
+    try:
+        yield path.name
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _look_for_marks(directory: str, result: dict[str, Any]) -> None:
+    result["shares_directory_with"] = [
+        name
+        for name, other in result["others"].items()
+        if (pathlib.Path(directory) / other["facts"].get("mark", "?")).exists()
+    ]
+
+
+def _with_tensorflow(
+    cluster: cluster_lib.Cluster, task: cluster_lib.Task, result: dict[str, Any]
+) -> None:
+    """Import TensorFlow, count its GPUs, join the cluster and time all-reduces."""
+    from tfdp import run
+
+    os.environ[rendezvous.TIMEOUT_VARIABLE] = "0"  # all have met
+    try:
+        run.import_tensorflow()
+        import tensorflow as tf
+
+        from tfdp import strategies
+
+        result["tensorflow_gpus"] = len(tf.config.list_physical_devices("GPU"))
+        trains = task.type in ("chief", "worker") and not cluster.is_parameter_server
+        if not trains or cluster.num_workers_in_sync < 2:
+            return
+        strategies.strategy("multi_worker")
+        from tfdp.diagnose import all_reduce
+
+        names = [str(one) for one in cluster.tasks if one.type in ("chief", "worker")]
+        rows = all_reduce.measure(names, str(task))
+        result["all_reduce"] = [dataclasses.asdict(row) for row in rows]
+        _gather(names, task, result)
+    except Exception as error:  # whatever it is, it is what a run would meet
+        lines = str(error).splitlines() or [""]
+        result["problem"] = f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def _gather(names: list[str], task: cluster_lib.Task, result: dict[str, Any]) -> None:
+    """Give everybody's result to the chief, and keep the marks until all have looked."""
+    from tfdp import compat
+
+    compat.share_text(f"doctor/{task}", json.dumps(result))
+    if str(task) == names[0]:
+        texts = [compat.shared_text(f"doctor/{name}", 30.0) for name in names[1:]]
+        results = [dict(result), *(json.loads(text) for text in texts if text)]
+        compat.share_text("doctor/done", json.dumps(results))
+    else:
+        results = json.loads(compat.shared_text("doctor/done", 30.0) or "[]")
+    result["results"] = results
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,164 @@
+"""tfdp launch, and the part of tfdp train that starts tasks.
+
+define_cluster(values, workers=1)               # the flags of a cluster
+launch_tasks(values, ["train.py"], "runs/a")    # its exit code
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from absl import flags
+
+from tfdp.verbs import UsageError
+
+
+def define_cluster(values: flags.FlagValues, workers: int) -> None:
+    """Define the flags that say which tasks to start, and how they are looked after."""
+
+    def add(define: Callable[..., object], name: str, default: object, text: str) -> None:
+        define(name, default, text, flag_values=values)
+
+    add(flags.DEFINE_integer, "workers", workers, "Worker processes to start on this machine.")
+    add(flags.DEFINE_bool, "chief", False, "Start a chief beside the workers.")
+    add(flags.DEFINE_integer, "ps", 0, "Parameter servers to start; needs --chief.")
+    add(flags.DEFINE_bool, "evaluator", False, "Start an evaluator.")
+    add(flags.DEFINE_string, "platform", "local", "Where the tasks run: local.")
+    add(flags.DEFINE_string, "log_dir", "", "Folder of the tasks' logs; default: in runs/.")
+    add(flags.DEFINE_integer, "log_megabytes", 100, "A larger log is continued in a new file.")
+    add(flags.DEFINE_integer, "logs_kept", 3, "Full logs of a task that are kept.")
+    add(
+        flags.DEFINE_integer,
+        "max_restarts",
+        0,
+        "Failures without progress that are followed by a new start.",
+    )
+    add(flags.DEFINE_bool, "dry_run", False, "Print each task's command and TF_CONFIG; start none.")
+    add(
+        flags.DEFINE_bool,
+        "isolate",
+        False,
+        "Run in a network of their own: nobody outside reaches the tasks, nor they anybody.",
+    )
+    add(
+        flags.DEFINE_bool,
+        "trust_network",
+        False,
+        "Allow addresses in the cluster that the whole internet may reach.",
+    )
+
+
+def launch(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+    """Carry out `tfdp launch`; return its exit code."""
+    if positional:
+        raise UsageError(
+            f"{positional[0]!r} stands before --. Write: tfdp launch FLAGS -- SCRIPT.py ARGS"
+        )
+    if os.environ.get("TF_CONFIG"):
+        raise UsageError(
+            "TF_CONFIG is set: this process is a task of a cluster already. Unset it to launch "
+            "tasks here, or run this one task: python -m tfdp.run SCRIPT.py ARGS"
+        )
+    if not script:
+        raise UsageError("No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE).")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = os.path.splitext(os.path.basename(script[0 if script[0] != "-m" else -1]))[0]
+    log_dir = values.log_dir or os.path.join("runs", f"{name}-{stamp}-{os.getpid()}")
+    return launch_tasks(values, script, log_dir)
+
+
+def launch_tasks(
+    values: flags.FlagValues, script: list[str], log_dir: str, seed: int | None = None
+) -> int:
+    """Start the tasks that the flags of define_cluster name; return the exit code of the run.
+
+    Raises:
+        UsageError: If the flags make no cluster, or there is no such script.
+    """
+    from tfdp import cluster as cluster_lib
+    from tfdp import run
+    from tfdp.launch import isolation, local, machine, network, output, plan
+
+    if values.platform != "local":
+        raise UsageError(f"--platform={values.platform!r}: use local.")
+    for name in ("max_restarts", "logs_kept", "log_megabytes"):
+        least = int(name == "log_megabytes")
+        value = getattr(values, name)
+        if value < least:
+            raise UsageError(f"--{name}={value}: use {least} or more.")
+    if values.trust_network:
+        os.environ[network.TRUST_VARIABLE] = "1"  # for the tasks, which look at the addresses
+    problem = run.check_script(script)
+    if problem:
+        raise UsageError(problem)
+    shape = {
+        "workers": values.workers,
+        "chief": values.chief,
+        "ps": values.ps,
+        "evaluator": values.evaluator,
+    }
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "little") >> 1
+
+    def make_cluster() -> cluster_lib.Cluster:
+        return plan.local_cluster(ports=machine.free_ports(plan.count_tasks(**shape)), **shape)
+
+    def make_plan(cluster: cluster_lib.Cluster) -> list[plan.TaskProcess]:
+        return plan.plan(
+            cluster,
+            script,
+            seed=seed,
+            gpus=gpus,
+            log_dir=log_dir,
+            directory=os.getcwd(),
+        )
+
+    try:
+        plan.count_tasks(**shape)
+        gpus = machine.gpus(os.environ)
+        if values.isolate and not values.dry_run:
+            _isolate()
+        cluster = make_cluster()
+        processes = make_plan(cluster)
+    except (cluster_lib.ClusterError, OSError) as error:
+        raise UsageError(str(error)) from error
+    where = f"{cluster} on this machine, seed {seed}. Logs: {log_dir}"
+    if values.dry_run:
+        from tfdp import redaction
+        from tfdp.launch import dry_run
+
+        print(output.printable(f"# {where} (dry run: nothing is started)").decode(), end="")
+        print(dry_run.render(processes, redaction.Redactor(os.environ)))
+        return 0
+    print(output.printable(where).decode(), end="", flush=True)
+    if not values.isolate and isolation.is_exposed():
+        ports = ", ".join(str(cluster.port(task)) for task in cluster.tasks[:20])
+        sys.stderr.write(
+            f"tfdp: TensorFlow's servers ask for no password and listen on every interface, here "
+            f"on port{'s'[: len(cluster.tasks) > 1]} {ports}: --isolate, or a firewall (see the "
+            f"README), keeps others out.\n"
+        )
+    try:
+        return local.run(
+            processes,
+            log_dir,
+            max_restarts=values.max_restarts,
+            log_bytes=values.log_megabytes << 20,
+            logs_kept=values.logs_kept,
+            renew=lambda: make_plan(make_cluster()),
+        )
+    except KeyboardInterrupt:
+        return 130  # after the tasks have ended, while what they wrote was still printed
+
+
+def _isolate() -> None:
+    from tfdp.launch import isolation
+
+    try:
+        isolation.enter()
+    except OSError as error:
+        raise UsageError(
+            f"--isolate: a network namespace is not permitted here ({error.strerror or error}). "
+            f"Leave it out, and close the ports to others with a firewall (see the README)."
+        ) from error
