@@ -160,3 +160,34 @@ def test_an_exception_of_the_script_is_shown(tmp_path):
     assert any(line.endswith('script.py", line 5, in <module>') for line in lines)
     assert any(line.endswith('script.py", line 2, in fail') for line in lines)
     assert lines[-1] == "ZeroDivisionError: division by zero"
+
+
+STARTS = """
+import sys
+assert "tensorflow" not in sys.modules
+import {first}
+import keras, tensorflow as tf
+from tfdp import compat
+from tfdp.fit import dispatch
+assert all(hasattr(vars(keras.Model)[name], "tfdp") for name in dispatch.METHODS)
+assert compat.global_seed() == 5
+import inspect
+assert inspect.getsource(keras) and keras.__spec__.loader is keras.__loader__
+print("taught")
+"""
+
+
+@pytest.mark.parametrize("first", ["tensorflow", "keras", "tfdp.fit", "tfdp.strategies", "json"])
+def test_a_script_starts_at_once_and_teaches_keras_by_whatever_it_imports(first, tmp_path):
+    """The script itself pays for TensorFlow; what it imports first makes no difference."""
+    (tmp_path / "script.py").write_text(STARTS.format(first=first))
+    done = subprocess.run(
+        [sys.executable, "-m", "tfdp.run", "script.py"],
+        env={**os.environ, "TFDP_SEED": "5"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "taught\n"

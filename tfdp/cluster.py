@@ -139,6 +139,10 @@ class Cluster:
         """Whether there are parameter servers: workers then serve, and the chief coordinates."""
         return bool(self.ps)
 
+    def only_serves(self, task: Task) -> bool:
+        """Whether a task serves and runs no script: a ps, or a worker beside one."""
+        return task.type == "ps" or (task.type == "worker" and self.is_parameter_server)
+
     def chief_task(self) -> Task:
         """The task that writes files and reports: the chief, else worker:0.
 

@@ -9,7 +9,9 @@ task runs the script as `python SCRIPT.py ARGS` would, with Keras's fit taught t
 tf.distribute.
 """
 
+import contextlib
 import ctypes
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -21,8 +23,10 @@ import runpy
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 
 from tfdp import cluster as cluster_lib
+from tfdp import on_import
 from tfdp.launch import child, lost, network, progress, rendezvous
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
@@ -30,6 +34,9 @@ from tfdp.launch import child, lost, network, progress, rendezvous
 _NOTE = re.compile(
     rb"I\d{4} |WARNING: All log messages before absl::InitializeLog\(\)|E\d{4} .*cuInit.*\(303\)$"
 )
+
+# Teaching Keras imports all of these; a script may begin with any of them.
+_BEFORE_TEACHING = ("tensorflow", "keras", "tfdp.compat", "tfdp.fit", "tfdp.strategies")
 
 
 def main(argv: list[str]) -> None:
@@ -59,19 +66,18 @@ def main(argv: list[str]) -> None:
     except cluster_lib.ClusterError as error:
         _refuse(str(error))
 
-    # Only here, when the cluster is known to be good: TensorFlow takes seconds to import.
-    import_tensorflow()
-    from tfdp import fit, server, strategies
-    from tfdp.fit import sync
+    if found is not None and found[0].only_serves(found[1]):
+        # Only here, when the cluster is known to be good: TensorFlow takes seconds to import.
+        import_tensorflow()
+        from tfdp import server
 
-    if found is not None and server.serves(*found):
         server.serve(*found)
         return
     show_log(chief=found is None or found[1] == found[0].chief_task())
-    fit.enable()
-    if os.environ.get(progress.FILE_VARIABLE):
-        sync.tell_progress(progress.report_progress)
-    strategies.share_seed()
+    # When the script imports them: one that does something else first need not wait.
+    for name in _BEFORE_TEACHING:
+        around = _quiet if name == "tensorflow" else contextlib.nullcontext
+        on_import.call_after(name, functools.partial(_imported, name), around)
     try:
         _run(argv)
     except Exception as error:
@@ -87,6 +93,24 @@ def main(argv: list[str]) -> None:
         # At the end of a process TensorFlow says goodbye to the others, and may wait for half a
         # minute where one of them cannot answer.
         os._exit(1)
+
+
+def _imported(name: str) -> None:
+    """Teach Keras as soon as nothing of what that takes is half imported."""
+    if not any(on_import.is_being_imported(n) for n in _BEFORE_TEACHING if n != name):
+        _teach_keras()
+
+
+@functools.cache
+def _teach_keras() -> None:
+    """Teach Keras's fit the strategies."""
+    from tfdp import fit, strategies
+    from tfdp.fit import sync
+
+    fit.enable()
+    if os.environ.get(progress.FILE_VARIABLE):
+        sync.tell_progress(progress.report_progress)
+    strategies.share_seed()
 
 
 def check_script(argv: list[str]) -> str | None:
@@ -133,16 +157,23 @@ def show_log(chief: bool) -> None:
 
 def import_tensorflow() -> None:
     """Import TensorFlow without the notes it prints whatever the log level."""
+    with _quiet():
+        importlib.import_module("tensorflow")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Import TensorFlow in here: what it always prints is left out."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as printed:
         os.dup2(printed.fileno(), 2)
         try:
-            tensorflow = importlib.import_module("tensorflow")
+            yield
             if not _has_gpu_driver():
                 # Now, as it prints a note. With a driver the script may still hide GPUs.
-                tensorflow.config.list_physical_devices()
+                sys.modules["tensorflow"].config.list_physical_devices()
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)

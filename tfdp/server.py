@@ -8,11 +8,6 @@ import tensorflow as tf
 from tfdp import cluster as cluster_lib
 
 
-def serves(cluster: cluster_lib.Cluster, task: cluster_lib.Task) -> bool:
-    """Say whether a task only serves: a ps, or a worker of a cluster that has ps."""
-    return task.type == "ps" or (task.type == "worker" and cluster.is_parameter_server)
-
-
 def serve(cluster: cluster_lib.Cluster, task: cluster_lib.Task) -> None:
     """Start TensorFlow's server for this task and wait for as long as the process lives."""
     server = tf.distribute.Server(
