@@ -548,7 +548,9 @@ def _own_train_step(K, scope):
 
 def _checkpoint(K, scope):
     """Every epoch is saved, and the file holds what was trained."""
-    folder = pathlib.Path(tempfile.gettempdir()) / f"exactness-{os.getppid()}"
+    # The workers of a cluster are children of one launcher: they name one file.
+    owner = os.getpid() if _alone(scope) else os.getppid()
+    folder = pathlib.Path(tempfile.gettempdir()) / f"exactness-{owner}"
     folder.mkdir(exist_ok=True)
     with scope():
         model = _classifier(K, optimizer=K.optimizers.Adam(0.02))

@@ -92,6 +92,23 @@ def watch(strategy: tf.distribute.Strategy) -> None:
         compat.watch_initial_values(strategy, made.begins, made.ends)
 
 
+def settings(model: Any, strategy: Any, communication: Any, feed: Any) -> dict[str, Any]:
+    """Returns what must be the same on every task that trains or tests, by name."""
+    variables = [f"{v.path} {v.dtype}[{','.join(map(str, v.shape))}]" for v in model.variables]
+    same = {
+        "model: number of variables": len(variables),
+        "model": variables,
+        "optimizer": type(model.optimizer).__name__ if model.compiled else None,
+        "steps_per_execution": model.steps_per_execution,
+        "communication": dataclasses.replace(communication, timeout_seconds=None),
+        "replicas": strategy.num_replicas_in_sync,
+        **data_plan(feed),
+    }
+    if feed.split.by_rows:  # else each task shuffles its own data as it likes
+        same["seed"] = compat.global_seed()
+    return same
+
+
 def data_plan(feed: Any, of: str = "data") -> dict[str, Any]:
     """Returns what must be the same of a feed.Feed on every task, by name."""
     plan = {f"{of}: split": feed.description, f"{of}: steps of an epoch": feed.steps_per_epoch}

@@ -110,3 +110,41 @@ class SavePoints:
                 self._seen[i] = 0
                 saves = True
         return saves
+
+
+class BatchHooks:
+    """The batch hooks of one epoch, called only where a callback has one.
+
+    Args:
+        callbacks: The callbacks.
+        kind: "train" or "test".
+        progress: Whether the progress bar is shown.
+
+    Attributes:
+        wanted: Whether any callback looks at the end of a batch.
+    """
+
+    def __init__(self, callbacks: keras.callbacks.CallbackList, kind: str, progress: bool):
+        own = [
+            c
+            for c in callbacks.callbacks
+            if progress or not isinstance(c, keras.callbacks.ProgbarLogger)
+        ]
+        begins = [f"on_{kind}_batch_begin"] + (["on_batch_begin"] if kind == "train" else [])
+        ends = [f"on_{kind}_batch_end"] + (["on_batch_end"] if kind == "train" else [])
+        self._begin = self._end = None
+        if overrides(own, *begins):
+            self._begin = getattr(callbacks, begins[0])
+        if overrides(own, *ends):
+            self._end = getattr(callbacks, ends[0])
+        self.wanted = self._end is not None
+
+    def begin(self, step: int) -> None:
+        """Call the hooks of the beginning."""
+        if self._begin is not None:
+            self._begin(step)
+
+    def end(self, step: int, logs: dict[str, Any]) -> None:
+        """Call the hooks of the end, with the logs so far."""
+        if self._end is not None:
+            self._end(step, logs)

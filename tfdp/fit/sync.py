@@ -7,7 +7,6 @@ multi-worker cluster calls them with the same model and data.
     history = trainer.fit(dataset, epochs=3)
 """
 
-import dataclasses
 import logging
 import sys
 import types
@@ -257,7 +256,7 @@ class SyncTrainer:
     ) -> tuple[dict[str, Any], bool]:
         """Run one epoch; return its logs, and whether there is no data for another."""
         model = self.model
-        run = _BatchCallbacks(callbacks, "train", self._progress_is_shown(callbacks))
+        run = callbacks_lib.BatchHooks(callbacks, "train", self._progress_is_shown(callbacks))
         iterator = feed.begin_epoch()
         logs: dict[str, Any] = {}
         exhausted = agreed = False
@@ -298,7 +297,7 @@ class SyncTrainer:
         self, loop: loop_lib.Loop, feed: feed_lib.Feed, callbacks: keras.callbacks.CallbackList
     ) -> dict[str, Any]:
         model = self.model
-        run = _BatchCallbacks(callbacks, "test", self._progress_is_shown(callbacks))
+        run = callbacks_lib.BatchHooks(callbacks, "test", self._progress_is_shown(callbacks))
         model.stop_evaluating = False
         callbacks.on_test_begin()
         loop.replicas.reset_metrics()
@@ -400,21 +399,9 @@ class SyncTrainer:
 
     def _check(self, call: str, feed: feed_lib.Feed, more: Any = None) -> None:
         """Compare this call with that of the other tasks, before they exchange anything."""
-        model = self.model
-        variables = [f"{v.path} {v.dtype}[{','.join(map(str, v.shape))}]" for v in model.variables]
-        settings = {
-            "model: number of variables": len(variables),
-            "model": variables,
-            "optimizer": type(model.optimizer).__name__ if model.compiled else None,
-            "steps_per_execution": model.steps_per_execution,
-            "communication": dataclasses.replace(self.communication, timeout_seconds=None),
-            "replicas": self.strategy.num_replicas_in_sync,
-            **agreement.data_plan(feed),
-            **(more or {}),
-        }
-        if feed.split.by_rows:  # else each task shuffles its own data as it likes
-            settings["seed"] = compat.global_seed()
-        agreement.check(self.strategy, call, settings)
+        if self._several:
+            settings = agreement.settings(self.model, self.strategy, self.communication, feed)
+            agreement.check(self.strategy, call, {**settings, **(more or {})})
 
     def _callbacks(
         self, callbacks: Any, verbose: Any, feed: feed_lib.Feed
@@ -482,33 +469,6 @@ class SyncTrainer:
 
     def _agree(self, loop: loop_lib.Loop, stop: bool) -> bool:
         return loop.agree(stop) if self._several else stop
-
-
-class _BatchCallbacks:
-    """The batch hooks of one epoch, called only where a callback has one."""
-
-    def __init__(self, callbacks: keras.callbacks.CallbackList, kind: str, progress: bool):
-        own = [
-            c
-            for c in callbacks.callbacks
-            if progress or not isinstance(c, keras.callbacks.ProgbarLogger)
-        ]
-        begins = [f"on_{kind}_batch_begin"] + (["on_batch_begin"] if kind == "train" else [])
-        ends = [f"on_{kind}_batch_end"] + (["on_batch_end"] if kind == "train" else [])
-        self._begin = self._end = None
-        if callbacks_lib.overrides(own, *begins):
-            self._begin = getattr(callbacks, begins[0])
-        if callbacks_lib.overrides(own, *ends):
-            self._end = getattr(callbacks, ends[0])
-        self.wanted = self._end is not None
-
-    def begin(self, step: int) -> None:
-        if self._begin is not None:
-            self._begin(step)
-
-    def end(self, step: int, logs: dict[str, Any]) -> None:
-        if self._end is not None:
-            self._end(step, logs)
 
 
 def _to_python(logs: dict[str, Any]) -> dict[str, Any]:
