@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from tfdp.verbs import predict as predict_verb
+
 
 class _Verb(NamedTuple):
     synopsis: str
@@ -283,6 +285,16 @@ def _launch_training(values: flags.FlagValues) -> int:
     return _launch_tasks(values, script, log_dir, seed=values.config.seed)
 
 
+# -- predict --------------------------------------------------------------------------------------
+
+
+def _predict(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+    try:
+        return predict_verb.run(values, positional + script)
+    except predict_verb.Mistake as error:
+        raise UsageError(str(error)) from error
+
+
 # -- help -----------------------------------------------------------------------------------------
 
 VERBS = {
@@ -300,6 +312,7 @@ VERBS = {
         lambda values, words: _define_cluster(values, workers=1),
         _launch,
     ),
+    "predict": _Verb(predict_verb.SYNOPSIS, predict_verb.define, _predict),
 }
 
 
@@ -312,9 +325,12 @@ def _help() -> str:
 
 def _verb_help(name: str, verb: _Verb, values: flags.FlagValues) -> str:
     lines = [verb.synopsis, ""]
+    width = max(10, *(len(name) for name in values))
     for flag in sorted((values[name] for name in values), key=lambda flag: flag.name):
-        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
-        lines.append(f"  --{flag.name:10} {flag.help}{default}")
+        default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
+        # absl adds a line to flags that may be given several times.
+        text = flag.help.partition(";\n")[0]
+        lines.append(f"  --{flag.name:{width}} {text}{default}")
     return "\n".join(lines)
 
 
