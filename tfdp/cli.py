@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from tfdp.verbs import export as export_verb
 from tfdp.verbs import predict as predict_verb
 
 
@@ -285,7 +286,14 @@ def _launch_training(values: flags.FlagValues) -> int:
     return _launch_tasks(values, script, log_dir, seed=values.config.seed)
 
 
-# -- predict --------------------------------------------------------------------------------------
+# -- export and predict ---------------------------------------------------------------------------
+
+
+def _export(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+    try:
+        return export_verb.run(values, positional + script)
+    except export_verb.Mistake as error:
+        raise UsageError(str(error)) from error
 
 
 def _predict(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
@@ -312,6 +320,7 @@ VERBS = {
         lambda values, words: _define_cluster(values, workers=1),
         _launch,
     ),
+    "export": _Verb(export_verb.SYNOPSIS, export_verb.define, _export),
     "predict": _Verb(predict_verb.SYNOPSIS, predict_verb.define, _predict),
 }
 

@@ -373,3 +373,16 @@ def watch_metric_function(metric: Any) -> Iterator[list[Any]]:
         yield results
     finally:
         metric._fn = function
+
+
+# ---------------------------------------------------------------------------------------------
+# Export
+
+
+def add_asset(archive: keras.export.ExportArchive, name: str, path: str) -> None:
+    """Put a file into an export, as one of the SavedModel's assets.
+
+    `ExportArchive.track` takes layers only, and finds assets in lookup tables alone; what it saves
+    is the trackable object that it keeps.
+    """
+    setattr(archive._tf_trackable, name, tf.saved_model.Asset(path))
