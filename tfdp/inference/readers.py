@@ -10,6 +10,7 @@ that cannot be are errors of the batch, with file, record and reason.
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -132,9 +133,13 @@ def reader(
 
 def first_line(error: BaseException) -> str:
     """Return what an error says in one short line, without TensorFlow's notes around it."""
-    import re
-
-    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    for line, following in zip(lines, lines[1:], strict=False):
+        # The reason stands between the place in the graph and the names of the nodes.
+        if lines[0].startswith("Graph execution error") and following.lstrip().startswith("[["):
+            lines = [line]
+            break
+    text = lines[0] if lines else type(error).__name__
     text = re.sub(r"\{\{[^}]*\}\}", "", text)
     text = re.sub(r"\s*\[(Op:|\[)[^\n]*$", "", text).strip()
     return text if len(text) <= 300 else text[:300] + "..."
