@@ -114,8 +114,8 @@ def killed_run(folder, output, kills, environment, seed=0, seconds=600):
                 seen = len(begun(output))
                 while len(begun(output)) == seen and launcher.poll() is None:
                     assert time.monotonic() < until, "no shard is begun"
-                    _wait(launcher, 0.02)
-                _wait(launcher, draw.uniform(0, 0.4))
+                    wait(launcher, 0.02)
+                wait(launcher, draw.uniform(0, 0.4))
                 victims = workers_of(launcher)
                 if launcher.poll() is not None or not victims:
                     continue
@@ -131,7 +131,7 @@ def killed_run(folder, output, kills, environment, seed=0, seconds=600):
             return killed
 
 
-def _wait(launcher, seconds):
+def wait(launcher, seconds):
     """Wait for so long, or until the launcher has ended."""
     handle = os.pidfd_open(launcher.pid)
     try:

@@ -9,6 +9,7 @@ that cannot be are errors of the batch, with file, record and reason.
 """
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -134,7 +135,7 @@ def reader(
 def first_line(error: BaseException) -> str:
     """Return what an error says in one short line, without TensorFlow's notes around it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         # The reason stands between the place in the graph and the names of the nodes.
         if lines[0].startswith("Graph execution error") and following.lstrip().startswith("[["):
             lines = [line]
