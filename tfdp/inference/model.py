@@ -36,6 +36,39 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, dict[str, Signature]]:
     return loaded, {name: _signature(name, functions[name]) for name in functions}
 
 
+def read_signatures(folder: str | os.PathLike[str]) -> dict[str, Signature]:
+    """Return the signatures of a version from its file alone: no device is used.
+
+    Raises:
+        InferenceError: If it is no SavedModel.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    try:
+        with open(os.path.join(folder, "saved_model.pb"), "rb") as file:
+            saved = saved_model_pb2.SavedModel.FromString(file.read())
+        definitions = saved.meta_graphs[0].signature_def
+    except Exception as error:
+        why = readers.first_line(error)
+        raise InferenceError(f"The model {folder} cannot be loaded: {why}") from error
+
+    def specs(tensors: Any) -> dict[str, Spec]:
+        shapes = {name: tf.TensorShape(tensors[name].tensor_shape) for name in sorted(tensors)}
+        return {
+            name: Spec(
+                tf.as_dtype(tensors[name].dtype).name,
+                () if shape.rank is None else tuple(shape.as_list()),
+            )
+            for name, shape in shapes.items()
+        }
+
+    return {
+        name: Signature(name, specs(definition.inputs), specs(definition.outputs))
+        for name, definition in definitions.items()
+        if not name.startswith("__")
+    }
+
+
 class Served:
     """One signature of a loaded model, for batches of one size."""
 
