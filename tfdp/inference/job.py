@@ -254,6 +254,7 @@ class _Run:
         cores = len(os.sched_getaffinity(0))
         threads = settings.threads or max(1, cores // workers)
         job = {"model": str(self._model), "threads": threads}
+        job |= {name: self._job[name] for name in ("signature", "batch_size", "jit_compile")}
         logs = folder_lib.work_folder(self._folder)
         return Pool(workers, job, logs, settings.timeout_seconds, gpus)
 
@@ -289,7 +290,6 @@ class _Run:
             self._check_features(pool, known, columns)
         files = files or listing.scan(found)
         return {
-            "signature": settings.signature,
             "kind": found.kind,
             "base": found.base,
             "columns": columns,
@@ -297,8 +297,6 @@ class _Run:
             "tfds": tfds,
             "id": settings.id,
             "extension": self._job["format"],
-            "batch_size": self._job["batch_size"],
-            "jit_compile": settings.jit_compile,
             "max_errors": settings.max_errors,
             "output": str(self._folder),
         }, files

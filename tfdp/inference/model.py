@@ -7,6 +7,7 @@ Every call has the same number of rows: the last batch is filled up with copies 
 so that one graph serves, and XLA compiles once.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -83,7 +84,6 @@ class Served:
             inner = function
             function = tf.function(lambda **inputs: inner(**inputs), jit_compile=True)
         self._function = function
-        self.outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def run(
         self, inputs: Mapping[str, np.ndarray]
@@ -114,6 +114,20 @@ class Served:
             return first or second, bad
         return {name: np.concatenate([first[name], second[name]]) for name in first}, bad
 
+    def warm_up(self) -> None:
+        """Call it once on zeros, since the first call of a graph takes long.
+
+        What is no row to the model may fail: the rows themselves will tell.
+        """
+        inputs = {}
+        for name, spec in self.signature.inputs.items():
+            if spec.size is None or spec.dtype == "string":
+                return
+            shape = (1, *(size or 0 for size in spec.row))
+            inputs[name] = np.zeros(shape, tf.as_dtype(spec.dtype).as_numpy_dtype)
+        with contextlib.suppress(tf.errors.OpError, ValueError, TypeError, JobFailed):
+            self._call(inputs, 1)
+
     def _call(self, inputs: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         missing = self.batch_size - rows
         tensors = {}
@@ -129,7 +143,6 @@ class Served:
                     f"{self.batch_size} rows of input: it has no row for each."
                 )
             outputs[name] = tensor.numpy()[:rows]
-            self.outputs.setdefault(name, (tensor.dtype.name, tuple(tensor.shape[1:])))
         return outputs
 
 

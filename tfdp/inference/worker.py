@@ -91,6 +91,11 @@ def _serve(channel: Channel) -> None:
     from tfdp.inference import model
 
     loaded, signatures = model.load(job["model"])
+    served = None
+    if job["signature"] in signatures:
+        chosen = signatures[job["signature"]]
+        served = model.Served(loaded, chosen, job["batch_size"], job["jit_compile"])
+        served.warm_up()
     channel.send(ready=signature.to_json(signatures))
     while (command := inbox.get()) is not None:
         if "inspect" in command:
@@ -98,7 +103,8 @@ def _serve(channel: Channel) -> None:
 
             channel.send(inspected=inspection.inspect(command["inspect"]))
         if "start" in command:
-            _work(channel, inbox, orphaned, state, _Job(loaded, signatures, command["start"]))
+            assert served is not None  # the supervisor has checked the signature
+            _work(channel, inbox, orphaned, state, _Job(served, command["start"]))
             return
 
 
@@ -128,11 +134,11 @@ def _divide_machine(job: dict[str, Any]) -> None:
 class _Job:
     """What all shards of a job share."""
 
-    def __init__(self, loaded: Any, signatures: Any, start: dict[str, Any]) -> None:
-        from tfdp.inference import inspection, model, readers
+    def __init__(self, served: Any, start: dict[str, Any]) -> None:
+        from tfdp.inference import inspection, readers
 
-        chosen = signatures[start["signature"]]
-        self.served = model.Served(loaded, chosen, start["batch_size"], start["jit_compile"])
+        chosen = served.signature
+        self.served = served
         self.read = readers.reader(
             start["kind"],
             chosen.inputs,
