@@ -67,9 +67,12 @@ SERVED = {
 # What is typed after "tfdp" (DIGITS stands for configs/digits.py), and the lines of the answer.
 MISTAKES = [
     # verbs
-    ("trian", ["'trian' is no verb. Did you mean 'train'? Use train, launch."]),
-    ("--workers=2", ["'--workers=2' is no verb. Use train, launch."]),
-    ("help lunch", ["'lunch' is no verb. Did you mean 'launch'? Use train, launch."]),
+    ("trian", ["'trian' is no verb. Did you mean 'train'? Use train, launch, export, predict."]),
+    ("--workers=2", ["'--workers=2' is no verb. Use train, launch, export, predict."]),
+    (
+        "help lunch",
+        ["'lunch' is no verb. Did you mean 'launch'? Use train, launch, export, predict."],
+    ),
     # launch
     ("launch", ["No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE)."]),
     ("launch --", ["No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE)."]),
@@ -118,6 +121,64 @@ MISTAKES = [
         ["--workers=1001 --ps=0 makes 1001 tasks on one machine. Use at most 1000."],
     ),
     ("launch --platform=slurm -- script.py", ["--platform='slurm': use local."]),
+    # export
+    ("export", ["No --run. Write: tfdp export --run=DIR --output=MODELS/NAME"]),
+    ("export --run=runs", ["No --output. Write: tfdp export --run=DIR --output=MODELS/NAME"]),
+    (
+        "export --run=missing --output=models/a",
+        ["--run=missing: there is no such file or folder."],
+    ),
+    (
+        "export --run=. --output=models/a",
+        ["--run=. holds no model.keras: it is no run of tfdp train that has ended."],
+    ),
+    (
+        "export --run=script.py --output=models/a/1",
+        ["--output=models/a/1 looks like a version: name the folder of the versions."],
+    ),
+    ("export --run=script.py --output=empty.py", ["--output=empty.py is a file: name a folder."]),
+    (
+        "export --run=script.py --output=models/a --second_signature=image",
+        ["--second_signature='image': use one of none, examples, images."],
+    ),
+    (
+        "export --run=script.py --output=models/a --weights=missing.weights.h5",
+        ["--weights=missing.weights.h5: there is no such file or folder."],
+    ),
+    ("export --check=models/a --run=.", ["--check exports nothing: leave out --run."]),
+    (
+        "export models/a",
+        [
+            "'models/a': tfdp export takes flags only. Write: tfdp export --run=DIR "
+            "--output=MODELS/NAME"
+        ],
+    ),
+    # predict; its settings are in tests/inference/test_job.py
+    (
+        "predict",
+        [
+            "No --model. Write: tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR",
+        ],
+    ),
+    (
+        "predict models/a",
+        [
+            "'models/a': tfdp predict takes flags only. Write: tfdp predict --model=MODELS/NAME "
+            "--input=PATTERN --output=DIR"
+        ],
+    ),
+    (
+        "predict --model=models/a --input=x.npy --output=out",
+        ["There is no model in models/a: no such folder."],
+    ),
+    (
+        "predict --map=x --model=a --input=b --output=c",
+        ["--map=x: write --map=INPUT=COLUMN or --map=INPUT=COLUMN,COLUMN"],
+    ),
+    (
+        "predict --modle=a",
+        ["Unknown command line flag 'modle'. Did you mean: model ?"],
+    ),
     # train: the config file
     ("train", ["No config. Write: tfdp train --config=configs/digits.py"]),
     ("train --workers=2", ["No config. Write: tfdp train --config=configs/digits.py"]),
@@ -320,7 +381,10 @@ def test_the_command_itself(tmp_path):
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "tfdp: 'lauch' is no verb. Did you mean 'launch'? Use train, launch.\n"
+    assert (
+        done.stderr
+        == "tfdp: 'lauch' is no verb. Did you mean 'launch'? Use train, launch, export, predict.\n"
+    )
 
 
 def flags_of(verb):
@@ -372,6 +436,7 @@ def test_help_names_every_verb(argv, code):
         "import tfdp.launch, tfdp.cluster, tfdp.config",
         "import tfdp.launch.local, tfdp.launch.plan, tfdp.launch.machine, tfdp.launch.child",
         "import tfdp.run",
+        "import tfdp.inference.job",
         "from tfdp import cli; cli.main(['--help'])",
         *(f"from tfdp import cli; cli.main(['{verb}', '--help'])" for verb in cli.VERBS),
     ],
