@@ -204,7 +204,8 @@ def check(model: str | os.PathLike[str]) -> list[str]:
     found = describe(loaded)
     if facts and found != facts["signatures"]:
         raise ExportError(f"{folder} has other signatures than its manifest says.")
-    for name, function in loaded.signatures.items():
+    for name in sorted(loaded.signatures):
+        function = loaded.signatures[name]
         specs = list(function.structured_input_signature[1].values())
         try:
             outputs = function(**{spec.name: tf.constant(_row(spec, loaded)) for spec in specs})
