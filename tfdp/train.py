@@ -72,6 +72,8 @@ def train(config: config_lib.Config) -> Result:
     replicas = strategy.num_replicas_in_sync
     batch = batching.Batch(config.data.global_batch_size, workers, replicas // workers)
     source = source_lib.open_source(config.data)
+    # Again: whoever has to prepare the dataset draws random numbers for it.
+    keras.utils.set_random_seed(config.seed)
     run_dir = pathlib.Path(config.run_dir or config_lib.new_run_dir(config))
     if chief:
         run_dir.mkdir(parents=True, exist_ok=True)
