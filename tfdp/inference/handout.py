@@ -53,6 +53,7 @@ class HandOut:
         self._pool = pool
         self._folder = folder
         self._shards = shards
+        self._total_rows = sum(shard.rows for shard in shards)
         self._start = dict(start)
         self._max_errors = max_errors
         self._writing = folder_lib.writing_folder(folder, start["hash"])
@@ -94,7 +95,9 @@ class HandOut:
                 idle_since = time.monotonic()
             self._look_at_orphans(time.monotonic() - idle_since > self._patience)
             running = sum(worker.rows for worker in self._pool.workers if worker.shards)
-            progress.show(self._done_rows() + running, sum(self._errors.values()))
+            # A worker may tell of a shard that is done already.
+            done = min(self._total_rows, self._done_rows() + running)
+            progress.show(done, sum(self._errors.values()))
         return self._done_rows() - before, time.monotonic() - began
 
     def _give(self) -> None:

@@ -175,13 +175,14 @@ class Pool:
             data = b""
         worker.heard = time.monotonic()
         *lines, worker.unread = (worker.unread + data).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
+        messages = [json.loads(line) for line in lines]
+        for message in messages:
             if "ready" in message:
                 worker.is_ready = True
                 self._failed_starts = 0
             if "rows" in message and "done" not in message:
                 worker.rows = message["rows"]
+        for message in messages:
             yield worker, message
         if not data:
             _kill(worker)
