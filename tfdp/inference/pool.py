@@ -28,6 +28,8 @@ _FAILED_STARTS = 3
 # Importing TensorFlow holds a process up for seconds: until a worker is ready, it may be silent
 # for so long at least.
 _START_SECONDS = 30.0
+# How long a worker that has closed its socket may take to end.
+_EXIT_SECONDS = 2.0
 _READ_BYTES = 1 << 16
 
 
@@ -185,6 +187,9 @@ class Pool:
         for message in messages:
             yield worker, message
         if not data:
+            # It ends by itself in a moment, and its own exit code says why.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(_EXIT_SECONDS)
             _kill(worker)
             yield from self._replace(worker, "")
 
