@@ -47,11 +47,19 @@ def test_a_part_of_a_file():
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"),
-    [(0, 256), (1000, 256), (64 * 256 + 1, 257), (1_000_000, 15625), (10**9, 16384)],
+    ("rows", "batch_size", "expected"),
+    [
+        (0, 64, 256),
+        (1000, 64, 256),
+        (64 * 256 + 1, 1, 257),
+        (64 * 256 + 1, 64, 320),
+        (1_000_000, 64, 15680),
+        (10**9, 64, 16384),
+        (1000, 1000, 1000),
+    ],
 )
-def test_default_shard_rows(rows, expected):
-    assert shards.default_shard_rows(rows) == expected
+def test_default_shard_rows(rows, batch_size, expected):
+    assert shards.default_shard_rows(rows, batch_size) == expected
 
 
 def test_part_name():

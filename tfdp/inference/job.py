@@ -333,7 +333,10 @@ class _Run:
         if self._old is not None:
             self._check_input(self._found, rows)
         old = self._old or {}
-        self._job.setdefault("shard_rows", old.get("shard_rows") or shards.default_shard_rows(rows))
+        self._job.setdefault(
+            "shard_rows",
+            old.get("shard_rows") or shards.default_shard_rows(rows, self._job["batch_size"]),
+        )
         self._job["input"] = folder_lib.describe_input(
             self._found.kind, self._found.names, self._found.stats, rows
         )

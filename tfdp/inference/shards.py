@@ -77,9 +77,13 @@ class Shard:
     spans: tuple[Span, ...]
 
 
-def default_shard_rows(rows: int) -> int:
-    """Return the rows of a shard for so many rows of input: 64 shards, between 256 and 16384."""
-    return max(_FEWEST_ROWS, min(_MOST_ROWS, -(-rows // _PARTS_WANTED)))
+def default_shard_rows(rows: int, batch_size: int) -> int:
+    """Return the rows of a shard for so many rows of input: 64 shards, between 256 and 16384.
+
+    Rounded up to whole batches, since the last batch of a shard is filled up.
+    """
+    wanted = max(_FEWEST_ROWS, min(_MOST_ROWS, -(-rows // _PARTS_WANTED)))
+    return -(-wanted // batch_size) * batch_size
 
 
 def count(rows: int, shard_rows: int) -> int:
