@@ -97,6 +97,7 @@ def test_one_process_reaches_097(strategy, tmp_path, environment):
         "export",
         "history.csv",
         "model.keras",
+        "run.json",
         "tensorboard",
     ]
 

@@ -11,6 +11,7 @@ from tfdp import manifest
 from tfdp.inference import folder as folder_lib
 from tfdp.inference import job, listing, shards
 from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.inference.settings import Settings
 
 SIGNATURES = {
     "serving_default": {
@@ -55,7 +56,7 @@ def place(tmp_path, monkeypatch):
 
 
 def settings(**changes):
-    return job.Settings(**{"model": "models/a", "input": "x.npy", "output": "out", **changes})
+    return Settings(**{"model": "models/a", "input": "x.npy", "output": "out", **changes})
 
 
 USAGE = "Write: tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR"

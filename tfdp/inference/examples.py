@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdp import encoded
 from tfdp.inference import images
 from tfdp.inference.errors import RowError
 from tfdp.inference.signature import Spec
@@ -147,8 +148,10 @@ def _values(stored: np.ndarray, kind: str, spec: Spec, feature: str) -> np.ndarr
 
 def _from_bytes(value: bytes, spec: Spec, feature: str) -> np.ndarray:
     dtype = tf.as_dtype(spec.dtype).as_numpy_dtype
-    if len(value) == (spec.size or 0) * np.dtype(dtype).itemsize:
+    is_image = len(spec.row) == 3 and spec.row[-1] in (1, 3, 4)
+    is_encoded = is_image and value.startswith(encoded.MAGIC)
+    if len(value) == (spec.size or 0) * np.dtype(dtype).itemsize and not is_encoded:
         return np.frombuffer(value, dtype).reshape([size or 0 for size in spec.row])
-    if len(spec.row) == 3 and spec.row[-1] in (1, 3, 4):
+    if is_image:
         return images.decode(value, spec)
     raise RowError(f"the feature {feature!r} has {len(value)} bytes, which are no {spec}")

@@ -1,7 +1,7 @@
 """What only a process with TensorFlow can say of an input, for a supervisor that has none.
 
 inspect({"tfds": "tfdp_digits/test", "data_dir": ""})
-inspect({"records": [["a.tfrecord", ...]], "features": ["image"]})
+inspect({"file": "a.tfrecord", "features": ["image"]})
 """
 
 import itertools

@@ -23,48 +23,7 @@ from tfdp.inference.errors import InferenceError, JobFailed
 from tfdp.inference.handout import HandOut
 from tfdp.inference.pool import Pool
 from tfdp.inference.progress import Progress
-
-FORMATS = ("jsonl", "csv", "npy", "tfrecord")
-DEFAULT_BATCH_SIZE = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What to predict, and how.
-
-    Attributes:
-        model: A version of a SavedModel, or the folder of its versions.
-        input: Pattern, folder, or tfds:NAME/SPLIT; see listing.find.
-        output: The folder of the parts.
-        workers: Worker processes; 0 is one for each GPU, or one.
-        signature: Which function of the model.
-        format: One of FORMATS; "" goes by the end of the output's name, else jsonl.
-        batch_size: Rows of a call; 0 takes what the parts on disk were made with, or 64.
-        shard_rows: Rows of a part; 0 takes what is on disk, or cuts 64 parts of 256 to 16384 rows.
-        max_errors: Rows that may be unreadable before the job stops.
-        id: The column or feature that holds the id of a row; "" makes FILE:RECORD.
-        map: Columns or features of the input by input of the signature, where names differ.
-        jit_compile: Whether XLA compiles the model.
-        data_dir: Folder of TFDS datasets.
-        timeout_seconds: How long a worker may be silent before it is replaced.
-        threads: Of each worker; 0 divides the cores.
-    """
-
-    model: str
-    input: str
-    output: str
-    workers: int = 0
-    signature: str = "serving_default"
-    format: str = ""
-    batch_size: int = 0
-    shard_rows: int = 0
-    max_errors: int = 100
-    id: str = ""
-    map: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    jit_compile: bool = False
-    data_dir: str = ""
-    timeout_seconds: float = 60.0
-    threads: int = 0
+from tfdp.inference.settings import DEFAULT_BATCH_SIZE, Settings, check, extension
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +65,6 @@ def run(settings: Settings, stream: IO[str] | None = None) -> Summary:
         Interrupted: After a KeyboardInterrupt.
     """
     check(settings)
-    extension = _extension(settings)
     model = manifest.version_folder(settings.model)
     model_hash = manifest.verify(model)
     known = signature.from_json(manifest.read(model).get("signatures", {}))
@@ -123,7 +81,7 @@ def run(settings: Settings, stream: IO[str] | None = None) -> Summary:
         job = {
             "model": model_hash,
             "signature": settings.signature,
-            "format": extension,
+            "format": extension(settings),
             "id": settings.id,
             "map": {name: list(names) for name, names in sorted(settings.map.items())},
             "jit_compile": settings.jit_compile,
@@ -134,36 +92,6 @@ def run(settings: Settings, stream: IO[str] | None = None) -> Summary:
         if old is not None:
             folder_lib.check_same_job(folder, old, job)
         return _Run(settings, folder, model, job, old, found, stream).run()
-
-
-def check(settings: Settings) -> None:
-    """Check what needs neither the model nor the input.
-
-    Raises:
-        InferenceError: Naming the flag.
-    """
-    for name in ("model", "input", "output"):
-        if not getattr(settings, name):
-            raise InferenceError(
-                f"No --{name}. Write: tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR"
-            )
-    for name, least in (
-        ("workers", 0),
-        ("batch_size", 0),
-        ("shard_rows", 0),
-        ("max_errors", 0),
-        ("threads", 0),
-        ("timeout_seconds", 3),
-    ):
-        if getattr(settings, name) < least:
-            raise InferenceError(f"--{name}={getattr(settings, name)}: use {least} or more.")
-    if settings.format and settings.format not in FORMATS:
-        raise InferenceError(f"--format={settings.format!r}: use one of {', '.join(FORMATS)}.")
-
-
-def _extension(settings: Settings) -> str:
-    ending = pathlib.Path(settings.output).suffix.removeprefix(".")
-    return settings.format or (ending if ending in FORMATS else "jsonl")
 
 
 def _bind(

@@ -15,6 +15,7 @@ import numpy as np
 
 from tfdp import manifest
 from tfdp.inference import job, records, shards, signature
+from tfdp.inference import settings as settings_lib
 from tfdp.inference.errors import InferenceError
 from tfdp.inference.signature import Signature
 
@@ -28,7 +29,7 @@ def predict(
     dataset: Any,
     *,
     workers: int = 1,
-    batch_size: int = job.DEFAULT_BATCH_SIZE,
+    batch_size: int = settings_lib.DEFAULT_BATCH_SIZE,
     signature: str = "serving_default",
     jit_compile: bool = False,
 ) -> np.ndarray | dict[str, np.ndarray]:
@@ -65,7 +66,7 @@ def predict(
             if not isinstance(dataset, str):
                 source = str(folder / "input")
                 _stage(_blocks(dataset), version, signature, pathlib.Path(source))
-            settings = job.Settings(
+            settings = settings_lib.Settings(
                 model=str(version),
                 input=source,
                 output=str(folder / "output"),

@@ -55,16 +55,15 @@ def run(values: flags.FlagValues, rest: Sequence[str]) -> int:
     from tfdp import manifest
     from tfdp.inference import job
     from tfdp.inference.errors import InferenceError, JobFailed
+    from tfdp.inference.settings import Settings
 
     if rest:
         raise Mistake(f"{rest[0]!r}: tfdp predict takes flags only. Write: {_USAGE}")
-    settings: dict[str, Any] = {
-        name: values[name].value for name in job.Settings.__dataclass_fields__
-    }
+    settings: dict[str, Any] = {name: values[name].value for name in Settings.__dataclass_fields__}
     settings["map"] = dict(_mapping(word) for word in values.map)
     with _ended_by_signals() as came:
         try:
-            summary = job.run(job.Settings(**settings), sys.stderr)
+            summary = job.run(Settings(**settings), sys.stderr)
         except (InferenceError, manifest.ManifestError) as error:
             raise Mistake(str(error)) from error
         except (job.Interrupted, KeyboardInterrupt) as error:
