@@ -253,7 +253,8 @@ class _Part:
         self._path = folder_lib.writing_path(job.writing, shard.number)
         self._writer: Any = None
         self._file: IO[bytes] = open(self._path, "wb")
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Nobody else writes it; a launcher may be looking whether it is locked, for a moment.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def add(self, batch: Any, outputs: dict[str, Any], refused: list[tuple[int, str]]) -> None:
         """Add a batch, with the rows that the model has refused."""
