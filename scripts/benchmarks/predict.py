@@ -1,7 +1,7 @@
 """How fast `tfdp predict` is, and how much memory it needs.
 
-    python scripts/benchmarks/predict.py                    # speed: about 4 minutes on 2 cores
-    python scripts/benchmarks/predict.py --memory           # about 2 minutes
+    python scripts/benchmarks/predict.py                    # speed: about 5 minutes on 2 cores
+    python scripts/benchmarks/predict.py --memory           # about half a minute
 
 Speed: a small convolutional network on 32 x 32 images, in rows a second after start-up. A round
 runs every contestant once, one after the other, and what is shown is the median over the rounds,
