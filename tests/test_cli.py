@@ -64,12 +64,20 @@ SERVED = {
     '"task": {"type": "chief", "index": 0}}'
 }
 
+VERBS = "train, launch, doctor, export, predict"
+
 # What is typed after "tfdp" (DIGITS stands for configs/digits.py), and the lines of the answer.
 MISTAKES = [
     # verbs
-    ("trian", ["'trian' is no verb. Did you mean 'train'? Use train, launch, doctor."]),
-    ("--workers=2", ["'--workers=2' is no verb. Use train, launch, doctor."]),
-    ("help lunch", ["'lunch' is no verb. Did you mean 'launch'? Use train, launch, doctor."]),
+    (
+        "trian",
+        ["'trian' is no verb. Did you mean 'train'? Use train, launch, doctor, export, predict."],
+    ),
+    ("--workers=2", ["'--workers=2' is no verb. Use train, launch, doctor, export, predict."]),
+    (
+        "help lunch",
+        [f"'lunch' is no verb. Did you mean 'launch'? Use {VERBS}."],
+    ),
     # launch
     ("launch", ["No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE)."]),
     ("launch --", ["No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE)."]),
@@ -127,6 +135,64 @@ MISTAKES = [
             "--workers=0 is not a whole number from 1 up (the chief and the evaluator come on "
             "top). Use --workers=1 or more."
         ],
+    ),
+    # export
+    ("export", ["No --run. Write: tfdp export --run=DIR --output=MODELS/NAME"]),
+    ("export --run=runs", ["No --output. Write: tfdp export --run=DIR --output=MODELS/NAME"]),
+    (
+        "export --run=missing --output=models/a",
+        ["--run=missing: there is no such file or folder."],
+    ),
+    (
+        "export --run=. --output=models/a",
+        ["--run=. holds no model.keras: it is no run of tfdp train that has ended."],
+    ),
+    (
+        "export --run=script.py --output=models/a/1",
+        ["--output=models/a/1 looks like a version: name the folder of the versions."],
+    ),
+    ("export --run=script.py --output=empty.py", ["--output=empty.py is a file: name a folder."]),
+    (
+        "export --run=script.py --output=models/a --second_signature=image",
+        ["--second_signature='image': use one of none, examples, images."],
+    ),
+    (
+        "export --run=script.py --output=models/a --weights=missing.weights.h5",
+        ["--weights=missing.weights.h5: there is no such file or folder."],
+    ),
+    ("export --check=models/a --run=.", ["--check exports nothing: leave out --run."]),
+    (
+        "export models/a",
+        [
+            "'models/a': tfdp export takes flags only. Write: tfdp export --run=DIR "
+            "--output=MODELS/NAME"
+        ],
+    ),
+    # predict; its settings are in tests/inference/test_job.py
+    (
+        "predict",
+        [
+            "No --model. Write: tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR",
+        ],
+    ),
+    (
+        "predict models/a",
+        [
+            "'models/a': tfdp predict takes flags only. Write: tfdp predict --model=MODELS/NAME "
+            "--input=PATTERN --output=DIR"
+        ],
+    ),
+    (
+        "predict --model=models/a --input=x.npy --output=out",
+        ["There is no model in models/a: no such folder."],
+    ),
+    (
+        "predict --map=x --model=a --input=b --output=c",
+        ["--map=x: write --map=INPUT=COLUMN or --map=INPUT=COLUMN,COLUMN"],
+    ),
+    (
+        "predict --modle=a",
+        ["Unknown command line flag 'modle'. Did you mean: model ?"],
     ),
     # train: the config file
     ("train", ["No config. Write: tfdp train --config=configs/digits.py"]),
@@ -330,10 +396,7 @@ def test_the_command_itself(tmp_path):
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr
-        == "tfdp: 'lauch' is no verb. Did you mean 'launch'? Use train, launch, doctor.\n"
-    )
+    assert done.stderr == f"tfdp: 'lauch' is no verb. Did you mean 'launch'? Use {VERBS}.\n"
 
 
 def flags_of(verb):
@@ -389,6 +452,7 @@ def test_help_names_every_verb(argv, code):
         "import tfdp.launch, tfdp.cluster, tfdp.config",
         "import tfdp.launch.local, tfdp.launch.plan, tfdp.launch.machine, tfdp.launch.child",
         "import tfdp.run",
+        "import tfdp.inference.job",
         "from tfdp import cli; cli.main(['--help'])",
         *(f"from tfdp import cli; cli.main(['{verb}', '--help'])" for verb in cli.VERBS),
     ],

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from tfdp import config as config_lib
-from tfdp.config import Communication, Config, ConfigError, Data, Model, Training
+from tfdp.config import Communication, Config, ConfigError, Data, Export, Model, Training
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -48,6 +48,7 @@ def test_every_wrong_value_is_named_at_once():
         communication=Communication(
             implementation="mpi", pack_bytes=0, compression="zip", timeout_seconds=-1.0
         ),
+        export=Export(second_signature="image"),
     )
     assert problems(wrong) == [
         "config.strategy='mirored': use one of auto, one_device, mirrored, multi_worker "
@@ -56,6 +57,8 @@ def test_every_wrong_value_is_named_at_once():
         "config.training.precision='half': use one of float32, mixed_float16, mixed_bfloat16.",
         "config.communication.implementation='mpi': use one of auto, ring, nccl.",
         "config.communication.compression='zip': use one of none, float16, bfloat16.",
+        "config.export.second_signature='image': use one of none, examples, images "
+        "(did you mean 'images'?).",
         "config.cpu_replicas=0: use 1 or more.",
         "config.seed=-1: use 0 to 2147483647.",
         "config.data.global_batch_size=0: use 1 or more.",

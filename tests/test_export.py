@@ -1,3 +1,5 @@
+import io
+import json
 import os
 import subprocess
 import sys
@@ -6,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from tfdp import export, models
+from tfdp import export, manifest, models
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (7, 8, 8, 1), dtype="uint8")
 
@@ -153,3 +156,132 @@ def test_served_by_plain_tensorflow_as_the_model_predicts(tmp_path):
         for name in expected:
             assert served[name].shape == expected[name].shape
             np.testing.assert_allclose(served[name], expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+def test_half_precision_is_float32_at_the_edges(precision, tmp_path):
+    keras.config.set_dtype_policy(precision)
+    try:
+        x = keras.Input((3,), name="x", dtype="bfloat16" if precision == "bfloat16" else None)
+        y = keras.layers.Dense(2, name="y")(x)
+        model = keras.Model(x, y)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.outputs[0].dtype in ("float16", "bfloat16")
+    folder = export.export(model, tmp_path)
+    assert signature(folder) == [
+        {"x": ("float32", [None, 3])},
+        {"y": ("float32", [None, 2])},
+    ]
+    x = np.linspace(-1, 1, 6, dtype="float32").reshape(2, 3)
+    served = tf.saved_model.load(str(folder)).signatures["serving_default"](x=tf.constant(x))
+    expected = np.asarray(model.predict(x, verbose=0)).astype("float32")
+    np.testing.assert_allclose(served["y"], expected, rtol=1e-2)
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image[:, :, 0]).save(file, "png")
+    return file.getvalue()
+
+
+def test_second_signatures_give_what_the_first_gives(tmp_path):
+    model = convnet()
+    first = model.predict(IMAGES, verbose=0)
+    examples = []
+    for image in IMAGES:
+        example = tf.train.Example()
+        example.features.feature["image"].bytes_list.value.append(image.tobytes())
+        examples.append(example.SerializeToString())
+    for name, rows in (("images", [png(image) for image in IMAGES]), ("examples", examples)):
+        folder = export.export(model, tmp_path / name, second_signature=name)
+        signatures = tf.saved_model.load(str(folder)).signatures
+        assert sorted(signatures) == sorted(["serving_default", name])
+        found = signatures[name](**{name: tf.constant(rows)})["probabilities"]
+        np.testing.assert_allclose(found, first, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What a run leaves: its model, and its config and labels."""
+    folder = tmp_path_factory.mktemp("run")
+    model = convnet()
+    model.save(folder / "model.keras")
+    facts = {
+        "config": {"name": "digits", "export": {"second_signature": "images"}},
+        "labels": [str(number) for number in range(10)],
+    }
+    (folder / export.RUN).write_text(json.dumps(facts))
+    expected = model.predict(IMAGES, verbose=0)
+    return folder, expected
+
+
+def probabilities(folder):
+    served = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    return served(image=tf.constant(IMAGES))["probabilities"]
+
+
+def test_the_export_of_a_run(run, tmp_path):
+    folder, expected = run
+    version = export.export_run(folder, tmp_path / "digits")
+    np.testing.assert_allclose(probabilities(version), expected, rtol=0, atol=1e-6)
+    content = manifest.read(version)
+    assert sorted(content["versions"]) == ["keras", "tensorflow", "tfdp"]
+    assert content["config"]["name"] == "digits"
+    assert content["signatures"]["images"] == {
+        "inputs": {"images": {"dtype": "string", "shape": [None]}},
+        "outputs": {"probabilities": {"dtype": "float32", "shape": [None, 10]}},
+    }
+    assert (version / "assets" / "labels.txt").read_text().split() == list("0123456789")
+    lines = export.check(tmp_path / "digits")
+    assert [line.partition(":")[0] for line in lines] == [str(version), "images", "serving_default"]
+    assert lines[1] == "images: one row gives probabilities: float32 (1, 10)."
+
+
+def test_the_export_of_other_weights(run, tmp_path):
+    folder, expected = run
+    other = convnet()
+    other.save_weights(tmp_path / "best.weights.h5")
+    version = export.export_run(
+        folder / "model.keras", tmp_path / "a", weights=str(tmp_path / "best.weights.h5")
+    )
+    found = probabilities(version)
+    assert np.abs(found - expected).max() > 1e-3
+    np.testing.assert_allclose(found, other.predict(IMAGES, verbose=0), rtol=0, atol=1e-6)
+    small = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    small.save_weights(tmp_path / "small.weights.h5")
+    with pytest.raises(export.ExportError) as raised:
+        export.export_run(folder, tmp_path / "a", weights=str(tmp_path / "small.weights.h5"))
+    line = f"--weights={tmp_path}/small.weights.h5 does not fit {folder}/model.keras: "
+    assert str(raised.value).startswith(line)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_cannot_be_exported(tmp_path):
+    with pytest.raises(export.ExportError) as raised:
+        export.export_run(tmp_path, tmp_path / "a")
+    assert str(raised.value) == (
+        f"There is no model in --run={tmp_path}: {tmp_path}/model.keras does not exist."
+    )
+    (tmp_path / "model.keras").write_text("no model")
+    with pytest.raises(export.ExportError) as raised:
+        export.export_run(tmp_path, tmp_path / "a")
+    assert str(raised.value).startswith(f"{tmp_path}/model.keras cannot be loaded: ")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_is_not_sound(run, tmp_path):
+    folder, _ = run
+    version = export.export_run(folder, tmp_path / "digits")
+    content = json.loads((version / "manifest.json").read_text())
+    del content["signatures"]["images"]
+    (version / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(export.ExportError, match=r"other signatures than its manifest says\.$"):
+        export.check(version)
+    (version / "variables" / "variables.index").write_bytes(b"?")
+    with pytest.raises(manifest.ManifestError) as raised:
+        export.check(version)
+    assert str(raised.value) == (
+        f"The model {version} is not whole: variables/variables.index was changed."
+    )

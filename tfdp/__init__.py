@@ -8,6 +8,8 @@
         model.compile(...)
     model.fit(dataset_of_global_batches, epochs=3)
 
+    tfdp.predict("models/digits", images, workers=2)    # a row for each image, in order
+
 A script that makes its own `tf.distribute` strategy needs no more than `tfdp.enable()`, or to be
 started by the launcher: `tfdp launch --workers=2 -- script.py`.
 
@@ -21,6 +23,7 @@ from tfdp.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from tfdp.fit import Communication, disable, enable
+    from tfdp.inference.rows import predict
     from tfdp.launch.progress import report_progress
     from tfdp.strategies import strategy
 
@@ -28,11 +31,20 @@ _HOMES = {
     "Communication": "tfdp.fit",
     "disable": "tfdp.fit",
     "enable": "tfdp.fit",
+    "predict": "tfdp.inference.rows",
     "report_progress": "tfdp.launch.progress",
     "strategy": "tfdp.strategies",
 }
 
-__all__ = ["Communication", "__version__", "disable", "enable", "report_progress", "strategy"]
+__all__ = [
+    "Communication",
+    "__version__",
+    "disable",
+    "enable",
+    "predict",
+    "report_progress",
+    "strategy",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,9 @@ from absl import flags
 
 from tfdp.verbs import UsageError
 from tfdp.verbs import doctor as doctor_verb
+from tfdp.verbs import export as export_verb
 from tfdp.verbs import launch as launch_verb
+from tfdp.verbs import predict as predict_verb
 
 
 class _Verb(NamedTuple):
@@ -247,6 +249,8 @@ VERBS = {
         lambda values, words: doctor_verb.define(values),
         doctor_verb.doctor,
     ),
+    "export": _Verb(export_verb.SYNOPSIS, export_verb.define, export_verb.run),
+    "predict": _Verb(predict_verb.SYNOPSIS, predict_verb.define, predict_verb.run),
 }
 
 
@@ -259,9 +263,12 @@ def _help() -> str:
 
 def _verb_help(name: str, verb: _Verb, values: flags.FlagValues) -> str:
     lines = [verb.synopsis, ""]
+    width = max(10, *(len(name) for name in values))
     for flag in sorted((values[name] for name in values), key=lambda flag: flag.name):
-        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
-        lines.append(f"  --{flag.name:10} {flag.help}{default}")
+        default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
+        # absl adds a line to flags that may be given several times.
+        text = flag.help.partition(";\n")[0]
+        lines.append(f"  --{flag.name:{width}} {text}{default}")
     return "\n".join(lines)
 
 

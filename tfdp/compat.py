@@ -492,3 +492,16 @@ def watch_initial_values(
         return watched_exchange
 
     extended._get_variable_creator_initial_value = watched
+
+
+# ---------------------------------------------------------------------------------------------
+# Export
+
+
+def add_asset(archive: keras.export.ExportArchive, name: str, path: str) -> None:
+    """Put a file into an export, as one of the SavedModel's assets.
+
+    `ExportArchive.track` takes layers only, and finds assets in lookup tables alone; what it saves
+    is the trackable object that it keeps.
+    """
+    setattr(archive._tf_trackable, name, tf.saved_model.Asset(path))

@@ -21,6 +21,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 IMPLEMENTATIONS = ("auto", "ring", "nccl")
 COMPRESSIONS = ("none", "float16", "bfloat16")
+SECOND_SIGNATURES = ("none", "examples", "images")
 MODELS = ("convnet",)  # the functions of tfdp.models
 _LARGEST_SEED = 2**31 - 1
 
@@ -105,6 +106,18 @@ class Communication:
 
 
 @dataclasses.dataclass
+class Export:
+    """What the exported model takes beside its inputs.
+
+    Attributes:
+        second_signature: "examples" adds a signature on serialized tf.train.Example records,
+            "images" one on encoded images (PNG, JPEG, ...), which it decodes and resizes.
+    """
+
+    second_signature: str = "none"
+
+
+@dataclasses.dataclass
 class Config:
     """One run.
 
@@ -127,6 +140,7 @@ class Config:
     model: Model = dataclasses.field(default_factory=Model)
     training: Training = dataclasses.field(default_factory=Training)
     communication: Communication = dataclasses.field(default_factory=Communication)
+    export: Export = dataclasses.field(default_factory=Export)
 
 
 def validate(config: Config) -> None:
@@ -179,6 +193,8 @@ def _problems(config: Config) -> Any:
     yield from _choice("config.training.precision", training.precision, PRECISIONS)
     yield from _choice("config.communication.implementation", wire.implementation, IMPLEMENTATIONS)
     yield from _choice("config.communication.compression", wire.compression, COMPRESSIONS)
+    second = config.export.second_signature
+    yield from _choice("config.export.second_signature", second, SECOND_SIGNATURES)
     yield from _at_least("config.cpu_replicas", config.cpu_replicas, 1)
     if _is_number(config.seed) and not 0 <= config.seed <= _LARGEST_SEED:
         yield f"config.seed={config.seed!r}: use 0 to {_LARGEST_SEED}."

@@ -4,6 +4,7 @@ python -m tfdp.train --config=configs/digits.py         (or `tfdp train`, which 
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import statistics
@@ -98,6 +99,8 @@ def train(config: config_lib.Config) -> Result:
             jit_compile=config.training.jit_compile,
             steps_per_execution=config.training.steps_per_execution,
         )
+    # Before hours of training, not after them.
+    export.check_second_signature(model, config.export.second_signature)
     clock = _clock(source.records(config.data.train_split))
     history = model.fit(
         pipeline.training(source, config.data, config.seed),
@@ -115,7 +118,15 @@ def train(config: config_lib.Config) -> Result:
     if chief:
         saved = run_dir / "model.keras"
         model.save(saved)
-        exported = export.export(model, run_dir / "export" / config.name)
+        facts: dict[str, Any] = {"config": dataclasses.asdict(config), "labels": source.label_names}
+        (run_dir / export.RUN).write_text(json.dumps(facts, indent=1) + "\n")
+        exported = export.export(
+            model,
+            run_dir / "export" / config.name,
+            labels=source.label_names,
+            second_signature=config.export.second_signature,
+            config=facts["config"],
+        )
         print(
             f"Test accuracy: {test['accuracy']:.4f}\n"
             f"Throughput:    {clock.rate:,.0f} examples/s\n"

@@ -32,7 +32,10 @@ def test_two_workers_reach_097_and_the_chief_writes_everything_once(tmp_path, en
     run = tmp_path / "run"
     files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
     assert [re.sub(r"tfevents\..*", "tfevents", name) for name in files] == [
+        "export/digits/1/assets.extra/tf_serving_warmup_requests",
+        "export/digits/1/assets/labels.txt",
         "export/digits/1/fingerprint.pb",
+        "export/digits/1/manifest.json",
         "export/digits/1/saved_model.pb",
         "export/digits/1/variables/variables.data-00000-of-00001",
         "export/digits/1/variables/variables.index",
@@ -40,6 +43,7 @@ def test_two_workers_reach_097_and_the_chief_writes_everything_once(tmp_path, en
         "logs/worker-0.log",
         "logs/worker-1.log",
         "model.keras",
+        "run.json",
         "tensorboard/train/events.out.tfevents",
         "tensorboard/validation/events.out.tfevents",
     ]
@@ -93,6 +97,7 @@ def test_one_process_reaches_097(strategy, tmp_path, environment):
         "export",
         "history.csv",
         "model.keras",
+        "run.json",
         "tensorboard",
     ]
 

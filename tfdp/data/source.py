@@ -58,14 +58,7 @@ def open_source(data: config_lib.Data) -> Source:
     Raises:
         SourceError: If it is not prepared, or not what the pipeline reads.
     """
-    folder = os.path.expanduser(data.data_dir) or None
-    with _quiet():
-        if data.tfds_name == digits.NAME:
-            builder = _open_digits(folder)
-        elif data.download:
-            builder = _download(data.tfds_name, folder)
-        else:
-            builder = _open_prepared(data.tfds_name, folder)
+    builder = open_builder(data)
     for split in (data.train_split, data.test_split):
         try:
             records = builder.info.splits[split].num_examples
@@ -79,6 +72,21 @@ def open_source(data: config_lib.Data) -> Source:
         if not records:
             raise SourceError(f"{data.tfds_name}: the split {split!r} holds no record.")
     return _describe(builder, data.tfds_name)
+
+
+def open_builder(data: config_lib.Data) -> tfds.core.DatasetBuilder:
+    """Open the dataset that a config names, whatever its features are.
+
+    Raises:
+        SourceError: If it is not prepared.
+    """
+    folder = os.path.expanduser(data.data_dir) or None
+    with _quiet():
+        if data.tfds_name == digits.NAME:
+            return _open_digits(folder)
+        if data.download:
+            return _download(data.tfds_name, folder)
+        return _open_prepared(data.tfds_name, folder)
 
 
 def _open_digits(folder: str | None) -> tfds.core.DatasetBuilder:

@@ -1,0 +1,128 @@
+import pytest
+import tensorflow as tf
+
+from tfdp.inference import records, shards
+from tfdp.inference.errors import InferenceError, RowError
+
+RECORDS = [b"record %d" % number * (number % 7) for number in range(1000)]
+
+
+def write_tfrecord(path, contents):
+    """By TensorFlow's own writer."""
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for content in contents:
+            writer.write(content)
+    return str(path)
+
+
+def read_in_shards(file, read, shard_rows):
+    return [
+        record
+        for shard in shards.cut([file], shard_rows)
+        for span in shard.spans
+        for record in read(span)
+    ]
+
+
+@pytest.mark.parametrize("shard_rows", [1, 100, 256, 333, 1000, 2000])
+def test_tfrecord_in_shards(shard_rows, tmp_path):
+    file = records.scan_tfrecord(write_tfrecord(tmp_path / "a.tfrecord", RECORDS))
+    assert file.records == 1000
+    assert read_in_shards(file, records.read_tfrecord, shard_rows) == RECORDS
+
+
+def test_frame_is_what_tensorflow_writes(tmp_path):
+    path = write_tfrecord(tmp_path / "a.tfrecord", RECORDS)
+    with open(path, "rb") as file:
+        assert file.read() == b"".join(map(records.frame, RECORDS))
+
+
+def damage(name, frames):
+    """Three records of which the second is damaged."""
+    first, second, third = frames
+    return {
+        "content": first + second[:14] + b"?" + second[15:] + third,
+        "header": first + b"?" + second[1:] + third,
+        "cut": first + second[:-3],
+        "cut header": first + second[:5],
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("content", [b"one", "its checksum is wrong", b"three"]),
+        ("header", [b"one", "its header is damaged: the rest of the file cannot be read"]),
+        ("cut", [b"one", "the file ends in the middle of it"]),
+        ("cut header", [b"one", "its header is damaged: the rest of the file cannot be read"]),
+    ],
+)
+def test_damaged_tfrecords(name, expected, tmp_path):
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(damage(name, [records.frame(word) for word in (b"one", b"two!", b"three")]))
+    file = records.scan_tfrecord(str(path))
+    found = read_in_shards(file, records.read_tfrecord, 1)
+    assert [r.args[0] if isinstance(r, RowError) else r for r in found] == expected
+    assert file.records == len(expected)
+
+
+def test_no_tfrecord(tmp_path):
+    (tmp_path / "a.tfrecord").write_bytes(b"\x1f\x8b\x08 something that is packed")
+    with pytest.raises(InferenceError) as raised:
+        records.scan_tfrecord(str(tmp_path / "a.tfrecord"))
+    assert str(raised.value) == (
+        f"{tmp_path}/a.tfrecord does not begin with a TFRecord. Compressed files have to be "
+        "unpacked first."
+    )
+
+
+CSV = '''\
+name,x,y
+plain,1,2
+"with, comma",3,4
+
+"over
+two lines","5",6
+"a ""quote""",7,8
+ümläut,9,10
+short,11
+last,12,13'''
+ROWS = [
+    ["plain", "1", "2"],
+    ["with, comma", "3", "4"],
+    ["over\ntwo lines", "5", "6"],
+    ['a "quote"', "7", "8"],
+    ["ümläut", "9", "10"],
+    ["short", "11"],
+    ["last", "12", "13"],
+]
+
+
+@pytest.mark.parametrize("shard_rows", [1, 2, 100])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_csv_in_shards(shard_rows, end, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_STRIDE", 2)
+    path = tmp_path / "a.csv"
+    path.write_bytes(CSV.replace("\n", end).encode())
+    file = records.scan_csv(str(path))
+    assert (file.records, len(file.offsets)) == (7, 4)
+    expected = [[cell.replace("\n", end) for cell in row] for row in ROWS]
+    assert read_in_shards(file, records.read_csv, shard_rows) == expected
+    assert records.csv_header(str(path)) == ["name", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"", "is empty"), (b"a,b,a\n1,2,3\n", "names 'a' twice")],
+)
+def test_csv_without_names(content, why, tmp_path):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InferenceError) as raised:
+        records.csv_header(str(tmp_path / "a.csv"))
+    line = f"{tmp_path}/a.csv: its first line has to name the columns, but {why}."
+    assert str(raised.value) == line
+
+
+def test_names_without_the_mark_of_spreadsheets(tmp_path):
+    (tmp_path / "a.csv").write_bytes("\ufeffa, b\n1,2\n".encode())
+    assert records.csv_header(str(tmp_path / "a.csv")) == ["a", "b"]

@@ -1,0 +1,276 @@
+"""Signatures of a served model, and which of the input goes where.
+
+    signature = choose(signatures, "serving_default")
+    columns = bind(signature, "csv", {"columns": [...]}, {})    # {"x": ["x_0", "x_1"]}
+
+Plain facts and pure functions: what a model has is read from its manifest, or told by a worker.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfdp.inference.errors import InferenceError
+
+# In place of a feature's name: the whole record, as it is.
+RECORD = "@record"
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A tensor: the type's name, and its shape with None for what is free."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.dtype} ({sizes}{',' if len(self.shape) == 1 else ''})"
+
+    @property
+    def row(self) -> tuple[int | None, ...]:
+        """The shape of one row."""
+        return self.shape[1:]
+
+    @property
+    def size(self) -> int | None:
+        """How many values a row has, None if that is free."""
+        return None if None in self.row else math.prod(self.row)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A function of a served model: its inputs and outputs by name."""
+
+    name: str
+    inputs: Mapping[str, Spec]
+    outputs: Mapping[str, Spec]
+
+    def __str__(self) -> str:
+        inputs, outputs = (
+            ", ".join(f"{name}: {spec}" for name, spec in specs.items())
+            for specs in (self.inputs, self.outputs)
+        )
+        return f"{self.name}({inputs}) -> {outputs}"
+
+
+def to_json(signatures: Mapping[str, Signature]) -> dict[str, Any]:
+    """Return signatures as they stand in a manifest."""
+    return {
+        name: {
+            side: {
+                key: {"dtype": spec.dtype, "shape": list(spec.shape)} for key, spec in specs.items()
+            }
+            for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
+        }
+        for name, signature in signatures.items()
+    }
+
+
+def from_json(content: Mapping[str, Any]) -> dict[str, Signature]:
+    """Return the signatures of a manifest."""
+
+    def specs(part: Mapping[str, Any]) -> dict[str, Spec]:
+        return {key: Spec(spec["dtype"], tuple(spec["shape"])) for key, spec in part.items()}
+
+    return {
+        name: Signature(name, specs(content[name]["inputs"]), specs(content[name]["outputs"]))
+        for name in content
+    }
+
+
+def choose(signatures: Mapping[str, Signature], name: str) -> Signature:
+    """Return a signature whose rows can be cut into batches.
+
+    Raises:
+        InferenceError: If there is none of the name, or its batch dimension is fixed.
+    """
+    if name not in signatures:
+        raise InferenceError(f"--signature={name!r} is none of this model's. {_all(signatures)}")
+    signature = signatures[name]
+    for key, spec in signature.inputs.items():
+        if not spec.shape or spec.shape[0] is not None:
+            raise InferenceError(
+                f"The signature {name!r} takes {key}: {spec}, which is no batch of rows: the first "
+                f"dimension has to be free. {_all(signatures)}"
+            )
+    if not signature.inputs:
+        raise InferenceError(f"The signature {name!r} takes no input. {_all(signatures)}")
+    return signature
+
+
+def bind(
+    signature: Signature,
+    kind: str,
+    header: Mapping[str, Any] | None,
+    mapping: Mapping[str, Sequence[str]],
+    signatures: Mapping[str, Signature] | None = None,
+) -> dict[str, list[str]]:
+    """Return the columns (or features) of the input for each input of the signature.
+
+    Args:
+        signature: What is to be called.
+        kind: Of the input, see listing.Found.
+        header: See listing.header; for TFDS {"features": {name: [dtype, shape]}}.
+        mapping: The user's own choice: names of the input by input of the signature.
+        signatures: All that the model has, for the error.
+
+    Raises:
+        InferenceError: If the input does not fit, with the signatures of the model.
+    """
+    model = _all(signatures or {signature.name: signature})
+    for name in mapping:
+        if name not in signature.inputs:
+            close = difflib.get_close_matches(name, signature.inputs, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise InferenceError(
+                f"--map={name}=...: the signature {signature.name!r} has no input {name!r}.{hint} "
+                f"{model}"
+            )
+    check = {
+        "csv": _bind_csv,
+        "npy": _bind_npy,
+        "images": _bind_images,
+        "tfrecord": _bind_features,
+        "tfds": _bind_features,
+    }[kind]
+    try:
+        return check(signature, header or {}, mapping)
+    except InferenceError as error:
+        raise InferenceError(f"{error} {model}") from None
+
+
+def _all(signatures: Mapping[str, Signature]) -> str:
+    return "The model has: " + "; ".join(str(signature) for signature in signatures.values()) + "."
+
+
+def _bind_csv(
+    signature: Signature, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    columns, bound = header["columns"], {}
+    for name, spec in signature.inputs.items():
+        size = spec.size
+        if size is None:
+            raise InferenceError(f"CSV has no rows of free size, but {name} is {spec}.")
+        wanted = list(mapping.get(name, ()))
+        if not wanted:
+            wanted = [name] if size == 1 else [f"{name}_{number}" for number in range(size)]
+        if len(wanted) != size:
+            raise InferenceError(
+                f"--map={name}=... names {len(wanted)} columns, but {name} is {spec}."
+            )
+        missing = [column for column in wanted if column not in columns]
+        if missing:
+            raise InferenceError(
+                f"The input has no column {missing[0]!r} for {name}: {spec}. It has "
+                f"{_some(columns)}. Name others with --map={name}=COLUMN,..."
+            )
+        bound[name] = wanted
+    return bound
+
+
+def _bind_npy(
+    signature: Signature, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    fields = header["fields"]
+    if not fields:
+        if len(signature.inputs) != 1:
+            raise InferenceError(
+                f"A plain array has one input, but the signature {signature.name!r} takes "
+                f"{len(signature.inputs)}: name them as fields of a structured array."
+            )
+        ((name, spec),) = signature.inputs.items()
+        _check_array(name, spec, header["dtype"], header["shape"])
+        return {name: []}
+    bound = {}
+    for name, spec in signature.inputs.items():
+        field = mapping.get(name, [name])[0]
+        if field not in fields:
+            raise InferenceError(
+                f"The input has no field {field!r} for {name}: {spec}. It has {_some(fields)}."
+            )
+        _check_array(name, spec, *fields[field])
+        bound[name] = [field]
+    return bound
+
+
+def _check_array(name: str, spec: Spec, dtype: str, shape: Sequence[int]) -> None:
+    given = f"The input holds rows of {dtype} {tuple(shape)}, but {name} is {spec}"
+    if not fits(shape, spec.row):
+        raise InferenceError(f"{given}.")
+    if spec.dtype == "string":
+        if not dtype.startswith(("bytes", "str")):
+            raise InferenceError(f"{given}.")
+    elif not castable(dtype, spec.dtype):
+        raise InferenceError(f"{given}: it would lose what it holds. Convert it first.")
+
+
+def _bind_images(
+    signature: Signature, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    if len(signature.inputs) != 1:
+        raise InferenceError(
+            f"Images are one input, but the signature {signature.name!r} takes "
+            f"{len(signature.inputs)}."
+        )
+    ((name, spec),) = signature.inputs.items()
+    encoded = spec.dtype == "string" and spec.row in ((), (1,))
+    pixels = len(spec.row) == 3 and None not in spec.row and castable("uint8", spec.dtype)
+    if not encoded and not (pixels and spec.row[-1] in (1, 3, 4)):
+        raise InferenceError(
+            f"Images are pixels (height, width, channels) or encoded strings, but {name} is {spec}."
+        )
+    return {name: []}
+
+
+def _bind_features(
+    signature: Signature, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    features, bound = header.get("features"), {}
+    for name, spec in signature.inputs.items():
+        feature = mapping.get(name, [""])[0]
+        if not feature:
+            # The name that TensorFlow's own exporters and tfdp give to serialized Examples.
+            whole = name == "examples" and spec.dtype == "string" and len(signature.inputs) == 1
+            feature = RECORD if whole else name
+        if feature == RECORD:
+            if spec.dtype != "string" or spec.row not in ((), (1,)):
+                raise InferenceError(f"A record is a string, but {name} is {spec}.")
+        elif spec.size is None:
+            raise InferenceError(f"Examples of free size cannot be read: {name} is {spec}.")
+        elif features is not None and feature not in features:
+            raise InferenceError(
+                f"The input has no feature {feature!r} for {name}: {spec}. It has "
+                f"{_some(features)}. Name another with --map={name}=FEATURE."
+            )
+        elif features is not None and features[feature] is not None:
+            _check_array(name, spec, *features[feature])
+        bound[name] = [feature]
+    return bound
+
+
+def fits(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:
+    """Say whether rows of a shape are what is wanted; None is free."""
+    return len(shape) == len(wanted) and all(
+        want is None or have == want for have, want in zip(shape, wanted, strict=True)
+    )
+
+
+def castable(dtype: str, wanted: str) -> bool:
+    """Say whether values of a type become those of another without losing their kind."""
+    ranks = {"bool": 0, "uint": 1, "int": 2, "float": 3, "bfloat": 3, "complex": 4}
+    have, want = (ranks.get(name.rstrip("0123456789")) for name in (dtype, wanted))
+    if have is None or want is None:
+        return dtype == wanted
+    if have in (1, 2) and want in (1, 2):
+        # Whole numbers: the wanted one holds all that there can be. (bits, of them for the value)
+        bits = {name: int(name.lstrip("uint")) - (name[0] == "i") for name in (dtype, wanted)}
+        return bits[dtype] <= bits[wanted] and not (have == 2 and want == 1)
+    return have <= want
+
+
+def _some(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

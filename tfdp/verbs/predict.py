@@ -1,0 +1,116 @@
+"""`tfdp predict`: its flags, and a job of tfdp.inference made of them."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from tfdp.verbs import UsageError
+
+SYNOPSIS = (
+    "tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR [--workers=N]\n\n"
+    "Predict every row of the input once, in its order, whatever dies. The same command run\n"
+    "again does what is missing. The input is TFRecord, .csv, .npy, images, a folder of one of\n"
+    "these, or tfds:NAME/SPLIT. The output is DIR/part-00000-of-00016.jsonl and so on."
+)
+_USAGE = "tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR"
+
+
+def define(values: flags.FlagValues, words: list[str]) -> None:
+    """Define the flags."""
+    del words
+
+    def add(define: Any, name: str, default: object, text: str) -> None:
+        define(name, default, text, flag_values=values)
+
+    text, number = flags.DEFINE_string, flags.DEFINE_integer
+    add(text, "model", "", "A SavedModel's version, or a folder of versions: the newest.")
+    add(text, "input", "", "File, folder, pattern, or tfds:NAME/SPLIT.")
+    add(text, "output", "", "Folder of the parts; made when absent.")
+    add(number, "workers", 0, "Worker processes; 0: one for each GPU, or one.")
+    add(text, "signature", "serving_default", "Which function of the model.")
+    add(text, "format", "", "jsonl, csv, npy, tfrecord; else by the end of DIR's name, or jsonl.")
+    add(number, "batch_size", 0, "Rows of a call; 0: as before in DIR, or 64.")
+    add(number, "shard_rows", 0, "Rows of a part; 0: as before in DIR, or 256 to 16384.")
+    add(number, "max_errors", 100, "Rows that may be unreadable before it stops.")
+    add(text, "id", "", "Column or feature that holds the id of a row; else FILE:RECORD.")
+    add(flags.DEFINE_multi_string, "map", [], "INPUT=COLUMN[,COLUMN...], where names differ.")
+    add(flags.DEFINE_bool, "jit_compile", False, "Compile the model with XLA.")
+    add(text, "data_dir", "", "Folder of TFDS datasets.")
+    add(flags.DEFINE_float, "timeout_seconds", 60.0, "A worker silent for so long is replaced.")
+    add(number, "threads", 0, "Threads of a worker's model; 0: the cores, divided.")
+
+
+def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+    """Run the job; return the exit code.
+
+    Raises:
+        UsageError: For a command that cannot be carried out.
+    """
+    from tfdp import manifest
+    from tfdp.inference import job
+    from tfdp.inference.errors import InferenceError, JobFailed
+    from tfdp.inference.settings import Settings
+
+    if rest := positional + script:
+        raise UsageError(f"{rest[0]!r}: tfdp predict takes flags only. Write: {_USAGE}")
+    settings: dict[str, Any] = {name: values[name].value for name in Settings.__dataclass_fields__}
+    settings["map"] = dict(_mapping(word) for word in values.map)
+    with _ended_by_signals() as came:
+        try:
+            summary = job.run(Settings(**settings), sys.stderr)
+        except (InferenceError, manifest.ManifestError) as error:
+            raise UsageError(str(error)) from error
+        except (job.Interrupted, KeyboardInterrupt) as error:
+            number = came[0] if came else signal.SIGINT
+            name = signal.Signals(number).name + (" (Ctrl-C)" if number == signal.SIGINT else "")
+            sys.stderr.write(f"tfdp: Interrupted by {name}. {error}".rstrip() + "\n")
+            return 128 + number
+        except JobFailed as error:
+            sys.stderr.write(f"tfdp: {error}\n")
+            return 1
+    print(describe(summary, values.output))
+    return 0
+
+
+def describe(summary: Any, output: str) -> str:
+    """Return the last line of a job."""
+    errors = f", {summary.errors:,} in errors.jsonl" if summary.errors else ""
+    line = (
+        f"{summary.rows:,} rows: {summary.rows - summary.errors:,} predicted{errors}. "
+        f"{summary.parts} parts in {output}."
+    )
+    if not summary.predicted:
+        return line + " Nothing was missing."
+    rate = summary.predicted / summary.seconds
+    return line + f" {summary.predicted:,} rows now, {rate:,.0f} rows/s."
+
+
+def _mapping(word: str) -> tuple[str, tuple[str, ...]]:
+    name, equals, columns = word.partition("=")
+    if not (name and equals and columns):
+        raise UsageError(f"--map={word}: write --map=INPUT=COLUMN or --map=INPUT=COLUMN,COLUMN")
+    return name, tuple(columns.split(","))
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP end a job as Ctrl-C does: with a line, and no worker left."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        del frame
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in wanted}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
