@@ -68,7 +68,7 @@ def test_a_module_with_a_chief_beside_the_worker(tmp_path, environment):
 
 
 def test_the_example_of_the_readme(tmp_path, environment):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(example.splitlines()) == 10
     (tmp_path / "script.py").write_text(example)
     command = ["launch", "--workers=2", "--log_dir=logs", "--", "script.py"]
