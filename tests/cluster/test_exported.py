@@ -14,6 +14,7 @@ from cluster import processes
 pytestmark = pytest.mark.cluster
 
 DIGITS = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
+SCRIPTS = pathlib.Path(__file__).with_name("scripts")
 # How the model is trained: what one device trains, on whatever it is trained.
 RUNS = {
     "one-device": ["--config.strategy=one_device"],
@@ -38,19 +39,28 @@ def folder(tmp_path_factory, environment):
             ["train", *SHORT, f"--config.run_dir={name}", *flags], folder, environment
         )
         assert done.returncode == 0, done.stderr
+    # fit does not know parameter servers: there the loop is the script's own, and saves the model.
+    cluster = ["launch", "--chief", "--workers=1", "--ps=2", "--log_dir=logs"]
+    script = [str(SCRIPTS / "ps_digits.py"), DIGITS, "servers.keras"]
+    done = processes.run([*cluster, "--", *script], folder, environment)
+    assert done.returncode == 0, done.stderr
+    assert "The first weights lie on /job:ps/" in done.stdout
+    words = ["export", "--run=servers.keras", "--output=servers/export/digits"]
+    done = processes.run(words, folder, environment)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_models_of_all_strategies_predict_alike(folder):
     images = np.random.default_rng(0).integers(0, 17, (200, 8, 8, 1), dtype="uint8")
     found = {}
-    for name in RUNS:
+    for name in (*RUNS, "servers"):
         loaded = tf.saved_model.load(str(folder / name / "export" / "digits" / "1"))
         served = loaded.signatures["serving_default"]
         found[name] = served(image=tf.constant(images))["probabilities"].numpy()
     # The training has changed something, and the same.
     assert np.ptp(found["one-device"], axis=0).max() > 0.01
-    for name in RUNS:
+    for name in found:
         np.testing.assert_allclose(found[name], found["one-device"], rtol=0, atol=1e-6)
 
 
