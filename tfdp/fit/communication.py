@@ -25,9 +25,10 @@ class Communication:
             split.
         compression: None, or the type in which float32 gradients travel. Every replica's are
             weighted by its share of the batch before they travel, so that the sum is an average,
-            no larger than the largest of them. "float16" keeps 11 bits: a sum is off by at most
-            2**-11 of its terms' sizes for each addition, values below 6e-8 are lost, and an
-            average above 65,504 becomes infinite (a LossScaleOptimizer then skips the step).
+            no larger than the largest of them, for losses that are means. "float16" keeps 11 bits:
+            a sum is off by at most 2**-11 of its terms' sizes for each addition, values below 6e-8
+            are lost, and an average above 65,504 becomes infinite (a LossScaleOptimizer then skips
+            the step).
             "bfloat16" keeps 8 bits (2**-8) over float32's whole range. Updates stay equal on all
             replicas.
         timeout_seconds: A collective that takes longer fails instead of waiting for ever;
