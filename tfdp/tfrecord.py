@@ -5,8 +5,8 @@
         ...
 
 A record is its length (8 bytes), the masked CRC-32C of those 8 bytes (4), its data, and the masked
-CRC-32C of the data (4), all little-endian (tensorflow/core/lib/io/record_writer.h). A whole file may
-be packed with gzip or zlib: both are recognised by their first bytes.
+CRC-32C of the data (4), all little-endian (tensorflow/core/lib/io/record_writer.h). A whole file
+may be packed with gzip or zlib: both are recognised by their first bytes.
 """
 
 import contextlib

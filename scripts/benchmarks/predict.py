@@ -186,8 +186,7 @@ def _make_small(folder: pathlib.Path, rows: int) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfdp import export
-    from tfdp import tfrecord
+    from tfdp import export, tfrecord
 
     layers = keras.layers
     model = keras.Sequential([keras.Input((8,), name="x"), layers.Dense(4, name="y")])
