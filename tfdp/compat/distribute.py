@@ -1,0 +1,58 @@
+"""What code inside a replica sees of tf.distribute."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.distribute import distribute_lib
+
+
+@contextlib.contextmanager
+def hide_replica_count() -> Iterator[None]:
+    """Let losses inside a replica believe that it is the only one.
+
+    Keras divides its losses by `tf.distribute.get_strategy().num_replicas_in_sync` (keras
+    losses/loss.py, scale_loss_for_distribution); what a user computes beside them is not divided.
+    Here both are plain means of the replica's samples. The replica context stays the real one,
+    so that layers which communicate (synchronised BatchNormalization) still do.
+    """
+    mode = distribute_lib._ThreadMode(
+        distribute_lib._get_default_strategy(), None, tf.distribute.get_replica_context()
+    )
+    distribute_lib._push_per_thread_mode(mode)
+    try:
+        yield
+    finally:
+        distribute_lib._pop_per_thread_mode()
+
+
+@contextlib.contextmanager
+def leave_strategy() -> Iterator[None]:
+    """Run as if no strategy were in scope, inside `strategy.scope()` or `strategy.run()` too.
+
+    tf.distribute refuses to nest the default strategy's scope, so there is no public way out.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    creators = graph._variable_creator_stack
+    distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    graph._variable_creator_stack = []
+    try:
+        yield
+    finally:
+        graph._variable_creator_stack = creators
+        distribute_lib._pop_per_thread_mode()
+
+
+def global_seed() -> int | None:
+    """Return the seed given to `tf.random.set_seed`, or None."""
+    from tensorflow.python.eager import context
+
+    return context.global_seed()
+
+
+def function(body: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Return `tf.function(body)` that does not warn when many models trace the same code."""
+    made = tf.function(body, autograph=False, **options)
+    made._omit_frequent_tracing_warning = True
+    return made

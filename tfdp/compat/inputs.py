@@ -1,0 +1,57 @@
+"""What fit, evaluate and predict are given."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.trainers import data_adapters
+from keras.src.trainers.data_adapters import array_slicing
+from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+
+
+def data_adapter(
+    x: Any,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    batch_size: int | None = None,
+    steps_per_epoch: int | None = None,
+    shuffle: Any = False,
+    class_weight: dict[int, float] | None = None,
+) -> Any:
+    """Return Keras's adapter from arrays, generators, PyDataset, ... to a tf.data.Dataset."""
+    return data_adapters.get_data_adapter(
+        x,
+        y,
+        sample_weight=sample_weight,
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        shuffle=shuffle,
+        class_weight=class_weight,
+    )
+
+
+def is_generator_adapter(adapter: Any) -> bool:
+    """Say whether an adapter reads a Python generator, which cannot start again."""
+    return isinstance(adapter, GeneratorDataAdapter)
+
+
+def dataset(adapter: Any) -> tf.data.Dataset:
+    """Return the adapter's dataset; of a generator, one that takes no batch before it is needed."""
+    made = adapter.get_tf_dataset()
+    # Keras ends a generator's dataset with prefetch: batches that nobody trains are lost.
+    return made._input_dataset if is_generator_adapter(adapter) else made
+
+
+def train_validation_split(arrays: Any, validation_split: float) -> tuple[Any, Any]:
+    """Split arrays as fit(validation_split=) does: the last part is for validation."""
+    return array_slicing.train_validation_split(arrays, validation_split=validation_split)
+
+
+def local_spec(spec: Any) -> Any:
+    """Return the spec of one replica's batch out of a distributed dataset's element_spec."""
+
+    def first(leaf: Any) -> Any:
+        return leaf._value_specs[0] if hasattr(leaf, "_value_specs") else leaf
+
+    return keras.tree.map_structure(first, spec)

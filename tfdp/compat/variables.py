@@ -1,0 +1,103 @@
+"""Keras's variables and optimizers."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common import global_state
+
+from tfdp.compat.distribute import leave_strategy
+
+
+@contextlib.contextmanager
+def bind(variables: Sequence[Any], values: Sequence[tf.Variable]) -> Iterator[None]:
+    """Let each Keras variable stand for one plain tf.Variable: its copy on one device."""
+    saved = [variable._value for variable in variables]
+    for variable, value in zip(variables, values, strict=True):
+        variable._value = value
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, saved, strict=True):
+            variable._value = value
+
+
+def replace_value(variable: Any, value: tf.Variable) -> None:
+    """Make a Keras variable hold another tf.Variable of the same shape and dtype for good."""
+    variable._value = value
+
+
+@contextlib.contextmanager
+def optimizer_on_one_device(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Let an optimizer that was created under a strategy update plain variables.
+
+    Keras keeps the strategy of the time of creation and hands variables to its
+    `extended.update`, which takes only variables of that strategy (keras
+    backend/tensorflow/optimizer.py; in tf.cond it crashes, see facts on gradient accumulation).
+    """
+    optimizers = [optimizer]
+    inner = getattr(optimizer, "inner_optimizer", None)
+    optimizers += [inner] if inner is not None else []
+    optimizers += getattr(optimizer, "_inner_optimizers", [])
+    saved = [one._distribution_strategy for one in optimizers]
+    with leave_strategy():
+        default = tf.distribute.get_strategy()
+        for one in optimizers:
+            one._distribution_strategy = default
+        try:
+            yield
+        finally:
+            for one, strategy in zip(optimizers, saved, strict=True):
+                one._distribution_strategy = strategy
+
+
+@contextlib.contextmanager
+def replace_apply(
+    optimizers: Sequence[keras.optimizers.Optimizer], apply: Callable[..., Any]
+) -> Iterator[None]:
+    """Let `optimizer.apply(...)` call `apply(optimizer, its own apply, ...)`.
+
+    `apply_gradients` ends in `apply` too. Past `__setattr__`, which tracks what it is given.
+    """
+    for optimizer in optimizers:
+        replacement = functools.partial(apply, optimizer, optimizer.apply)
+        object.__setattr__(optimizer, "apply", replacement)
+    try:
+        yield
+    finally:
+        for optimizer in optimizers:
+            object.__delattr__(optimizer, "apply")
+
+
+def seed_states(model: keras.Model) -> list[Any]:
+    """Return the states of the model's seed generators (Keras variables of shape (2,))."""
+    generators: dict[int, Any] = {}
+    for layer in model._flatten_layers():
+        for generator in getattr(layer, "_seed_generators", []):
+            generators.setdefault(id(generator.state), generator.state)
+    return list(generators.values())
+
+
+def synchronized_state(model: keras.Model) -> list[Any]:
+    """Return the variables of layers that communicate with their copies on other replicas."""
+    return [
+        variable
+        for layer in model._flatten_layers()
+        if getattr(layer, "synchronized", False)
+        for variable in layer.variables
+    ]
+
+
+@contextlib.contextmanager
+def leave_stateless_scope() -> Iterator[None]:
+    """Let assignments inside a `keras.StatelessScope` reach the variables."""
+    name = "stateless_scope"
+    saved = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(name, saved)
