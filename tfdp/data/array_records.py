@@ -14,12 +14,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from array_record.python import array_record_module
 
+from tfdp.data import array_files
 from tfdp.data.errors import DataError
-
-_BY_INDEX = "readahead_buffer_size:0,max_parallelism:0"
-_BUFFER_BYTES = 1 << 15
 
 
 class Reader:
@@ -72,12 +69,12 @@ class Reader:
 
     def _named(self, at: int, numbers: np.ndarray, error: Exception) -> DataError:
         """Return an error with the record that cannot be read."""
-        why = str(error).partition("\\n")[0].partition(";")[0][:200]
+        why = array_files.first_line(error)
         for number in numbers.tolist():
             try:
                 self._open(at).read([number])
             except (RuntimeError, ValueError, IndexError) as one:
-                why = str(one).partition("\n")[0].partition(";")[0][:200]
+                why = array_files.first_line(one)
                 return DataError(f"{self._names[at]}: record {number} cannot be read: {why}.")
         return DataError(f"{self._names[at]} cannot be read: {why}.")
 
@@ -88,7 +85,7 @@ class Reader:
                 reader = self._readers.get(at)
                 if reader is None:
                     self._check(at)
-                    reader = _reader(self._names[at])
+                    reader = array_files.open_file(self._names[at])
                     if reader.num_records() < self._stop[at]:
                         raise DataError(
                             f"{self._names[at]} holds {reader.num_records():,} records where "
@@ -96,24 +93,3 @@ class Reader:
                         )
                     self._readers[at] = reader
         return reader
-
-
-def count(path: str) -> int:
-    """Return the number of records of a file, from its footer.
-
-    Raises:
-        OSError: If it is no ArrayRecord file.
-    """
-    try:
-        reader = _reader(path)
-        records = reader.num_records()
-        reader.close()
-    except (RuntimeError, ValueError) as error:
-        raise OSError(f"it is no ArrayRecord file, or a damaged one ({error})") from error
-    return int(records)
-
-
-def _reader(path: str) -> Any:
-    return array_record_module.ArrayRecordReader(
-        path, _BY_INDEX, file_reader_buffer_size=_BUFFER_BYTES
-    )

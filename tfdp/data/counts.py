@@ -159,8 +159,10 @@ def _read(folder: str) -> dict[str, Count]:
         with open(place(folder)) as file:
             entries = json.load(file)
         return {
-            name: Count(*numbers, None if damaged is None else tuple(damaged), tuple(reasons))
-            for name, (*numbers, damaged, reasons) in entries.items()
+            name: Count(
+                size, changed, records, None if bad is None else tuple(bad), tuple(reasons)
+            )
+            for name, (size, changed, records, bad, reasons) in entries.items()
         }
     except (OSError, ValueError, TypeError):
         return {}  # not there, or of another version: counted anew

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdp.data.errors import DataError, SourceError
-from tfdp.data.records import ID_BITS
+from tfdp.data.records import PER_FILE
 
 _BUFFER_BYTES = 1 << 20
 
@@ -37,7 +37,7 @@ class Reader:
         if None not in self._counts:
             count = tf.constant(self._counts, tf.int64)[file]
             lines = lines.apply(tf.data.experimental.assert_cardinality(count))
-        return tf.data.Dataset.zip((tf.data.Dataset.range(file << ID_BITS, tf.int64.max), lines))
+        return tf.data.Dataset.zip((tf.data.Dataset.range(file * PER_FILE, tf.int64.max), lines))
 
     def explain(self, at: int, reason: Callable[[bytes], str] | None) -> DataError | None:
         """Say which row cannot be read, or that there are more or fewer than were counted."""

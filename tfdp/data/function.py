@@ -79,9 +79,7 @@ def with_hint(dataset: tf.data.Dataset, name: str) -> tf.data.Dataset:
             "tf.data.experimental.SHARD_HINT) behind its reader."
         )
     options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.HINT
-    )
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.HINT
     return dataset.with_options(options)
 
 
@@ -92,9 +90,7 @@ def has_hint(dataset: tf.data.Dataset) -> bool:
     graph = tf.compat.v1.GraphDef.FromString(text)
     bodies = [graph.node, *(function.node_def for function in graph.library.function)]
     for nodes in bodies:
-        constants = {
-            node.name: node.attr["value"].tensor for node in nodes if node.op == "Const"
-        }
+        constants = {node.name: node.attr["value"].tensor for node in nodes if node.op == "Const"}
         for node in nodes:
             if node.op != "ShardDataset":
                 continue

@@ -246,7 +246,6 @@ def _by_index(pipeline: _Pipeline, number: Any, skip: Any) -> tf.data.Dataset:
             lambda at: tf.data.Dataset.range(begins[at], begins[at] + counts[at]),
             cycle_length=_FILES_AT_ONCE,
             block_length=_BLOCK,
-            deterministic=True,
         )
         dataset = _shuffled(dataset.map(lambda place: (place, place)), pipeline, number)
         if len(plan.shares) > 1:
@@ -306,13 +305,22 @@ def _shuffled(dataset: tf.data.Dataset, pipeline: _Pipeline, number: Any) -> tf.
     # Where all pipelines see the same sequence they have to shuffle it alike.
     alike = pipeline.plan.how == "slices" or pipeline.plan.policy == "DATA"
     key = 0 if alike else 1 + pipeline.number
-    seed = tf.random.stateless_uniform(
-        (), [pipeline.seed, number * _MANY + key],
-        maxval=2**62, dtype=tf.int64,
-    )  # fmt: skip
     count = pipeline.records.count
     size = pipeline.buffer if count is None else max(1, min(pipeline.buffer, count))
-    return dataset.shuffle(size, seed=seed, reshuffle_each_iteration=False)
+    # The operation under Dataset.shuffle, which would mix in the global seed of TensorFlow and
+    # takes no seed that is known in the graph alone.
+    spec = dataset.element_spec
+    leaves = tf.nest.flatten(spec)
+    variant = tf.raw_ops.ShuffleDataset(
+        input_dataset=tf.data.experimental.to_variant(dataset),
+        buffer_size=size,
+        seed=pipeline.seed + 1,  # two zeros would ask for any order
+        seed2=number * _MANY + key,
+        output_types=[leaf.dtype for leaf in leaves],
+        output_shapes=[leaf.shape for leaf in leaves],
+        reshuffle_each_iteration=False,
+    )
+    return tf.data.experimental.from_variant(variant, spec)
 
 
 def _own_slices(dataset: tf.data.Dataset, pipeline: _Pipeline) -> tf.data.Dataset:

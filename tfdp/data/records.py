@@ -4,7 +4,7 @@
     records.reader                          # FromFront, or ByIndex
     records.name_of(id)                     # "data/a.tfrecord:17"
 
-An id is a record's place: the number of its file in `files` above 40 bits of its number there.
+An id is a record's place: the number of its file in `files` times PER_FILE, plus its number there.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from tfdp import sharding
 from tfdp.data import counts
 from tfdp.data.errors import DataError, SourceError
 
-ID_BITS = 40
+# More records than any file holds.
+PER_FILE = 1 << 40
 
 
 class FromFront(Protocol):
@@ -93,7 +94,7 @@ class Records:
 
     def name_of(self, identity: int) -> str:
         """Return "FILE:RECORD" of an id."""
-        file, record = divmod(int(identity), 1 << ID_BITS)
+        file, record = divmod(int(identity), PER_FILE)
         return f"{self.files[file].name}:{record}"
 
     def ids(self, places: np.ndarray) -> np.ndarray:
@@ -101,7 +102,7 @@ class Records:
         begins = self.begins
         files = np.searchsorted(begins, places, side="right") - 1
         first = np.array([file.first for file in self.files], np.int64)
-        return (files << ID_BITS) + places - begins[files] + first[files]
+        return files * PER_FILE + places - begins[files] + first[files]
 
     @property
     def begins(self) -> np.ndarray:

@@ -6,14 +6,23 @@ source.train.files                  # for sharding.make
 """
 
 import dataclasses
-import glob
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfdp import config as config_lib
 from tfdp import sharding, tfrecord
-from tfdp.data import array_records, arrays, counts, csv_rows, features, images, prepared, tfrecords
+from tfdp.data import (
+    array_files,
+    array_records,
+    arrays,
+    counts,
+    csv_rows,
+    features,
+    images,
+    listing,
+    prepared,
+    tfrecords,
+)
 from tfdp.data import records as records_lib
 from tfdp.data.errors import SourceError
 
@@ -72,21 +81,6 @@ def open_source(data: config_lib.Data) -> Source:
     return opened
 
 
-def find(patterns: str) -> list[str]:
-    """Return the files that patterns with commas between them name, sorted.
-
-    Raises:
-        SourceError: If one of them matches no file.
-    """
-    found: dict[str, None] = {}
-    for pattern in (pattern.strip() for pattern in patterns.split(",")):
-        names = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-        if not names:
-            raise SourceError(f"{pattern!r} matches no file in {os.getcwd()}.")
-        found.update(dict.fromkeys(names))
-    return list(found)
-
-
 def _open_tfds(data: config_lib.Data) -> Source:
     builder = prepared.open_builder(data)
     opened = []
@@ -100,7 +94,7 @@ def _open_tfds(data: config_lib.Data) -> Source:
             opened.append(_by_index(name, files, decode))
         else:
             opened.append(_tfrecords(name, files, totals, data, decode))
-    return Source(*opened, **facts)
+    return Source(opened[0], opened[1], **facts)
 
 
 def _open_tfrecord(data: config_lib.Data) -> Source:
@@ -118,20 +112,20 @@ def _open_tfrecord(data: config_lib.Data) -> Source:
             for name, total in zip(names, totals, strict=True)
         ]
         opened.append(_tfrecords(split, files, totals, data, decode, batches, why))
-    return Source(*opened, **facts)
+    return Source(opened[0], opened[1], **facts)
 
 
 def _open_array_record(data: config_lib.Data) -> Source:
     parts, decode, batches, why, facts = _examples(data)
     opened = []
     for split, names in parts:
-        totals = counts.count(names, array_records.count)
+        totals = counts.count(names, array_files.count)
         files = [
             sharding.File(name, total, 0, counts.state(name)[0])
             for name, total in zip(names, totals, strict=True)
         ]
         opened.append(_by_index(split, files, decode, batches, why))
-    return Source(*opened, **facts)
+    return Source(opened[0], opened[1], **facts)
 
 
 def _examples(data: config_lib.Data) -> Any:
@@ -145,12 +139,12 @@ def _examples(data: config_lib.Data) -> Any:
         "input_shape": shapes if len(inputs) > 1 else shapes[inputs[0]],
         "classes": _classes(data),
     }
-    splits = (("train", find(data.train_files)), ("test", find(data.test_files)))
+    splits = (("train", listing.find(data.train_files)), ("test", listing.find(data.test_files)))
     return splits, decode, batches, why, facts
 
 
 def _open_csv(data: config_lib.Data) -> Source:
-    splits = (("train", find(data.train_files)), ("test", find(data.test_files)))
+    splits = (("train", listing.find(data.train_files)), ("test", listing.find(data.test_files)))
     columns = csv_rows.header([name for _, names in splits for name in names])
     inputs = _names(data.input)
     decode, width = csv_rows.decoder(columns, inputs, data.label)
@@ -174,7 +168,7 @@ def _open_csv(data: config_lib.Data) -> Source:
                 reason=csv_rows.reason(columns, inputs, data.label),
             )
         )
-    return Source(*opened, input_shape=(width,), classes=_classes(data))
+    return Source(opened[0], opened[1], input_shape=(width,), classes=_classes(data))
 
 
 def _open_numpy(data: config_lib.Data) -> Source:
@@ -187,7 +181,7 @@ def _open_numpy(data: config_lib.Data) -> Source:
         )
     x = opened[0].reader.spec[0]
     shape = {k: tuple(v.shape) for k, v in x.items()} if isinstance(x, dict) else tuple(x.shape)
-    return Source(*opened, input_shape=shape, classes=_classes(data))
+    return Source(opened[0], opened[1], input_shape=shape, classes=_classes(data))
 
 
 def _open_images(data: config_lib.Data) -> Source:
@@ -212,7 +206,7 @@ def _open_images(data: config_lib.Data) -> Source:
             f"{data.train_files} has the classes {', '.join(known[0])}, but {data.test_files} has "
             f"{', '.join(known[1])}."
         )
-    return Source(*opened, (None, None, 3), len(known[0]), known[0])
+    return Source(opened[0], opened[1], (None, None, 3), len(known[0]), known[0])
 
 
 _OPENERS: dict[str, Callable[[config_lib.Data], Source]] = {

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfdp import tfrecord
 from tfdp.data.errors import DataError
-from tfdp.data.records import ID_BITS
+from tfdp.data.records import PER_FILE
 
 _BUFFER_BYTES = 1 << 20
 
@@ -85,21 +85,22 @@ class Reader:
                 dataset = dataset.take(tf.constant(limits, tf.int64)[file])
             # More or fewer records than were counted are an error, which explain() names.
             dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
-        ids = tf.data.Dataset.range((file << ID_BITS) + first, tf.int64.max)
+        ids = tf.data.Dataset.range((file * PER_FILE) + first, tf.int64.max)
         dataset = tf.data.Dataset.zip((ids, dataset))
         if not all(sound):
             dataset = dataset.concatenate(self._open_damaged(file))
         return dataset
 
     def _open_damaged(self, file: Any) -> tf.data.Dataset:
-        def good(at: np.int64) -> Iterator[tuple[int, bytes]]:
+        def good(file: np.int64) -> Iterator[tuple[int, bytes]]:
+            at = int(file)
             extent = self._extents[at]
             if extent.damaged:
                 for number, record in enumerate(tfrecord.read(self._names[at])):
                     if number == extent.stop:
                         return
                     if number >= extent.first and isinstance(record, bytes):
-                        yield (int(at) << ID_BITS) + number, record
+                        yield at * PER_FILE + number, record
 
         spec = (tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.string))
         return tf.data.Dataset.from_generator(good, output_signature=spec, args=(file,))
