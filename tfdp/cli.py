@@ -21,6 +21,8 @@ from tfdp.verbs import doctor as doctor_verb
 from tfdp.verbs import export as export_verb
 from tfdp.verbs import launch as launch_verb
 from tfdp.verbs import predict as predict_verb
+from tfdp.verbs import reshard as reshard_verb
+from tfdp.verbs import shards as shards_verb
 
 
 class _Verb(NamedTuple):
@@ -132,6 +134,16 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _define_train(values: flags.FlagValues, words: list[str]) -> None:
+    _define_config(values, words)
+    launch_verb.define_cluster(values, workers=0)
+
+
+def _define_shards(values: flags.FlagValues, words: list[str]) -> None:
+    _define_config(values, words)
+    shards_verb.define(values)
+
+
+def _define_config(values: flags.FlagValues, words: list[str]) -> None:
     from absl import logging
     from ml_collections import config_flags
 
@@ -143,19 +155,14 @@ def _define_train(values: flags.FlagValues, words: list[str]) -> None:
         flag_values=values,
         sys_argv=words,
     )
-    launch_verb.define_cluster(values, workers=0)
 
 
 def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
-    from tfdp import batching, config
+    from tfdp import batching
 
     if positional or script:
         raise UsageError(f"{(positional + script)[0]!r}: tfdp train takes flags only.")
-    _check_config_is_read(values["config"])
-    try:
-        config.validate(values.config)
-    except config.ConfigError as error:
-        sys.stderr.write("".join(f"tfdp: {line}\n" for line in str(error).splitlines()))
+    if not _config_is_good(values, "train"):
         return 2
     if values.workers or values.chief or values.ps or values.evaluator:
         if os.environ.get("TF_CONFIG"):
@@ -195,9 +202,26 @@ def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -
     return 0
 
 
-def _check_config_is_read(flag: Any) -> None:
+def _shards(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+    return shards_verb.run(values, positional, script) if _config_is_good(values, "shards") else 2
+
+
+def _config_is_good(values: flags.FlagValues, verb: str) -> bool:
+    """Check the config, and tell every wrong setting in a line of its own."""
+    from tfdp import config
+
+    _check_config_is_read(values["config"], verb)
+    try:
+        config.validate(values.config)
+    except config.ConfigError as error:
+        sys.stderr.write("".join(f"tfdp: {line}\n" for line in str(error).splitlines()))
+        return False
+    return True
+
+
+def _check_config_is_read(flag: Any, verb: str) -> None:
     if not flag.present:
-        raise UsageError("No config. Write: tfdp train --config=configs/digits.py")
+        raise UsageError(f"No config. Write: tfdp {verb} --config=configs/digits.py")
     file = flag.config_filename
     if flag.value is None:
         raise UsageError(f"{file}: get_config() returns None: let it return a Config.")
@@ -248,6 +272,10 @@ VERBS = {
         "task: start it on every machine at the same time.",
         lambda values, words: doctor_verb.define(values),
         doctor_verb.doctor,
+    ),
+    "shards": _Verb(shards_verb.SYNOPSIS, _define_shards, _shards),
+    "reshard": _Verb(
+        reshard_verb.SYNOPSIS, lambda values, words: reshard_verb.define(values), reshard_verb.run
     ),
     "export": _Verb(export_verb.SYNOPSIS, export_verb.define, export_verb.run),
     "predict": _Verb(predict_verb.SYNOPSIS, predict_verb.define, predict_verb.run),

@@ -16,12 +16,18 @@ import re
 import time
 from typing import Any
 
+from tfdp import sharding
+
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 IMPLEMENTATIONS = ("auto", "ring", "nccl")
 COMPRESSIONS = ("none", "float16", "bfloat16")
 SECOND_SIGNATURES = ("none", "examples", "images")
+SOURCES = ("tfds", "tfrecord", "array_record", "images", "csv", "numpy")
+AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
+SHUFFLES = ("auto", "full", "buffer", "none")
+POLICIES = ("auto", "file", "data", "hint", "off")
 MODELS = ("convnet",)  # the functions of tfdp.models
 _LARGEST_SEED = 2**31 - 1
 
@@ -32,26 +38,69 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass
 class Data:
-    """Where the records come from, and how many a step takes.
+    """Where the records come from, who reads which, and how many a step takes.
 
     Attributes:
+        source: One of SOURCES.
         tfds_name: "tfdp_digits", shipped with tfdp, or any TFDS dataset that has been prepared.
         data_dir: Folder of prepared datasets; "" is TFDS's own (TFDS_DATA_DIR, else
             ~/tensorflow_datasets).
         download: Whether TFDS may download and prepare the dataset.
         train_split: Records to train on, in TFDS's syntax ("train[:90%]").
         test_split: Records to evaluate on.
+        train_files: Files to train on, where the source is not "tfds": patterns with commas
+            between them; a folder with one folder for each class ("images"); one .npz, or a .npy of
+            inputs and a .npy of labels ("numpy").
+        test_files: The same to evaluate on.
+        features: What a tf.train.Example of "tfrecord" and "array_record" holds:
+            "image: image[224,224,3], label: int64"; kinds are image, int64, float32 and string.
+        input: Feature or column that the model takes, several with commas between them; "" takes
+            all but the label (columns of "csv" become one vector).
+        label: Feature or column to learn.
+        classes: Number of labels, where the source does not tell it.
+        image_size: "HEIGHTxWIDTH" to which images are resized; "" leaves them.
+        augment: One of AUGMENTATIONS, drawn from the seed, the epoch and the record's number.
+        function: "package.module:function" of your own instead of a source: it gets (this Data,
+            split, tf.distribute.InputContext) and returns a tf.data.Dataset of (x, y) batches for
+            that pipeline. It shards itself, unless `policy` is "hint".
         global_batch_size: Records of one step, over all replicas.
-        shuffle_buffer: Records that the shuffle draws from; 0 keeps the order.
+        shuffle: One of SHUFFLES; "auto" is "full" where the source is read by index, else "buffer".
+        shuffle_buffer: Records that a shuffle draws from, beside the order of the files; 0 keeps
+            the order.
+        policy: One of POLICIES: see tfdp/sharding.py.
+        order: "global" makes the global batches the same for any number of workers; "shards" lets
+            each read what is quickest.
+        ragged: "exact" trains on each record once; "drop" drops what fills no batch.
+        count: Whether files without known counts are counted before a run (by their headers).
+        bad_records: Damaged records that may be skipped; files are then checked before a run.
+        ledger: Path of a file that gets the ids of all records trained on; "-0", "-1", ... for the
+            pipelines are added.
     """
 
+    source: str = "tfds"
     tfds_name: str = "tfdp_digits"
     data_dir: str = ""
     download: bool = False
     train_split: str = "train"
     test_split: str = "test"
+    train_files: str = ""
+    test_files: str = ""
+    features: str = ""
+    input: str = ""
+    label: str = "label"
+    classes: int = 0
+    image_size: str = ""
+    augment: str = "none"
+    function: str = ""
     global_batch_size: int = 64
+    shuffle: str = "auto"
     shuffle_buffer: int = 4096
+    policy: str = "auto"
+    order: str = "shards"
+    ragged: str = "exact"
+    count: bool = True
+    bad_records: int = 0
+    ledger: str = ""
 
 
 @dataclasses.dataclass
@@ -200,6 +249,7 @@ def _problems(config: Config) -> Any:
         yield f"config.seed={config.seed!r}: use 0 to {_LARGEST_SEED}."
     yield from _at_least("config.data.global_batch_size", data.global_batch_size, 1)
     yield from _at_least("config.data.shuffle_buffer", data.shuffle_buffer, 0)
+    yield from _data_problems(data)
     yield from _at_least("config.training.epochs", training.epochs, 1)
     yield from _at_least("config.training.steps_per_execution", training.steps_per_execution, 1)
     yield from _at_least("config.communication.pack_bytes", wire.pack_bytes, 1)
@@ -225,6 +275,46 @@ def _problems(config: Config) -> Any:
         yield (
             f"config.model.name={name!r}: use one of {', '.join(MODELS)}, or "
             f"package.module:function."
+        )
+
+
+def _data_problems(data: Data) -> Any:
+    for name, allowed in (
+        ("source", SOURCES),
+        ("augment", AUGMENTATIONS),
+        ("shuffle", SHUFFLES),
+        ("policy", POLICIES),
+        ("order", sharding.ORDERS),
+        ("ragged", sharding.RAGGED),
+    ):
+        yield from _choice(f"config.data.{name}", getattr(data, name), allowed)
+    yield from _at_least("config.data.classes", data.classes, 0)
+    yield from _at_least("config.data.bad_records", data.bad_records, 0)
+    size, function = data.image_size, data.function
+    if isinstance(size, str) and size and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
+        yield f"config.data.image_size={size!r}: use HEIGHTxWIDTH, like '224x224'."
+    if isinstance(function, str) and function and not re.fullmatch(r"[\w.]+:\w+", function):
+        yield f"config.data.function={function!r}: use package.module:function."
+    if function:
+        if data.policy not in ("auto", "off", "hint"):
+            yield (
+                f"config.data.policy={data.policy!r}: a function of your own shards itself (auto, "
+                "off), or holds tf.data's hint (hint)."
+            )
+        return
+    if data.source in SOURCES and data.source != "tfds":
+        for name in ("train_files", "test_files"):
+            if getattr(data, name) == "":
+                yield f"config.data.{name} is empty: source {data.source!r} needs it."
+        if data.source in ("tfrecord", "array_record") and data.features == "":
+            yield (
+                "config.data.features is empty: say what a record holds, like "
+                "'image: image[224,224,3], label: int64'."
+            )
+    if data.shuffle == "full" and data.source in ("tfrecord", "csv"):
+        yield (
+            f"config.data.shuffle='full': source {data.source!r} is read from front to back. Use "
+            "'buffer', or rewrite the files: tfdp reshard --format=array_record."
         )
 
 

@@ -5,6 +5,8 @@ python -m tfdp.train --config=configs/digits.py         (or `tfdp train`, which 
 
 import dataclasses
 import json
+import logging
+import math
 import os
 import pathlib
 import statistics
@@ -19,6 +21,8 @@ from ml_collections import config_flags
 from tfdp import batching, run
 from tfdp import cluster as cluster_lib
 from tfdp import config as config_lib
+
+_log = logging.getLogger("tfdp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +61,10 @@ def train(config: config_lib.Config) -> Result:
     # What TensorFlow and TFDS tell at this level says nothing of this run.
     absl_logging.set_verbosity(absl_logging.WARNING)
     import keras
+    import tensorflow as tf
 
     from tfdp import export, models, strategies
-    from tfdp.data import pipeline
-    from tfdp.data import source as source_lib
+    from tfdp.data import inputs as inputs_lib
 
     if config.strategy == "mirrored" and found is None and not _gpus():
         strategies.use_cpu_replicas(config.cpu_replicas)
@@ -71,25 +75,23 @@ def train(config: config_lib.Config) -> Result:
     workers = found[0].num_workers_in_sync if found is not None else 1
     replicas = strategy.num_replicas_in_sync
     batch = batching.Batch(config.data.global_batch_size, workers, replicas // workers)
-    source = source_lib.open_source(config.data)
+    inputs = inputs_lib.open_inputs(config.data, config.seed, config.training.epochs, workers)
     # Again: preparing a dataset draws random numbers, and a first run is to be as all that follow.
     keras.utils.set_random_seed(config.seed)
     run_dir = pathlib.Path(config.run_dir or config_lib.new_run_dir(config))
     if chief:
         run_dir.mkdir(parents=True, exist_ok=True)
         print(batch)
-        print(
-            f"{config.data.tfds_name}: {source.records(config.data.train_split):,} records to "
-            f"train on, {source.records(config.data.test_split):,} to test.",
-            flush=True,
-        )
+        print(_records(config.data, inputs.records), flush=True)
+        for line in inputs.plan_lines:
+            _log.info(line)
 
     with strategy.scope():
         model = models.build(
             config.model.name,
-            source.image_shape,
-            source.classes,
-            pixel_max=source.pixel_max,
+            inputs.input_shape,
+            inputs.classes,
+            pixel_max=inputs.pixel_max,
             dropout=config.model.dropout,
         )
         model.compile(
@@ -101,29 +103,36 @@ def train(config: config_lib.Config) -> Result:
         )
     # Before hours of training, not after them.
     export.check_second_signature(model, config.export.second_signature)
-    clock = _clock(source.records(config.data.train_split))
-    history = model.fit(
-        pipeline.training(source, config.data, config.seed),
-        epochs=config.training.epochs,
-        validation_data=pipeline.evaluation(source, config.data),
-        callbacks=[
-            clock,
-            keras.callbacks.TensorBoard(str(run_dir / "tensorboard"), write_graph=False),
-            keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
-        ],
-    )
-    test = model.evaluate(pipeline.evaluation(source, config.data), return_dict=True, verbose=0)
+    clock = _clock(inputs.records[0])
+    try:
+        history = model.fit(
+            inputs.training,
+            epochs=config.training.epochs,
+            steps_per_epoch=inputs.steps,
+            validation_data=inputs.evaluation,
+            callbacks=[
+                clock,
+                keras.callbacks.TensorBoard(str(run_dir / "tensorboard"), write_graph=False),
+                keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
+            ],
+        )
+        test = model.evaluate(inputs.evaluation, return_dict=True, verbose=0)
+    except tf.errors.OpError as error:
+        reason = inputs.explained(error)
+        if reason is None:
+            raise
+        raise reason from error
 
     saved = exported = None
     if chief:
         saved = run_dir / "model.keras"
         model.save(saved)
-        facts: dict[str, Any] = {"config": dataclasses.asdict(config), "labels": source.label_names}
+        facts: dict[str, Any] = {"config": dataclasses.asdict(config), "labels": inputs.label_names}
         (run_dir / export.RUN).write_text(json.dumps(facts, indent=1) + "\n")
         exported = export.export(
             model,
             run_dir / "export" / config.name,
-            labels=source.label_names,
+            labels=inputs.label_names,
             second_signature=config.export.second_signature,
             config=facts["config"],
         )
@@ -191,7 +200,13 @@ def _optimizer(settings: config_lib.Training) -> Any:
     return make(settings.learning_rate)
 
 
-def _clock(records: int) -> Any:
+def _records(data: config_lib.Data, counts: tuple[int | None, int | None]) -> str:
+    name = data.function or (data.tfds_name if data.source == "tfds" else data.train_files)
+    train, test = ("not counted" if count is None else f"{count:,}" for count in counts)
+    return f"{name}: {train} records to train on, {test} to test."
+
+
+def _clock(records: int | None) -> Any:
     import keras
 
     class Clock(keras.callbacks.Callback):
@@ -205,7 +220,7 @@ def _clock(records: int) -> Any:
         @property
         def rate(self) -> float:
             # The first epoch traces and compiles.
-            return statistics.median(self.rates[1:] or self.rates)
+            return statistics.median(self.rates[1:] or self.rates or [math.nan])
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self._start = time.perf_counter()
@@ -217,7 +232,7 @@ def _clock(records: int) -> Any:
             self._stop()
 
         def _stop(self) -> None:
-            if self._start:
+            if self._start and records is not None:
                 self.rates.append(records / (time.perf_counter() - self._start))
                 self._start = 0.0
 

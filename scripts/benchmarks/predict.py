@@ -186,8 +186,7 @@ def _make_small(folder: pathlib.Path, rows: int) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfdp import export
-    from tfdp.inference import records
+    from tfdp import export, tfrecord
 
     layers = keras.layers
     model = keras.Sequential([keras.Input((8,), name="x"), layers.Dense(4, name="y")])
@@ -199,7 +198,7 @@ def _make_small(folder: pathlib.Path, rows: int) -> None:
     for count in (rows // 10, rows):
         with open(folder / f"rows-{count}.tfrecord", "wb") as file:
             for row in values[:count]:
-                file.write(records.frame(before + row.tobytes() + after))
+                file.write(tfrecord.frame(before + row.tobytes() + after))
     print(0)
 
 

@@ -28,7 +28,7 @@ MAKE = """
 import sys
 import numpy as np
 import tensorflow as tf
-from tfdp.inference import records
+from tfdp import tfrecord
 
 folder, rows, bad = sys.argv[1], int(sys.argv[2]), [int(n) for n in sys.argv[3].split(",")]
 
@@ -50,7 +50,7 @@ with open(folder + "/rows.tfrecord", "wb") as file:
         values = np.random.default_rng(row).normal(size=3 if row in bad else 4)
         example = tf.train.Example()
         example.features.feature["x"].float_list.value.extend(values)
-        file.write(records.frame(example.SerializeToString()))
+        file.write(tfrecord.frame(example.SerializeToString()))
 """
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from tfdp.inference import listing, readers, records, shards
+from tfdp import tfrecord
+from tfdp.inference import listing, readers, shards
 from tfdp.inference.signature import RECORD, Spec
 
 VECTOR = {"x": Spec("float32", (None, 2))}
@@ -44,7 +45,7 @@ def errors(batch):
 
 
 def write(path, contents):
-    path.write_bytes(b"".join(map(records.frame, contents)))
+    path.write_bytes(b"".join(map(tfrecord.frame, contents)))
     return path
 
 

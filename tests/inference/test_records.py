@@ -1,6 +1,7 @@
 import pytest
 import tensorflow as tf
 
+from tfdp import tfrecord
 from tfdp.inference import records, shards
 from tfdp.inference.errors import InferenceError, RowError
 
@@ -34,7 +35,7 @@ def test_tfrecord_in_shards(shard_rows, tmp_path):
 def test_frame_is_what_tensorflow_writes(tmp_path):
     path = write_tfrecord(tmp_path / "a.tfrecord", RECORDS)
     with open(path, "rb") as file:
-        assert file.read() == b"".join(map(records.frame, RECORDS))
+        assert file.read() == b"".join(map(tfrecord.frame, RECORDS))
 
 
 def damage(name, frames):
@@ -59,7 +60,7 @@ def damage(name, frames):
 )
 def test_damaged_tfrecords(name, expected, tmp_path):
     path = tmp_path / "a.tfrecord"
-    path.write_bytes(damage(name, [records.frame(word) for word in (b"one", b"two!", b"three")]))
+    path.write_bytes(damage(name, [tfrecord.frame(word) for word in (b"one", b"two!", b"three")]))
     file = records.scan_tfrecord(str(path))
     found = read_in_shards(file, records.read_tfrecord, 1)
     assert [r.args[0] if isinstance(r, RowError) else r for r in found] == expected

@@ -1,214 +1,285 @@
-"""Prepared TFDS datasets, opened without a network.
+"""Opening what a config names: files, counts, and how a record becomes (x, y).
 
 source = open_source(config.data)
-source.records["train"], source.image_shape, source.classes
+source.train.count, source.input_shape, source.classes
+source.train.files                  # for sharding.make
 """
 
-import contextlib
 import dataclasses
-import fcntl
-import io
-import logging
-import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
-from absl import logging as absl_logging
-
 from tfdp import config as config_lib
-from tfdp.data import digits
-
-_log = logging.getLogger("tfdp")
-
-
-class SourceError(ValueError):
-    """A dataset that cannot be opened, with what to do."""
+from tfdp import sharding, tfrecord
+from tfdp.data import (
+    array_files,
+    array_records,
+    arrays,
+    counts,
+    csv_rows,
+    features,
+    images,
+    listing,
+    prepared,
+    tfrecords,
+)
+from tfdp.data import records as records_lib
+from tfdp.data.errors import SourceError
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A prepared dataset.
+    """What a config names.
 
     Attributes:
-        builder: TFDS's builder of it.
-        image_shape: Shape of an input, (height, width, channels).
+        train: The records to train on.
+        test: Those to evaluate on.
+        input_shape: Shape of one input; a dict of shapes where the model takes several.
         classes: Number of labels.
         label_names: Their names, in order.
         pixel_max: The largest value of a pixel.
     """
 
-    builder: tfds.core.DatasetBuilder
-    image_shape: tuple[int, ...]
+    train: records_lib.Records
+    test: records_lib.Records
+    input_shape: Any
     classes: int
-    label_names: tuple[str, ...]
-    pixel_max: float
+    label_names: tuple[str, ...] = ()
+    pixel_max: float = 255.0
 
-    def records(self, split: str) -> int:
-        """Return the number of records of a split or sub-split."""
-        return self.builder.info.splits[split].num_examples
+    @property
+    def image_shape(self) -> Any:
+        """Another name of `input_shape`."""
+        return self.input_shape
 
 
 def open_source(data: config_lib.Data) -> Source:
-    """Open the dataset that a config names; prepare the built-in one when it is absent.
+    """Open the records that a config names; prepare the built-in dataset when it is absent.
 
     Raises:
-        SourceError: If it is not prepared, or not what the pipeline reads.
+        SourceError: If they are not there, damaged, or not what the pipeline reads.
     """
-    builder = open_builder(data)
-    for split in (data.train_split, data.test_split):
-        try:
-            records = builder.info.splits[split].num_examples
-        except (KeyError, ValueError) as error:
-            why = str(error).strip("'").partition("\n")[0].partition(" See format")[0]
-            known = ", ".join(builder.info.splits)
+    opened = _OPENERS[data.source](data)
+    size = tuple(map(int, data.image_size.split("x"))) if data.image_size else None
+    shape = opened.input_shape
+    if size is not None:
+        if not isinstance(shape, tuple) or len(shape) != 3:
             raise SourceError(
-                f"{data.tfds_name}: {split!r} is no split of it ({why.rstrip('.')}). It has "
-                f"{known}; a part is written like 'train[:90%]'."
-            ) from error
-        if not records:
-            raise SourceError(f"{data.tfds_name}: the split {split!r} holds no record.")
-    return _describe(builder, data.tfds_name)
-
-
-def open_builder(data: config_lib.Data) -> tfds.core.DatasetBuilder:
-    """Open the dataset that a config names, whatever its features are.
-
-    Raises:
-        SourceError: If it is not prepared.
-    """
-    folder = os.path.expanduser(data.data_dir) or None
-    with _quiet():
-        if data.tfds_name == digits.NAME:
-            return _open_digits(folder)
-        if data.download:
-            return _download(data.tfds_name, folder)
-        return _open_prepared(data.tfds_name, folder)
-
-
-def _open_digits(folder: str | None) -> tfds.core.DatasetBuilder:
-    builder = digits.TfdpDigits(data_dir=folder)
-    if builder.is_prepared():
-        return builder
-    try:
-        with _lock(builder.data_dir):
-            # Another process may have prepared it while this one waited: a new builder sees that.
-            builder = digits.TfdpDigits(data_dir=folder)
-            if not builder.is_prepared():
-                _log.info("Preparing the digits dataset in %s.", builder.data_dir)
-                # TFDS tells of downloads; this is half a second, and none.
-                with contextlib.redirect_stdout(io.StringIO()):
-                    builder.download_and_prepare(
-                        download_config=tfds.download.DownloadConfig(num_shards=digits.SHARDS)
-                    )
-    except OSError as error:
-        raise SourceError(
-            f"The digits cannot be prepared in {builder.data_dir}: {error.strerror or error}. "
-            "Name another folder: --config.data.data_dir=..."
-        ) from error
-    return builder
-
-
-def _download(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
-    try:
-        builder = tfds.builder(name, data_dir=folder)
-    except (ValueError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise SourceError(f"TFDS cannot make the dataset {name!r}: {why}") from error
-    if builder.is_prepared():
-        return builder
-    try:
-        with _lock(builder.data_dir):
-            builder = tfds.builder(name, data_dir=folder)
-            builder.download_and_prepare()
-    except OSError as error:  # no network is one
-        why = str(error).partition("\n")[0]
-        raise SourceError(f"The dataset {name!r} could not be prepared: {why}") from error
-    return builder
-
-
-def _open_prepared(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
-    where = folder or os.environ.get("TFDS_DATA_DIR") or str(tfds.core.constants.DATA_DIR)
-    where = os.path.expanduser(where)
-    try:
-        # From its files alone: tfds.load would look for it on the network for minutes.
-        return tfds.builder_from_directory(_newest(where, name))
-    except SourceError:
-        raise
-    except (OSError, ValueError, AttributeError, tf.errors.OpError) as error:
-        raise SourceError(
-            f"The dataset {name!r} is not prepared in {where}. Prepare it there with TFDS, name "
-            "its folder with --config.data.data_dir=..., or allow --config.data.download=True."
-        ) from error
-
-
-def _newest(folder: str, name: str) -> str:
-    """Return the folder of a prepared dataset: FOLDER/NAME[/CONFIG]/VERSION."""
-    name, _, version = name.partition(":")
-    base = os.path.join(folder, *name.split("/"))
-    if version:
-        return os.path.join(base, version)
-    found = sorted(os.listdir(base))
-    versions = [v for v in found if tfds.core.Version.is_valid(v)]
-    if versions:
-        return os.path.join(base, str(max(tfds.core.Version(v) for v in versions)))
-    configs = [c for c in found if os.path.isdir(os.path.join(base, c))]
-    if configs:
-        names = ", ".join(f"{name}/{c}" for c in configs)
-        raise SourceError(f"The dataset {name!r} has configurations: use one of {names}.")
-    raise OSError(f"no version in {base}")
-
-
-def _describe(builder: tfds.core.DatasetBuilder, name: str) -> Source:
-    script = "Train it with a script of your own: tfdp launch -- SCRIPT.py"
-    features = builder.info.features
-    keys = builder.info.supervised_keys
-    if keys is None or len(keys) != 2:
-        raise SourceError(
-            f"{name} names no (input, label) pair (supervised_keys): tfdp train cannot tell "
-            f"which feature to learn. {script}"
+                f"config.data.image_size={data.image_size!r}: the inputs are no images, but "
+                f"of shape {shape}."
+            )
+        opened = dataclasses.replace(
+            opened,
+            input_shape=(*size, shape[2]),
+            train=_resized(opened.train, size),
+            test=_resized(opened.test, size),
         )
-    image, label = features[keys[0]], features[keys[1]]
-    if not isinstance(label, tfds.features.ClassLabel):
-        kind = type(label).__name__
-        raise SourceError(f"{name}: the label {keys[1]!r} is a {kind}, no ClassLabel. {script}")
-    shape = image.shape
-    if not isinstance(shape, tuple) or len(shape) != 3 or image.np_dtype != np.uint8:
-        kind = type(image).__name__
+    elif isinstance(shape, tuple) and None in shape:
         raise SourceError(
-            f"{name}: the input {keys[0]!r} is a {kind} of shape {shape}, no images of bytes. "
-            f"{script}"
+            f"The images have no fixed size ({shape}). Set one: --config.data.image_size=224x224."
         )
-    if None in shape:
+    return opened
+
+
+def _open_tfds(data: config_lib.Data) -> Source:
+    builder = prepared.open_builder(data)
+    opened = []
+    parts = [prepared.files_of(builder, split) for split in (data.train_split, data.test_split)]
+    decode, facts = prepared.describe(builder, data)
+    for split, (files, totals, kind) in zip(
+        (data.train_split, data.test_split), parts, strict=True
+    ):
+        name = f"{data.tfds_name}/{split}"
+        if kind == "array_record":
+            opened.append(_by_index(name, files, decode))
+        else:
+            opened.append(_tfrecords(name, files, totals, data, decode))
+    return Source(opened[0], opened[1], **facts)
+
+
+def _open_tfrecord(data: config_lib.Data) -> Source:
+    parts, decode, batches, why, facts = _examples(data)
+    opened = []
+    for split, names in parts:
+        totals: Sequence[int | None] = [None] * len(names)
+        if data.bad_records:
+            checked = counts.check(names, data.bad_records)
+            totals = [checked[name].records for name in names]
+        elif data.count:
+            totals = counts.count(names, tfrecord.count)
+        files = [
+            sharding.File(name, total, 0, counts.state(name)[0])
+            for name, total in zip(names, totals, strict=True)
+        ]
+        opened.append(_tfrecords(split, files, totals, data, decode, batches, why))
+    return Source(opened[0], opened[1], **facts)
+
+
+def _open_array_record(data: config_lib.Data) -> Source:
+    parts, decode, batches, why, facts = _examples(data)
+    opened = []
+    for split, names in parts:
+        totals = counts.count(names, array_files.count)
+        files = [
+            sharding.File(name, total, 0, counts.state(name)[0])
+            for name, total in zip(names, totals, strict=True)
+        ]
+        opened.append(_by_index(split, files, decode, batches, why))
+    return Source(opened[0], opened[1], **facts)
+
+
+def _examples(data: config_lib.Data) -> Any:
+    """Return the files of both splits, and what is known of the Examples in them."""
+    spec = features.parse(data.features)
+    inputs = _names(data.input) or [name for name in spec if name != data.label]
+    decode, batches = features.decoder(spec, inputs, data.label)
+    why = features.reason(spec, [*inputs, data.label])
+    shapes = {name: spec[name].shape for name in inputs}
+    facts = {
+        "input_shape": shapes if len(inputs) > 1 else shapes[inputs[0]],
+        "classes": _classes(data),
+    }
+    splits = (("train", listing.find(data.train_files)), ("test", listing.find(data.test_files)))
+    return splits, decode, batches, why, facts
+
+
+def _open_csv(data: config_lib.Data) -> Source:
+    splits = (("train", listing.find(data.train_files)), ("test", listing.find(data.test_files)))
+    columns = csv_rows.header([name for _, names in splits for name in names])
+    inputs = _names(data.input)
+    decode, width = csv_rows.decoder(columns, inputs, data.label)
+    opened = []
+    for split, names in splits:
+        rows: Sequence[int | None] = [None] * len(names)
+        if data.count:
+            rows = counts.count(names, csv_rows.count)
+        files = [
+            sharding.File(name, count, 0, counts.state(name)[0])
+            for name, count in zip(names, rows, strict=True)
+        ]
+        opened.append(
+            records_lib.Records(
+                split,
+                tuple(files),
+                csv_rows.Reader(names, rows),
+                by_index=False,
+                decode=decode,
+                decodes_batches=True,
+                reason=csv_rows.reason(columns, inputs, data.label),
+            )
+        )
+    return Source(opened[0], opened[1], input_shape=(width,), classes=_classes(data))
+
+
+def _open_numpy(data: config_lib.Data) -> Source:
+    opened = []
+    for split, text in (("train", data.train_files), ("test", data.test_files)):
+        reader, name, rows = arrays.open_arrays(text, _names(data.input), data.label)
+        files = (sharding.File(name, rows, 0, counts.state(name)[0]),)
+        opened.append(
+            records_lib.Records(split, files, reader, True, lambda pair: pair, decodes_batches=True)
+        )
+    x = opened[0].reader.spec[0]
+    shape = {k: tuple(v.shape) for k, v in x.items()} if isinstance(x, dict) else tuple(x.shape)
+    return Source(opened[0], opened[1], input_shape=shape, classes=_classes(data))
+
+
+def _open_images(data: config_lib.Data) -> Source:
+    opened, known = [], []
+    for split, folder in (("train", data.train_files), ("test", data.test_files)):
+        names, labels, classes = arrays.open_images(folder)
+        known.append(classes)
+        files = tuple(sharding.File(name, 1, 0, counts.state(name)[0]) for name in names)
+
+        def decode(pair: Any) -> tuple[Any, Any]:
+            return images.decode(pair[0]), pair[1]
+
+        def why(pair: Any) -> str:
+            problem = features.image_problem(pair[0], (None, None, 3))
+            return f"the file {problem}" if problem else ""
+
+        made = records_lib.Records(split, files, None, True, decode, reason=why)
+        reader = arrays.Images(names, labels, made.check_unchanged)
+        opened.append(dataclasses.replace(made, reader=reader))
+    if known[0] != known[1]:
         raise SourceError(
-            f"{name}: the images have no fixed size ({shape}), and tfdp train does not resize. "
-            f"{script}"
+            f"{data.train_files} has the classes {', '.join(known[0])}, but {data.test_files} has "
+            f"{', '.join(known[1])}."
         )
-    pixel_max = 16.0 if name == digits.NAME else 255.0
-    return Source(builder, shape, label.num_classes, tuple(label.names), pixel_max)
+    return Source(opened[0], opened[1], (None, None, 3), len(known[0]), known[0])
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep TFDS from warning that nothing is prepared yet, and from drawing bars in log files."""
-    level = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    try:
-        yield
-    finally:
-        absl_logging.set_verbosity(level)
+_OPENERS: dict[str, Callable[[config_lib.Data], Source]] = {
+    "tfds": _open_tfds,
+    "tfrecord": _open_tfrecord,
+    "array_record": _open_array_record,
+    "csv": _open_csv,
+    "numpy": _open_numpy,
+    "images": _open_images,
+}
 
 
-@contextlib.contextmanager
-def _lock(folder: Any) -> Iterator[None]:
-    """Let one process of this machine prepare a dataset while the others wait."""
-    path = os.path.join(os.path.dirname(os.path.dirname(str(folder))), ".tfdp.lock")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _tfrecords(
+    split: str,
+    files: Sequence[sharding.File],
+    totals: Sequence[int | None],
+    data: config_lib.Data,
+    decode: Any,
+    batches: bool = False,
+    why: Any = None,
+) -> records_lib.Records:
+    names = [file.name for file in files]
+    checked = counts.check(names, data.bad_records) if data.bad_records else {}
+    extents = []
+    for file, total in zip(files, totals, strict=True):
+        stop = None if file.records is None else file.first + file.records
+        damaged = (checked[file.name].damaged or ()) if checked else ()
+        if damaged and stop is not None:
+            # What a damaged header hides cannot be found any more.
+            stop = min(stop, checked[file.name].records)
+        extents.append(tfrecords.Extent(file.first, stop, total, damaged))
+    kept = tuple(
+        dataclasses.replace(file, records=extent.records)
+        for file, extent in zip(files, extents, strict=True)
+    )
+    reader = tfrecords.Reader(names, extents)
+    return records_lib.Records(split, kept, reader, False, decode, batches, why)
+
+
+def _by_index(
+    split: str,
+    files: Sequence[sharding.File],
+    decode: Any,
+    batches: bool = False,
+    why: Any = None,
+) -> records_lib.Records:
+    made = records_lib.Records(split, tuple(files), None, True, decode, batches, why)
+    reader = array_records.Reader(
+        [file.name for file in files],
+        [file.records or 0 for file in files],
+        [file.first for file in files],
+        made.check_unchanged,
+    )
+    return dataclasses.replace(made, reader=reader)
+
+
+def _resized(records: records_lib.Records, size: Any) -> records_lib.Records:
+    def decode(raw: Any) -> tuple[Any, Any]:
+        x, y = records.decode(raw)
+        return images.resize(x, size), y
+
+    assert not records.decodes_batches
+    return dataclasses.replace(records, decode=decode)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _classes(data: config_lib.Data) -> int:
+    if not data.classes:
+        raise SourceError(
+            f"config.data.classes is 0: source {data.source!r} does not tell how many labels there "
+            "are. Set it."
+        )
+    return data.classes

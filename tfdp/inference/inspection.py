@@ -34,11 +34,11 @@ def tfds_features(tfds: dict[str, str]) -> Any:
 
 def _builder(name: str, data_dir: str) -> Any:
     from tfdp.config import Data
-    from tfdp.data import source
+    from tfdp.data import prepared
 
     try:
-        return source.open_builder(Data(tfds_name=name, data_dir=data_dir))
-    except source.SourceError as error:
+        return prepared.open_builder(Data(tfds_name=name, data_dir=data_dir))
+    except prepared.SourceError as error:
         raise InferenceError(str(error).replace("--config.data.", "--")) from error
 
 

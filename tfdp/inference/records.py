@@ -9,17 +9,14 @@ cannot be read is a record too: it is counted, and named when it is read.
 """
 
 import csv
-import struct
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-import google_crc32c
-
 from tfdp.inference.errors import InferenceError, RowError
 from tfdp.inference.shards import File, Span
+from tfdp.tfrecord import FOOTER_BYTES, HEADER, length_of, masked_crc
 
-_HEADER = struct.Struct("<QI")
-_FOOTER_BYTES = 4
+_FRAME_BYTES = HEADER.size + FOOTER_BYTES
 _BUFFER_BYTES = 1 << 18
 # Records from one remembered offset to the next: what a reader has to step over at most.
 _STRIDE = 256
@@ -45,25 +42,6 @@ def read_tfrecord(span: Span) -> Iterator[bytes | RowError]:
             yield record
             if isinstance(record, RowError) and record.args[-1] == "end":
                 return
-
-
-def frame(record: bytes) -> bytes:
-    """Return a record as a TFRecord file holds it."""
-    length = struct.pack("<Q", len(record))
-    return b"".join(
-        (
-            length,
-            struct.pack("<I", masked_crc(length)),
-            record,
-            struct.pack("<I", masked_crc(record)),
-        )
-    )
-
-
-def masked_crc(data: bytes) -> int:
-    """Return the checksum of the TFRecord format (tensorflow/core/lib/hash/crc32c.h)."""
-    crc = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def csv_header(path: str) -> list[str]:
@@ -130,7 +108,7 @@ def _skip_tfrecords(file: IO[bytes], path: str) -> Iterator[int]:
     size = file.seek(0, 2)
     file.seek(offset)
     while offset < size:
-        header = file.read(_HEADER.size)
+        header = file.read(HEADER.size)
         length = _length(header, size - offset)
         if length is None:
             if offset == 0:
@@ -140,30 +118,26 @@ def _skip_tfrecords(file: IO[bytes], path: str) -> Iterator[int]:
                 )
             yield offset  # damaged: it is counted, and nothing after it can be found
             return
-        file.seek(length + _FOOTER_BYTES, 1)
+        file.seek(length + FOOTER_BYTES, 1)
         yield offset
-        offset += _HEADER.size + length + _FOOTER_BYTES
+        offset += HEADER.size + length + FOOTER_BYTES
 
 
 def _length(header: bytes, room: int) -> int | None:
     """Return the length of a record, None where the header or the end of the file denies it."""
-    if len(header) < _HEADER.size:
-        return None
-    length, crc = _HEADER.unpack(header)
-    if masked_crc(header[:8]) != crc or length + _HEADER.size + _FOOTER_BYTES > room:
-        return None
-    return length
+    length = length_of(header)
+    return length if length is not None and length + _FRAME_BYTES <= room else None
 
 
 def _read_record(file: IO[bytes]) -> bytes | RowError:
-    header = file.read(_HEADER.size)
+    header = file.read(HEADER.size)
     length = _length(header, 1 << 62)
     if length is None:
         return RowError("its header is damaged: the rest of the file cannot be read", "end")
-    record, footer = file.read(length), file.read(_FOOTER_BYTES)
-    if len(footer) < _FOOTER_BYTES:
+    record, footer = file.read(length), file.read(FOOTER_BYTES)
+    if len(footer) < FOOTER_BYTES:
         return RowError("the file ends in the middle of it", "end")
-    if masked_crc(record) != struct.unpack("<I", footer)[0]:
+    if masked_crc(record) != int.from_bytes(footer, "little"):
         return RowError("its checksum is wrong", "")
     return record
 

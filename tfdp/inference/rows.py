@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tfdp import manifest
-from tfdp.inference import job, records, shards, signature
+from tfdp import manifest, tfrecord
+from tfdp.inference import job, shards, signature
 from tfdp.inference import settings as settings_lib
 from tfdp.inference.errors import InferenceError
 from tfdp.inference.signature import Signature
@@ -225,7 +225,7 @@ def _write_examples(rows: Rows, path: pathlib.Path) -> None:
                     values.extend(v if isinstance(v, bytes) else v.encode() for v in flat)
                 else:
                     values.append(np.ascontiguousarray(array[row]).tobytes())
-            file.write(records.frame(example.SerializeToString()))
+            file.write(tfrecord.frame(example.SerializeToString()))
 
 
 def _collect(folder: pathlib.Path, parts: int) -> Rows:

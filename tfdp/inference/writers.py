@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 import orjson
 
-from tfdp.inference import records
+from tfdp import tfrecord
 
 Outputs = Mapping[str, np.ndarray]
 EXTENSIONS = ("jsonl", "csv", "npy", "tfrecord")
@@ -185,7 +185,7 @@ class _TFRecord:
             feature["id"].bytes_list.value.append(name.encode("utf-8", "surrogateescape"))
             for key, column in columns.items():
                 _fill(feature[key], column[row])
-            frames.append(records.frame(example.SerializeToString(deterministic=True)))
+            frames.append(tfrecord.frame(example.SerializeToString(deterministic=True)))
         self._file.write(b"".join(frames))
 
     def close(self) -> None:

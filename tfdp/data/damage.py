@@ -1,0 +1,74 @@
+"""What was wrong when a step failed: file, record and reason, where TensorFlow names neither.
+
+    try:
+        model.fit(...)
+    except tf.errors.OpError as error:
+        raise damage.explained(error, records, plan, pipeline) or error
+
+tf.data says at most at which byte a record is damaged. Once a run has failed there is time to look:
+the files of the pipeline are read again, up to the first that cannot be.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdp.data import records as records_lib
+from tfdp.data.errors import DataError
+
+_log = logging.getLogger("tfdp")
+_ROWS = 256
+# What an error of an iterator has in its text, and one of the model has not.
+_SIGNS = ("IteratorGetNext", "Iterator::", "iterator_get_next", "Input dataset was expected")
+
+
+def explained(error: BaseException, *splits: records_lib.Records) -> DataError | None:
+    """Return what is wrong with the data of these splits, None if nothing can be found.
+
+    Args:
+        error: What a step has raised.
+        splits: The records that it may have read.
+    """
+    for records in splits:
+        if records.raised:  # Python code of the pipeline knows it already
+            return records.raised[0]
+    if isinstance(error, DataError):
+        return error
+    if not isinstance(error, tf.errors.OpError) or not any(s in str(error) for s in _SIGNS):
+        return None
+    if not isinstance(error, tf.errors.DataLossError):
+        _log.info("Looking for the record that cannot be read.")
+    for records in splits:
+        found = _first(records)
+        if found is not None:
+            return found
+    return None
+
+
+def _first(records: records_lib.Records) -> DataError | None:
+    if not records.by_index:
+        found: Iterable[Any] = (
+            records.reader.explain(at, records.reason) for at in range(len(records.files))
+        )
+        return next((one for one in found if one is not None), None)
+    if records.reason is None:
+        return None
+    total = records.count or 0
+    for begin in range(0, total, _ROWS):
+        places = np.arange(begin, min(total, begin + _ROWS), dtype=np.int64)
+        try:
+            rows = records.reader.read(places)
+        except DataError as error:
+            return error
+        leaves = tf.nest.flatten(rows)
+        for row, place in enumerate(places):
+            raw = tf.nest.pack_sequence_as(records.reader.spec, [leaf[row] for leaf in leaves])
+            why = records.reason(raw)
+            if why:
+                name = records.name_of(int(records.ids(np.array([place]))[0]))
+                file, _, number = name.rpartition(":")
+                return DataError(f"{file}: record {number}: {why}.")
+    return None

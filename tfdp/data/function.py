@@ -1,0 +1,100 @@
+"""A function of the user's instead of a source.
+
+    function = load(config.data)
+    dataset = call(function, config.data, "train", context)
+
+It gets (config.data, split, tf.distribute.InputContext) and returns a tf.data.Dataset of (x, y)
+batches for that pipeline: `context.get_per_replica_batch_size(data.global_batch_size)` rows for
+each replica. With config.data.policy="hint" it gets the context of a single pipeline, and returns
+batches of the global size with tf.data's hint where the records are to be sharded:
+`dataset.shard(tf.data.experimental.SHARD_HINT, tf.data.experimental.SHARD_HINT)`.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfdp import config as config_lib
+from tfdp.data.errors import SourceError
+
+_HINT = tf.data.experimental.SHARD_HINT
+
+
+def load(data: config_lib.Data) -> Callable[..., Any]:
+    """Return the function that a config names.
+
+    Raises:
+        SourceError: If it cannot be imported.
+    """
+    module, _, name = data.function.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SourceError(
+            f"config.data.function={data.function!r} cannot be imported: {error}."
+        ) from error
+    if not callable(function):
+        raise SourceError(f"config.data.function={data.function!r} is no function.")
+    return function
+
+
+def call(
+    function: Callable[..., Any],
+    data: config_lib.Data,
+    split: str,
+    context: tf.distribute.InputContext,
+) -> tf.data.Dataset:
+    """Return the dataset of a pipeline.
+
+    Raises:
+        SourceError: If the function returns none, or none of pairs.
+    """
+    dataset = function(data, split, context)
+    if not isinstance(dataset, tf.data.Dataset):
+        raise SourceError(
+            f"config.data.function={data.function!r} returned a {type(dataset).__name__}: let it "
+            "return a tf.data.Dataset of (x, y) batches."
+        )
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise SourceError(
+            f"config.data.function={data.function!r} returned a dataset of {spec}: let it hold "
+            "(x, y) or (x, y, weight)."
+        )
+    return dataset
+
+
+def with_hint(dataset: tf.data.Dataset, name: str) -> tf.data.Dataset:
+    """Return a dataset that tf.distribute shards where its hint stands.
+
+    Raises:
+        SourceError: If there is no hint: every worker would read and train on everything.
+    """
+    if not has_hint(dataset):
+        raise SourceError(
+            f"policy 'hint': the dataset of {name!r} has no hint, so that every worker would train "
+            "on all of it. Put dataset.shard(tf.data.experimental.SHARD_HINT, "
+            "tf.data.experimental.SHARD_HINT) behind its reader."
+        )
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.HINT
+    return dataset.with_options(options)
+
+
+def has_hint(dataset: tf.data.Dataset) -> bool:
+    """Say whether `shard(SHARD_HINT, SHARD_HINT)` stands anywhere in a dataset."""
+    variant = tf.data.experimental.to_variant(dataset)
+    text = tf.raw_ops.DatasetToGraphV2(input_dataset=variant).numpy()
+    graph = tf.compat.v1.GraphDef.FromString(text)
+    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+    for nodes in bodies:
+        constants = {node.name: node.attr["value"].tensor for node in nodes if node.op == "Const"}
+        for node in nodes:
+            if node.op != "ShardDataset":
+                continue
+            shards = constants.get(node.input[1].partition(":")[0])
+            if shards is not None and tf.make_ndarray(shards) == _HINT:
+                return True
+    return False

@@ -1,0 +1,97 @@
+"""tfdp shards: who would read what, before a run. It reads files and counts; it trains nothing."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from tfdp.verbs import UsageError
+
+SYNOPSIS = (
+    "tfdp shards --config=FILE.py [--config.data.a=VALUE ...] --workers=N [--ps=M] [--json]\n\n"
+    "Show which worker would read which files and records, and why. Exits with 2, and says what\n"
+    "to do, where a worker would starve."
+)
+
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags beside --config."""
+    flags.DEFINE_integer("workers", 1, "Workers: each has an input pipeline.", flag_values=values)
+    flags.DEFINE_bool("chief", False, "With a chief beside the workers.", flag_values=values)
+    flags.DEFINE_integer(
+        "ps", 0, "Parameter servers; they read nothing, and the chief neither.", flag_values=values
+    )
+    flags.DEFINE_bool("json", False, "Print the plans as JSON.", flag_values=values)
+
+
+def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+    """Carry out `tfdp shards`; its config has been checked."""
+    if positional or script:
+        raise UsageError(f"{(positional + script)[0]!r}: tfdp shards takes flags only.")
+    if values.workers < 1 or values.ps < 0:
+        raise UsageError("Use --workers=1 or more, and --ps=0 or more.")
+    data = values.config.data
+    if data.function:
+        raise UsageError(
+            f"config.data.function={data.function!r} shards itself: there is no plan to show."
+        )
+    # The chief of a cluster with parameter servers coordinates; otherwise it trains as well.
+    pipelines = values.workers + (1 if values.chief and not values.ps else 0)
+    sys.path.insert(0, os.getcwd())
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Reading features takes no GPU, and leaves those that there are to others.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    from tfdp import run as run_lib
+
+    run_lib.import_tensorflow()
+    from tfdp.data import pipeline, source
+
+    try:
+        opened = source.open_source(data)
+        plans = {
+            "train": pipeline.plan_training(opened, data, pipelines),
+            "test": pipeline.plan_evaluation(opened, data, pipelines),
+        }
+    except ValueError as error:
+        if type(error).__module__.partition(".")[0] != "tfdp":
+            raise
+        raise UsageError(str(error)) from error
+    if values.json:
+        print(json.dumps({name: plan.json() for name, plan in plans.items()}, indent=2))
+        return 0
+    for number, (name, plan) in enumerate(plans.items()):
+        print("\n" * bool(number) + "\n".join(plan.lines(name)) + "\n")
+        print("\n".join(table(plan)))
+    return 0
+
+
+def table(plan: Any) -> list[str]:
+    """Return a line for each pipeline, in columns, with a header."""
+    names = ("worker", "files", "records", "batches", "first", "last", "MB read")
+    rows: list[tuple[str, ...]] = [names]
+    show: Callable[[Any], str] = lambda n: "?" if n is None else f"{n:,}"  # noqa: E731
+    for share in plan.shares:
+        batches = show(plan.steps)
+        if share.empty:
+            batches += f" ({share.empty:,} empty)"
+        ends = [_place(end) for end in (share.first, share.last)]
+        read = f"{share.bytes / 1e6:,.1f}"
+        rows.append(
+            (str(share.pipeline), show(len(share.files)), show(share.records), batches, *ends, read)
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if name in ("first", "last") else cell.rjust(width)
+            for name, cell, width in zip(names, row, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _place(end: tuple[str, int] | None) -> str:
+    return "?" if end is None else f"{os.path.basename(end[0])}:{end[1]}"
