@@ -53,6 +53,7 @@ from tfdp.compat.inputs import (
 from tfdp.compat.parameter_server import (
     addresses,
     built_with,
+    current_value,
     forget_build,
     initialize_by_partition,
     is_partitioned,
@@ -89,6 +90,7 @@ __all__ = [
     "built_with",
     "compile_loss",
     "compiled_state",
+    "current_value",
     "data_adapter",
     "dataset",
     "flatten_metrics_in_order",

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 
@@ -57,6 +58,13 @@ def stored_value(variable: keras.Variable) -> Any:
     `value` gives what a `keras.StatelessScope` maps it to, or casts it for mixed precision.
     """
     return variable._value
+
+
+def current_value(variable: keras.Variable) -> Any:
+    """Return a Keras variable's tf.Variable, or the tensor that stands for it in a scope."""
+    scope = get_stateless_scope() if in_stateless_scope() else None
+    value = scope.get_current_value(variable) if scope is not None else None
+    return variable._value if value is None else value
 
 
 def initialize_by_partition(

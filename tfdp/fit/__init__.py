@@ -14,7 +14,13 @@ Read in this order:
 """
 
 from tfdp.fit.communication import Communication
-from tfdp.fit.dispatch import disable, enable, set_communication, set_server_options
+from tfdp.fit.dispatch import (
+    disable,
+    enable,
+    set_communication,
+    set_evaluator,
+    set_server_options,
+)
 from tfdp.fit.parameter_server import Options as ServerOptions
 from tfdp.fit.partitions import initialize_by_partition
 
@@ -25,5 +31,6 @@ __all__ = [
     "enable",
     "initialize_by_partition",
     "set_communication",
+    "set_evaluator",
     "set_server_options",
 ]

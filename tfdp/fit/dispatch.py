@@ -43,6 +43,7 @@ _communication_of: "weakref.WeakKeyDictionary[Any, communication_lib.Communicati
 _server_options_of: "weakref.WeakKeyDictionary[Any, parameter_server.Options]" = (
     weakref.WeakKeyDictionary()
 )
+_is_evaluator = False
 _trainers: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDictionary()
 
 
@@ -79,6 +80,12 @@ def set_communication(
 def set_server_options(strategy: tf.distribute.Strategy, options: parameter_server.Options) -> None:
     """Train the models of one ParameterServerStrategy like this."""
     _server_options_of[strategy] = options
+
+
+def set_evaluator(evaluates: bool) -> None:
+    """Let `fit` of this process evaluate the checkpoints that another one writes."""
+    global _is_evaluator
+    _is_evaluator = evaluates
 
 
 def _dispatcher(name: str) -> Callable[..., Any]:

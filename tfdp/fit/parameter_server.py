@@ -23,6 +23,7 @@ from tfdp import compat
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import gather, partitions, remote_step, session, updates
+from tfdp.fit import summed as summed_lib
 from tfdp.fit import work as work_lib
 
 _log = logging.getLogger("tfdp")
@@ -257,7 +258,8 @@ class ServerTrainer:
                 logs = totals.logs()
             hooks.end(totals.steps - 1, logs)
 
-        self._run("train", feed, hooks.begin, took, lambda: model.stop_training)
+        run = self._run_summed if self.options.max_staleness == 0 else self._run
+        run("train", feed, hooks.begin, took, lambda: model.stop_training)
         short = feed.steps_per_epoch is not None and totals.steps < feed.steps_per_epoch
         if not model.stop_training and (short or totals.steps == 0):
             warnings.warn(
@@ -339,6 +341,35 @@ class ServerTrainer:
             took(result)
         feed.end_epoch(exhausted)
 
+    def _run_summed(
+        self,
+        kind: str,
+        feed: feed_lib.Feed,
+        begin: Callable[[int], None],
+        took: Callable[[Any], None],
+        stopped: Callable[[], Any],
+    ) -> None:
+        """Train on the batches of one epoch, each split over the workers: see `_run`."""
+        assert kind == "train"
+        work = work_lib.Work(self.strategy, self._coordinator, self._workers)
+        key = repr(feed.spec)
+        if key not in self._summed:
+            self._summed[key] = summed_lib.Summed(
+                self._steps, feed.spec, self._workers, self.options.lazy_rows
+            )
+        iterator = feed.begin_epoch()
+        exhausted = False
+        while not stopped() and ((left := feed.steps_left()) is None or left > 0):
+            batch = next(iterator, None)
+            if batch is None:
+                exhausted = True
+                break
+            begin(feed.step)
+            feed.took(1)
+            took(self._summed[key].step(work, self._number, batch))
+            self._number += 1
+        feed.end_epoch(exhausted)
+
     def _on_batch(self, kind: str, data: tuple[Any, ...], return_dict: bool) -> Any:
         x, y, sample_weight, class_weight = data
         feed = self._feed(
@@ -346,7 +377,9 @@ class ServerTrainer:
         )
         self._prepare(feed)
         totals = self._steps.totals(kind)
-        self._run(kind, feed, lambda step: None, totals.add, lambda: False)
+        summed = kind == "train" and self.options.max_staleness == 0
+        run = self._run_summed if summed else self._run
+        run(kind, feed, lambda step: None, totals.add, lambda: False)
         logs = session.to_python(totals.logs())
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
 
@@ -366,8 +399,8 @@ class ServerTrainer:
         if isinstance(x, types.GeneratorType) or isinstance(x, keras.utils.PyDataset):
             raise ValueError(
                 f"fit on parameter servers takes no {type(x).__name__}: it cannot be read again "
-                "when a worker has died. Give arrays, a tf.data.Dataset (from_generator makes one), "
-                "or a function of tf.distribute.InputContext that returns one."
+                "when a worker has died. Give arrays, a tf.data.Dataset (from_generator makes "
+                "one), or a function of tf.distribute.InputContext that returns one."
             )
         data = x
         if not feed_lib.is_distributed(x):
@@ -384,9 +417,15 @@ class ServerTrainer:
 
     def _description(self, feed: feed_lib.Feed) -> str:
         del feed
+        workers = f"{self._workers} worker{'s'[: self._workers > 1]}"
+        if self.options.max_staleness == 0:
+            return (
+                f"the coordinator reads the data and splits each batch by rows over {workers}; "
+                "their gradients are summed"
+            )
         return (
-            f"the coordinator reads the data and hands each batch to one of {self._workers} "
-            f"worker{'s'[: self._workers > 1]}; a batch is a step, and each is trained once"
+            f"the coordinator reads the data and hands each batch to one of {workers}; a batch is "
+            "a step, and each is trained once"
         )
 
     def _prepare(self, feed: feed_lib.Feed, labelled: bool = True) -> None:
@@ -412,6 +451,7 @@ class ServerTrainer:
         )
         if key != self._key:
             self._steps = remote_step.RemoteSteps(model, self.options.lazy_rows)
+            self._summed: dict[str, summed_lib.Summed] = {}
             self._key = key
 
     def _callbacks(

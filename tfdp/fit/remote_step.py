@@ -1,13 +1,13 @@
 """What a worker of parameter servers runs: one batch, forward and backward, and what it reports.
 
-Metrics are not kept on the servers, where additions of two workers could meet and where a step that
-is run again would count twice. A step starts from fresh metrics and reports what it adds to them, in
-one vector; the coordinator adds that up in float64. Each batch is therefore counted once, also
-when the worker that had it died and another one ran it again.
+Metrics are not kept on the servers, where additions of two workers could meet and where a step
+that is run again would count twice. A step starts from fresh metrics and reports what it adds to
+them, in one vector; the coordinator adds that up in float64. Each batch is therefore counted once,
+also when the worker that had it died and another one ran it again.
 
 State that layers assign (moving averages, seeds) is written as a difference, like the weights.
 
-    steps = RemoteSteps(model, strategy)
+    steps = RemoteSteps(model)
     report = steps.function("train", spec)(number, *tensors)     # scheduled on a worker
     totals = steps.totals("train"); totals.add(report); totals.logs()
 """
@@ -34,18 +34,16 @@ class RemoteSteps:
     Args:
         model: A built model, its variables on parameter servers.
         lazy_rows: Whether a sparse gradient changes the rows it has and no others.
-        parts: Into how many parts a global batch is split; 1 where each batch is one step.
 
     Attributes:
         variables: What is trained, partitions one by one.
     """
 
-    def __init__(self, model: keras.Model, lazy_rows: bool = False, parts: int = 1):
+    def __init__(self, model: keras.Model, lazy_rows: bool = False):
         self.model = model
-        self.parts = parts
         self._lazy_rows = lazy_rows
         self.variables = partitions.expand(model.trainable_variables)
-        self._own_train = type(model).train_step is not keras.Model.train_step
+        self.own_train = type(model).train_step is not keras.Model.train_step
         self._own_test = type(model).test_step is not keras.Model.test_step
         self._seeds = {id(v): v for v in compat.seed_states(model)}
         measures = {id(v): v for m in model.metrics for v in m.variables}
@@ -123,8 +121,8 @@ class RemoteSteps:
                 )
             )
 
-        with self._scope(number) as scope:
-            if self._own_train:
+        with self.scope(number) as scope:
+            if self.own_train:
 
                 def own(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
                     given = self.model.trainable_variables if variables is None else variables
@@ -136,37 +134,42 @@ class RemoteSteps:
                 rows = _rows(batch)
             else:
                 with tf.GradientTape() as tape:
-                    loss, outputs = self._forward(batch, training=True)
+                    loss, outputs = self.forward(batch, training=True)
                     objective = optimizer.scale_loss(loss)
                 gradients = tape.gradient(
                     objective, [compat.stored_value(v) for v in self.variables]
                 )
                 rows, logs = self._measure(loss, outputs)
-        if not self._own_train:
+        if not self.own_train:
             apply(gradients, self.variables)
         staleness = applied[0] - before if applied else tf.zeros((), tf.int64)
-        self._write_state(scope, self._entered)
-        return self._report("train", scope, rows, staleness, logs)
+        for variable, old, new in self.state_changes(scope):
+            stored = compat.stored_value(variable)
+            if stored.dtype in (tf.bool, tf.string):
+                stored.assign(new)
+            else:
+                stored.assign_add(tf.cast(new - old, stored.dtype))
+        return self.report("train", scope, rows, staleness, logs)
 
     def _test(self, number: tf.Tensor, batch: Any) -> tf.Tensor:
         """Test on one batch; return its report."""
-        with self._scope(number) as scope:
+        with self.scope(number) as scope:
             if self._own_test:
                 logs, rows = self.model.test_step(batch), _rows(batch)
             else:
-                rows, logs = self._measure(*self._forward(batch, training=False))
-        return self._report("test", scope, rows, tf.zeros((), tf.int64), logs)
+                rows, logs = self._measure(*self.forward(batch, training=False))
+        return self.report("test", scope, rows, tf.zeros((), tf.int64), logs)
 
     def _predict(self, number: tf.Tensor, batch: Any) -> Any:
-        with self._scope(number):
+        with self.scope(number):
             return self.model.predict_step(batch)
 
-    def _scope(self, number: tf.Tensor) -> keras.StatelessScope:
-        """Return a scope that shows the layers' state, fresh metrics, and keeps what is assigned."""
+    def scope(self, number: tf.Tensor) -> keras.StatelessScope:
+        """Return a scope of the layers' state and fresh metrics, which keeps what is assigned."""
         self._entered = []
         for variable in self._state:
             value = tf.identity(compat.stored_value(variable))
-            if id(variable) in self._seeds:
+            if self.is_seed(variable):
                 # Two steps at a time read the same state: each draws from a place of its own.
                 offset = tf.cast(number * _SEED_STRIDE % 2**31, value.dtype)
                 value = value + tf.stack([offset, tf.zeros_like(offset)])
@@ -175,17 +178,18 @@ class RemoteSteps:
         mapping += list(zip(self.metrics, map(tf.constant, self.starts), strict=True))
         return keras.StatelessScope(mapping, collect_losses=True)
 
-    def _write_state(self, scope: keras.StatelessScope, entered: Sequence[tf.Tensor]) -> None:
-        for variable, before in zip(self._state, entered, strict=True):
-            now = scope.get_current_value(variable)
-            if now is not before:
-                stored = compat.stored_value(variable)
-                if stored.dtype in (tf.bool, tf.string):
-                    stored.assign(now)
-                else:
-                    stored.assign_add(tf.cast(now - before, stored.dtype))
+    def state_changes(self, scope: keras.StatelessScope) -> list[tuple[keras.Variable, Any, Any]]:
+        """Return (variable, value at the beginning, value now) of the state that was assigned."""
+        pairs = zip(self._state, self._entered, strict=True)
+        changes = [(v, before, scope.get_current_value(v)) for v, before in pairs]
+        return [(v, before, now) for v, before, now in changes if now is not before]
 
-    def _forward(self, batch: Any, training: bool) -> tuple[Any, Any]:
+    def is_seed(self, variable: keras.Variable) -> bool:
+        """Say whether a variable is the state of a seed generator."""
+        return id(variable) in self._seeds
+
+    def forward(self, batch: Any, training: bool) -> tuple[Any, Any]:
+        """Run the model forward; return its loss, and (x, y, y_pred, sample_weight)."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         if loss_lib.accepts(self.model.call, "training"):
             y_pred = self.model(x, training=training)
@@ -201,10 +205,10 @@ class RemoteSteps:
         compat.loss_tracker(self.model).update_state(mean, sample_weight=tf.cast(rows, mean.dtype))
         return rows, self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
-    def _report(
+    def report(
         self, kind: str, scope: keras.StatelessScope, rows: Any, staleness: Any, logs: Any
     ) -> tf.Tensor:
-        """Return steps, rows, staleness and its square, extra logs times rows, metric differences."""
+        """Return 1 (step), rows, staleness, extra logs times rows, and what the metrics gained."""
         with scope:
             held = self.model.get_metrics_result()
         logs = replica.flat(logs) if isinstance(logs, dict) else {}

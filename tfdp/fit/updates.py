@@ -129,7 +129,7 @@ def check(optimizer: keras.optimizers.Optimizer) -> None:
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
         raise ValueError(
             f"{name}(ema_overwrite_frequency={optimizer.ema_overwrite_frequency}): on parameter "
-            "servers weights are overwritten by their averages at the end of fit only. Leave it out."
+            "servers averages overwrite the weights at the end of fit only. Leave it out."
         )
 
 
