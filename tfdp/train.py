@@ -4,12 +4,14 @@ python -m tfdp.train --config=configs/digits.py         (or `tfdp train`, which 
 """
 
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from absl import app
@@ -59,76 +61,82 @@ def train(config: config_lib.Config) -> Result:
     import keras
 
     from tfdp import export, models, strategies
-    from tfdp.data import pipeline
-    from tfdp.data import source as source_lib
 
     if config.strategy == "mirrored" and found is None and not _gpus():
         strategies.use_cpu_replicas(config.cpu_replicas)
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.training.precision)
-    strategy = strategies.strategy(config.strategy, _communication(config.communication))
+    strategy = strategies.strategy(
+        config.strategy, _communication(config.communication), **_servers(config.servers, found)
+    )
 
-    workers = found[0].num_workers_in_sync if found is not None else 1
+    on_servers = found is not None and found[0].is_parameter_server
+    # On parameter servers each batch is one worker's.
+    workers = found[0].num_workers_in_sync if found is not None and not on_servers else 1
     replicas = strategy.num_replicas_in_sync
     batch = batching.Batch(config.data.global_batch_size, workers, replicas // workers)
-    source = source_lib.open_source(config.data)
+    data = _data(config)
     # Again: preparing a dataset draws random numbers, and a first run is to be as all that follow.
     keras.utils.set_random_seed(config.seed)
     run_dir = pathlib.Path(config.run_dir or config_lib.new_run_dir(config))
     if chief:
         run_dir.mkdir(parents=True, exist_ok=True)
         print(batch)
-        print(
-            f"{config.data.tfds_name}: {source.records(config.data.train_split):,} records to "
-            f"train on, {source.records(config.data.test_split):,} to test.",
-            flush=True,
-        )
+        print(data.summary, flush=True)
 
     with strategy.scope():
-        model = models.build(
-            config.model.name,
-            source.image_shape,
-            source.classes,
-            pixel_max=source.pixel_max,
-            dropout=config.model.dropout,
-        )
-        model.compile(
-            optimizer=_optimizer(config.training),
-            loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-            jit_compile=config.training.jit_compile,
-            steps_per_execution=config.training.steps_per_execution,
-        )
+        if data.source is None:
+            model = models.build_own(config.model.name)
+        else:
+            model = models.build(
+                config.model.name,
+                data.source.image_shape,
+                data.source.classes,
+                pixel_max=data.source.pixel_max,
+                dropout=config.model.dropout,
+            )
+        if not model.compiled:
+            model.compile(
+                optimizer=_optimizer(config.training),
+                loss="sparse_categorical_crossentropy",
+                metrics=["accuracy"],
+                jit_compile=config.training.jit_compile,
+                steps_per_execution=config.training.steps_per_execution,
+            )
     # Before hours of training, not after them.
     export.check_second_signature(model, config.export.second_signature)
-    clock = _clock(source.records(config.data.train_split))
+    clock = _clock(data.records)
     history = model.fit(
-        pipeline.training(source, config.data, config.seed),
+        data.training(),
         epochs=config.training.epochs,
-        validation_data=pipeline.evaluation(source, config.data),
+        validation_data=data.evaluation(),
         callbacks=[
             clock,
             keras.callbacks.TensorBoard(str(run_dir / "tensorboard"), write_graph=False),
             keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
         ],
     )
-    test = model.evaluate(pipeline.evaluation(source, config.data), return_dict=True, verbose=0)
+    test = model.evaluate(data.evaluation(), return_dict=True, verbose=0)
 
     saved = exported = None
     if chief:
         saved = run_dir / "model.keras"
         model.save(saved)
-        facts: dict[str, Any] = {"config": dataclasses.asdict(config), "labels": source.label_names}
+        labels = data.source.label_names if data.source is not None else []
+        facts: dict[str, Any] = {"config": dataclasses.asdict(config), "labels": labels}
         (run_dir / export.RUN).write_text(json.dumps(facts, indent=1) + "\n")
         exported = export.export(
             model,
             run_dir / "export" / config.name,
-            labels=source.label_names,
+            labels=labels,
             second_signature=config.export.second_signature,
             config=facts["config"],
         )
+        results = "".join(
+            f"{f'Test {name}:':14} {value:.4f}\n" for name, value in test.items() if name != "loss"
+        )
         print(
-            f"Test accuracy: {test['accuracy']:.4f}\n"
+            f"{results}"
             f"Throughput:    {clock.rate:,.0f} examples/s\n"
             f"Model:         {saved}\n"
             f"SavedModel:    {exported}\n"
@@ -136,6 +144,76 @@ def train(config: config_lib.Config) -> Result:
             flush=True,
         )
     return Result(history.history, test, clock.rate, saved, exported)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What a run trains and is tested on.
+
+    Attributes:
+        source: The TFDS dataset, None where config.data.function makes the data.
+        training: Returns the training batches.
+        evaluation: Returns the test batches.
+        records: How many records an epoch trains on.
+        summary: The same in words.
+    """
+
+    source: Any
+    training: Callable[[], Any]
+    evaluation: Callable[[], Any]
+    records: int
+    summary: str
+
+
+def _data(config: config_lib.Config) -> _Data:
+    data = config.data
+    if data.function:
+        import tensorflow as tf
+
+        module, _, name = data.function.partition(":")
+        try:
+            function = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise config_lib.ConfigError(
+                f"config.data.function={data.function!r} cannot be imported: {error}"
+            ) from error
+
+        def batches(split: str) -> Any:
+            return function(data, split, tf.distribute.InputContext())
+
+        steps = max(0, int(batches(data.train_split).cardinality()))
+        return _Data(
+            None,
+            lambda: batches(data.train_split),
+            lambda: batches(data.test_split),
+            steps * data.global_batch_size,
+            f"{data.function}: {steps:,} batches to train on.",
+        )
+    from tfdp.data import pipeline
+    from tfdp.data import source as source_lib
+
+    source = source_lib.open_source(data)
+    trained, tested = source.records(data.train_split), source.records(data.test_split)
+    return _Data(
+        source,
+        lambda: pipeline.training(source, data, config.seed),
+        lambda: pipeline.evaluation(source, data),
+        trained,
+        f"{data.tfds_name}: {trained:,} records to train on, {tested:,} to test.",
+    )
+
+
+def _servers(
+    settings: config_lib.Servers, found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None
+) -> dict[str, Any]:
+    """Return what tfdp.strategy takes for parameter servers; nothing without them."""
+    if found is None or not found[0].is_parameter_server:
+        return {}
+    return {
+        "min_shard_bytes": settings.min_shard_bytes or None,
+        "max_staleness": None if settings.max_staleness < 0 else settings.max_staleness,
+        "lazy_rows": settings.lazy_rows,
+    }
 
 
 def is_mistake(error: ValueError) -> bool:
@@ -147,17 +225,18 @@ def _check_cluster(
     config: config_lib.Config, found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None
 ) -> None:
     if found is None:
-        if config.strategy == "multi_worker":
+        flags = {"multi_worker": "--workers=2", "parameter_server": "--chief --workers=2 --ps=1"}
+        if config.strategy in flags:
             raise config_lib.ConfigError(
-                "config.strategy='multi_worker' needs several processes: add --workers=2, or set "
-                "TF_CONFIG."
+                f"config.strategy={config.strategy!r} needs several processes: add "
+                f"{flags[config.strategy]}, or set TF_CONFIG."
             )
         return
     cluster, task = found
-    if cluster.is_parameter_server or task.type == "evaluator":
+    if task.type == "evaluator":
         raise cluster_lib.ClusterError(
-            f"tfdp train has no parameter servers and no evaluator yet, but TF_CONFIG makes this "
-            f"{task} of {cluster}. Take them out of the cluster."
+            f"tfdp train has no evaluator yet, but TF_CONFIG makes this {task}. Take it out of the "
+            "cluster."
         )
     if config.strategy != "auto":
         cluster_lib.check_strategy(cluster, config.strategy, task)

@@ -39,7 +39,11 @@ def start(workers: int, ps: int) -> list:
     config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=4 * (workers + ps))
     return [
         tf.distribute.Server(
-            tf.train.ClusterSpec(cluster), job_name=job, task_index=i, protocol="grpc", config=config
+            tf.train.ClusterSpec(cluster),
+            job_name=job,
+            task_index=i,
+            protocol="grpc",
+            config=config,
         )
         for job in ("worker", "ps")
         for i in range(sizes[job])

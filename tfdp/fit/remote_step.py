@@ -74,7 +74,10 @@ class RemoteSteps:
                 with compat.leave_strategy():
                     return body(number, unflatten(spec, leaves))
 
-            self._functions[key] = compat.function(run, reduce_retracing=True)
+            number_spec = tf.TensorSpec((), tf.int64)
+            self._functions[key] = compat.function(
+                run, input_signature=[number_spec, *signature(spec)]
+            )
         return self._functions[key]
 
     def reading(self, kind: str, spec: Any, steps: int = 1) -> Callable[..., Any]:
@@ -211,7 +214,7 @@ class RemoteSteps:
         """Return 1 (step), rows, staleness, extra logs times rows, and what the metrics gained."""
         with scope:
             held = self.model.get_metrics_result()
-        logs = replica.flat(logs) if isinstance(logs, dict) else {}
+        logs = replica.flat_logs(logs) if isinstance(logs, dict) else {}
         self._names[kind] = list(logs) if logs and set(logs) != set(held) else None
         extra = {
             name: tf.cast(keras.ops.convert_to_tensor(value), tf.float64)
@@ -282,6 +285,17 @@ class Totals:
 def flatten(batch: Any) -> list[Any]:
     """Return the tensors of a batch one by one, without what is None."""
     return [leaf for leaf in keras.tree.flatten(batch) if not _is_absent(leaf)]
+
+
+def signature(spec: Any) -> list[Any]:
+    """Return the specs of what `flatten` gives, the batch axis free."""
+
+    def free(leaf: Any) -> Any:
+        if isinstance(leaf, tf.RaggedTensorSpec) or not leaf.shape.rank:
+            return leaf
+        return type(leaf)((None, *leaf.shape[1:]), leaf.dtype)
+
+    return [free(leaf) for leaf in flatten(spec)]
 
 
 def unflatten(spec: Any, leaves: Sequence[Any]) -> Any:

@@ -52,8 +52,11 @@ class Summed:
         self._lazy_rows = lazy_rows
         # Found out while the first step is traced: see loss.TotalsNeeded.
         self._sums_divisors = False
-        self._gradients = compat.function(self._on_worker, reduce_retracing=True)
-        self._divisors = compat.function(self._collect, reduce_retracing=True)
+        scalars = [tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.float32)]
+        leaves = remote_step.signature(spec)
+        self._signature = [*scalars, tf.TensorSpec((None,), tf.float32), *leaves]
+        self._gradients = compat.function(self._on_worker, input_signature=self._signature)
+        self._divisors = compat.function(self._collect, input_signature=[*scalars, *leaves])
         self._update: Callable[..., Any] | None = None
         self._sparse: list[bool | None] = []
         self._state: list[keras.Variable] = []
@@ -83,7 +86,7 @@ class Summed:
                 break
             except loss_lib.TotalsNeeded:
                 self._sums_divisors = True
-                self._gradients = compat.function(self._on_worker, reduce_retracing=True)
+                self._gradients = compat.function(self._on_worker, input_signature=self._signature)
         results = list(work.drain())
         report = np.sum([result["report"] for result in results], axis=0)
         report[0] = 1.0  # the parts are one step
@@ -113,7 +116,8 @@ class Summed:
             gradients = tape.gradient(objective, [compat.stored_value(v) for v in steps.variables])
             x, y, y_pred, sample_weight = outputs
             with metrics_lib.exact(view, totals):
-                mean = tf.reduce_mean(loss) if loss.shape.rank else loss
+                # Keras logs the mean of what it adds up with reduction=None.
+                mean = tf.reduce_mean(loss) * share if loss.shape.rank else loss
                 rows_here = tf.cast(mine, tf.float32)
                 compat.loss_tracker(model).update_state(mean, sample_weight=rows_here)
                 logs = model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
