@@ -101,8 +101,9 @@ def two_towers(users: int = 3_000, items: int = 1_000, width: int = 8) -> keras.
     clicked = keras.layers.Activation("sigmoid", dtype="float32", name="clicked")(score)
     model = keras.Model(inputs, clicked, name="two_towers")
     model.compile(
-        # It leaves rows without gradient as they are: a step costs what its rows cost.
-        keras.optimizers.Adagrad(0.3),
+        # It leaves rows without gradient as they are: a step costs what its rows cost. Gradients
+        # are means over a batch: the usual first value of 0.1 would outweigh them for ever.
+        keras.optimizers.Adagrad(0.1, initial_accumulator_value=1e-7),
         "binary_crossentropy",
         metrics=[keras.metrics.AUC(name="auc")],
     )

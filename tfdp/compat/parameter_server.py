@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
@@ -44,7 +45,22 @@ def partitions(variable: keras.Variable) -> list[keras.Variable]:
             made.constraint = variable.constraint
             parts.append(made)
         value.tfdp_partitions = parts
+        _let_numpy_read(value)
     return parts
+
+
+def _let_numpy_read(value: ShardedVariable) -> None:
+    """Let Keras save a partitioned variable: it asks for `value.__array__(dtype)`."""
+
+    def whole(dtype: Any = None) -> np.ndarray:
+        array = np.empty(value.shape.as_list(), dtype or value.dtype.as_numpy_dtype)
+        start = 0
+        for part in value.variables:
+            array[start : start + part.shape[0]] = part.numpy()
+            start += part.shape[0]
+        return array
+
+    value.__array__ = value.numpy = whole
 
 
 def is_partitioned(variable: keras.Variable) -> bool:
@@ -96,7 +112,10 @@ def initialize_by_partition(
                 kwargs["initial_value"] = by_partition
                 kwargs["shape"] = tuple(variable._shape)
                 kwargs["dtype"] = tf.as_dtype(variable._dtype)
-        return create(next_creator, **kwargs)
+        made = create(next_creator, **kwargs)
+        if isinstance(made, ShardedVariable):
+            _let_numpy_read(made)
+        return made
 
     extended._create_variable = create_variable
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 from tfdp import compat
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import feed as feed_lib
-from tfdp.fit import gather, partitions, remote_step, session, updates
+from tfdp.fit import gather, partitions, remote_step, session, updates, worker_feed
 from tfdp.fit import summed as summed_lib
 from tfdp.fit import work as work_lib
 
@@ -119,16 +119,28 @@ class ServerTrainer:
             (x, y, sample_weight), validation_data = compat.train_validation_split(
                 (x, y, sample_weight), validation_split
             )
-        feed = self._feed(
-            x,
-            y,
-            sample_weight=sample_weight,
-            batch_size=batch_size,
-            steps=steps_per_epoch,
-            shuffle=shuffle,
-            class_weight=class_weight,
-        )
-        self._prepare(feed)
+        feed: feed_lib.Feed | worker_feed.WorkerFeed
+        if feed_lib.is_distributed(x):
+            if y is not None or sample_weight is not None or class_weight is not None:
+                raise ValueError("A function of InputContext gives labels and weights itself.")
+            if self.options.max_staleness == 0:
+                raise ValueError(
+                    "max_staleness=0 splits each batch over the workers, so the coordinator reads "
+                    "the data: give a tf.data.Dataset or arrays, not a function of InputContext."
+                )
+            steps = session.limit_steps(steps_per_epoch)
+            feed = worker_feed.WorkerFeed(self._coordinator, self._workers, x, steps)
+        else:
+            feed = self._feed(
+                x,
+                y,
+                sample_weight=sample_weight,
+                batch_size=batch_size,
+                steps=steps_per_epoch,
+                shuffle=shuffle,
+                class_weight=class_weight,
+            )
+        self._prepare(feed.spec)
         _log.info("Input: %s.", self._description(feed))
         evaluation = None
         if validation_data is not None:
@@ -182,7 +194,7 @@ class ServerTrainer:
         """Evaluate, every sample once; arguments and result are `keras.Model.evaluate`'s."""
         session.check_compiled(self.model, "evaluate")
         feed = self._feed(x, y, sample_weight=sample_weight, batch_size=batch_size, steps=steps)
-        self._prepare(feed)
+        self._prepare(feed.spec)
         logs = self._evaluate(feed, self._callbacks(callbacks, verbose, feed))
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
 
@@ -197,7 +209,7 @@ class ServerTrainer:
         """Predict, rows in the order of the input; as `keras.Model.predict`."""
         model = self.model
         feed = self._feed(x, batch_size=batch_size, steps=steps)
-        self._prepare(feed, labelled=False)
+        self._prepare(feed.spec, labelled=False)
         callbacks = self._callbacks(callbacks, verbose, feed)
         model.stop_predicting = False
         callbacks.on_predict_begin()
@@ -241,7 +253,10 @@ class ServerTrainer:
     # -- epochs -------------------------------------------------------------------------------
 
     def _train_epoch(
-        self, feed: feed_lib.Feed, callbacks: keras.callbacks.CallbackList, epoch: int
+        self,
+        feed: feed_lib.Feed | worker_feed.WorkerFeed,
+        callbacks: keras.callbacks.CallbackList,
+        epoch: int,
     ) -> dict[str, Any]:
         model = self.model
         progress = session.progress_is_shown(callbacks)
@@ -258,9 +273,13 @@ class ServerTrainer:
                 logs = totals.logs()
             hooks.end(totals.steps - 1, logs)
 
-        run = self._run_summed if self.options.max_staleness == 0 else self._run
-        run("train", feed, hooks.begin, took, lambda: model.stop_training)
-        short = feed.steps_per_epoch is not None and totals.steps < feed.steps_per_epoch
+        if isinstance(feed, worker_feed.WorkerFeed):
+            self._run_reading(feed, hooks.begin, took, lambda: model.stop_training)
+            short = False
+        else:
+            run = self._run_summed if self.options.max_staleness == 0 else self._run
+            run("train", feed, hooks.begin, took, lambda: model.stop_training)
+            short = feed.steps_per_epoch is not None and totals.steps < feed.steps_per_epoch
         if not model.stop_training and (short or totals.steps == 0):
             warnings.warn(
                 f"The input ran out of data after {totals.steps} steps of an epoch. Give a dataset "
@@ -322,7 +341,6 @@ class ServerTrainer:
         """
         ahead = self.options.ahead(self._workers) if kind == "train" else _AHEAD * self._workers
         work = work_lib.Work(self.strategy, self._coordinator, ahead)
-        function = self._steps.function(kind, feed.spec)
         iterator = feed.begin_epoch()
         exhausted = False
         while not stopped() and ((left := feed.steps_left()) is None or left > 0):
@@ -336,10 +354,48 @@ class ServerTrainer:
                 took(work.take())
             number = tf.constant(self._number, tf.int64)
             self._number += 1
-            work.put(function, (number, *remote_step.flatten(batch)))
+            self._put(work, kind, feed.spec, (number, *remote_step.flatten(batch)))
         for result in work.drain():
             took(result)
         feed.end_epoch(exhausted)
+
+    def _run_reading(
+        self,
+        feed: worker_feed.WorkerFeed,
+        begin: Callable[[int], None],
+        took: Callable[[Any], None],
+        stopped: Callable[[], Any],
+    ) -> None:
+        """Train one epoch on what the workers read: see `_run`."""
+        ahead = self.options.ahead(self._workers)
+        work = work_lib.Work(self.strategy, self._coordinator, ahead)
+        together = max(1, int(self.model.steps_per_execution))
+        done = 0
+        while done < feed.steps and not stopped():
+            begin(done)
+            while work.full:
+                took(work.take())
+            steps = min(together, feed.steps - done)
+            number = tf.constant(self._number, tf.int64)
+            self._number += steps
+            done += steps
+            self._put(work, "train", feed.spec, (number, feed.iterator), reading=steps)
+        for result in work.drain():
+            took(result)
+
+    def _put(self, work: work_lib.Work, kind: str, spec: Any, args: Any, reading: int = 0) -> None:
+        """Hand out one batch; the first time the step is traced, perhaps more than once."""
+        while True:
+            function = (
+                self._steps.reading(kind, spec, reading)
+                if reading
+                else self._steps.function(kind, spec)
+            )
+            try:
+                work.put(function, args)
+                return
+            except remote_step.StateNeeded:
+                continue
 
     def _run_summed(
         self,
@@ -375,7 +431,7 @@ class ServerTrainer:
         feed = self._feed(
             x, y, sample_weight=sample_weight, batch_size=_count(x), class_weight=class_weight
         )
-        self._prepare(feed)
+        self._prepare(feed.spec)
         totals = self._steps.totals(kind)
         summed = kind == "train" and self.options.max_staleness == 0
         run = self._run_summed if summed else self._run
@@ -402,21 +458,27 @@ class ServerTrainer:
                 "when a worker has died. Give arrays, a tf.data.Dataset (from_generator makes "
                 "one), or a function of tf.distribute.InputContext that returns one."
             )
-        data = x
-        if not feed_lib.is_distributed(x):
-            data = session.adapter(
-                x,
-                y,
-                sample_weight=sample_weight,
-                batch_size=batch_size,
-                steps=steps,
-                shuffle=shuffle,
-                class_weight=class_weight,
+        if isinstance(x, tf.distribute.DistributedDataset):
+            raise ValueError(
+                "The dataset is distributed already. Give the tf.data.Dataset itself, or a "
+                "function of tf.distribute.InputContext."
             )
+        if feed_lib.is_distributed(x):
+            x = x(tf.distribute.InputContext())  # every record once
+        data = session.adapter(
+            x,
+            y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            steps=steps,
+            shuffle=shuffle,
+            class_weight=class_weight,
+        )
         return feed_lib.Feed(self.strategy, 0, data, session.limit_steps(steps))
 
-    def _description(self, feed: feed_lib.Feed) -> str:
-        del feed
+    def _description(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> str:
+        if isinstance(feed, worker_feed.WorkerFeed):
+            return feed.description
         workers = f"{self._workers} worker{'s'[: self._workers > 1]}"
         if self.options.max_staleness == 0:
             return (
@@ -428,8 +490,8 @@ class ServerTrainer:
             "a step, and each is trained once"
         )
 
-    def _prepare(self, feed: feed_lib.Feed, labelled: bool = True) -> None:
-        """Build the model from the feed's spec, its optimizer on the partitions, and its steps."""
+    def _prepare(self, spec: Any, labelled: bool = True) -> None:
+        """Build the model from the spec of a batch, its optimizer and its steps."""
         model = self.model
         optimizer = getattr(model, "optimizer", None)
         if labelled and optimizer is not None:
@@ -438,7 +500,7 @@ class ServerTrainer:
             with self.strategy.scope():
                 compat.build(
                     model,
-                    feed_lib.build_spec(feed.spec),
+                    feed_lib.build_spec(spec),
                     compiled=labelled,
                     optimizer=False,
                 )

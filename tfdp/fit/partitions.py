@@ -10,6 +10,7 @@ with two servers they load with three, or on one device.
 """
 
 import functools
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,8 +22,11 @@ import tensorflow as tf
 
 from tfdp import compat
 
+_log = logging.getLogger("tfdp")
+
 # A smaller variable starts with the values that one device gives it.
 _WHOLE_BYTES = 16 << 20
+_BY_VARIABLE = (keras.optimizers.Lamb, keras.optimizers.Muon)
 _BY_ELEMENT = (
     keras.initializers.Zeros,
     keras.initializers.Ones,
@@ -53,6 +57,8 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
         ValueError: If it keeps something that cannot be cut into partitions.
     """
     variables = expand(model.trainable_variables)
+    for variable in model.trainable_variables:
+        _check_constraint(variable)
     whole = [v for v in model.trainable_variables if compat.is_partitioned(v)]
     values: dict[str, Any] = {}
     if optimizer.built:
@@ -66,6 +72,12 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
         optimizer.build(variables)
     if whole:
         _check_slots(optimizer, variables)
+        if optimizer.clipnorm is not None or isinstance(optimizer, _BY_VARIABLE):
+            _log.warning(
+                "%s looks at the norm of each variable: of %s it takes that of each partition.",
+                type(optimizer).__name__ + "(clipnorm)" * (optimizer.clipnorm is not None),
+                ", ".join(v.path for v in whole),
+            )
         object.__setattr__(
             optimizer, "save_own_variables", functools.partial(_save, optimizer, model)
         )
@@ -153,6 +165,20 @@ def _reseeded(initializer: Any, start: int) -> Any:
 
 
 # -- what is saved --------------------------------------------------------------------------------
+
+
+def _check_constraint(variable: keras.Variable) -> None:
+    constraint = variable.constraint
+    if constraint is None or not compat.is_partitioned(variable):
+        return
+    axis = getattr(constraint, "axis", 0)
+    by_row = 0 not in (axis if isinstance(axis, list | tuple) else [axis])
+    if not (by_row or isinstance(constraint, keras.constraints.NonNeg)):
+        raise ValueError(
+            f"{variable.path!r} is cut into partitions by rows, but its constraint "
+            f"{type(constraint).__name__} needs whole columns. Use axis=1, or no partitions "
+            "(a larger min_shard_bytes)."
+        )
 
 
 def _check_slots(optimizer: Any, variables: Sequence[keras.Variable]) -> None:

@@ -28,6 +28,23 @@ from tfdp.fit import partitions, replica, updates
 _SEED_STRIDE = 0x9E3779B1
 
 
+class _Scope(keras.StatelessScope):
+    """Keeps what is assigned; what it was not given is read from the servers."""
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        # Keras takes None for a value where it computes the losses of regularizers.
+        value = super().get_current_value(variable)
+        return compat.stored_value(variable) if value is None else value
+
+    def is_assigned(self, variable: keras.Variable) -> bool:
+        """Say whether the scope holds a value of the variable."""
+        return super().get_current_value(variable) is not None
+
+
+class StateNeeded(Exception):
+    """A layer assigns a variable whose value a step did not read at its beginning: trace again."""
+
+
 class RemoteSteps:
     """The step functions of one compiled model.
 
@@ -54,7 +71,9 @@ class RemoteSteps:
         self.starts = [np.asarray(v.numpy()) for v in self.metrics]
         trained = {id(v) for v in model.trainable_variables}
         state = {id(v): v for v in [*model.variables, *self._seeds.values()]}
-        self._state = [v for i, v in state.items() if i not in trained and i not in measures]
+        # What is neither trained nor a metric; of it, what steps are known to assign.
+        self._other = {i: v for i, v in state.items() if i not in trained and i not in measures}
+        self._state = list(self._seeds.values())
         self.extras: dict[str, dict[str, tuple[int, ...]]] = {}
         self._names: dict[str, list[str] | None] = {}
         self._functions: dict[Any, Callable[..., Any]] = {}
@@ -167,7 +186,7 @@ class RemoteSteps:
         with self.scope(number):
             return self.model.predict_step(batch)
 
-    def scope(self, number: tf.Tensor) -> keras.StatelessScope:
+    def scope(self, number: tf.Tensor) -> _Scope:
         """Return a scope of the layers' state and fresh metrics, which keeps what is assigned."""
         self._entered = []
         for variable in self._state:
@@ -179,10 +198,20 @@ class RemoteSteps:
             self._entered.append(value)
         mapping = list(zip(self._state, self._entered, strict=True))
         mapping += list(zip(self.metrics, map(tf.constant, self.starts), strict=True))
-        return keras.StatelessScope(mapping, collect_losses=True)
+        return _Scope(mapping, collect_losses=True)
 
-    def state_changes(self, scope: keras.StatelessScope) -> list[tuple[keras.Variable, Any, Any]]:
-        """Return (variable, value at the beginning, value now) of the state that was assigned."""
+    def state_changes(self, scope: _Scope) -> list[tuple[keras.Variable, Any, Any]]:
+        """Return (variable, value at the beginning, value now) of the state that was assigned.
+
+        Raises:
+            StateNeeded: If some of it was not in the scope at the beginning.
+        """
+        known = {id(v) for v in self._state}
+        found = [v for i, v in self._other.items() if i not in known and scope.is_assigned(v)]
+        if found:
+            self._state += found
+            self._functions.clear()
+            raise StateNeeded
         pairs = zip(self._state, self._entered, strict=True)
         changes = [(v, before, scope.get_current_value(v)) for v, before in pairs]
         return [(v, before, now) for v, before, now in changes if now is not before]
@@ -208,9 +237,7 @@ class RemoteSteps:
         compat.loss_tracker(self.model).update_state(mean, sample_weight=tf.cast(rows, mean.dtype))
         return rows, self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
-    def report(
-        self, kind: str, scope: keras.StatelessScope, rows: Any, staleness: Any, logs: Any
-    ) -> tf.Tensor:
+    def report(self, kind: str, scope: _Scope, rows: Any, staleness: Any, logs: Any) -> tf.Tensor:
         """Return 1 (step), rows, staleness, extra logs times rows, and what the metrics gained."""
         with scope:
             held = self.model.get_metrics_result()

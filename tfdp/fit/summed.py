@@ -84,8 +84,8 @@ class Summed:
                 for part, one in zip(parts, numbers, strict=True):
                     work.put(self._gradients, (one, whole, divisors, *part))
                 break
-            except loss_lib.TotalsNeeded:
-                self._sums_divisors = True
+            except (loss_lib.TotalsNeeded, remote_step.StateNeeded) as needed:
+                self._sums_divisors |= isinstance(needed, loss_lib.TotalsNeeded)
                 self._gradients = compat.function(self._on_worker, input_signature=self._signature)
         results = list(work.drain())
         report = np.sum([result["report"] for result in results], axis=0)
