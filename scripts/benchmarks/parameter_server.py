@@ -1,13 +1,12 @@
-"""A step on parameter servers: tfdp, keras.layers.Embedding under tfdp, and tf_keras, in real processes.
+"""A step on parameter servers: tfdp, keras.layers.Embedding under tfdp, and tf_keras.
 
     python scripts/benchmarks/parameter_server.py            # the table of step times, 3 minutes
     python scripts/benchmarks/parameter_server.py --memory   # a 1 GB table over 2 servers, 1 minute
 
-One chief, 2 workers, 2 ps on this machine. A step takes 256 rows of 20 ids, looks them up in a table
-of width 64, averages, and trains a dense layer on top: SGD, so that a row without gradient stays as it
-is. All of a line's contestants train in turns, in the same processes. A time is the median of the
-rounds, of time / steps, over all workers: with two workers two steps run at a time. For tf_keras:
-pip install "tf_keras>=2.20,<2.22".
+One chief, 2 workers, 2 ps as processes of this machine. A step takes 256 rows of 20 ids, looks them
+up in a table of width 64, averages, and trains a dense layer on top with SGD. The contestants train
+in turns, in the same processes. A time is the median over the rounds of time / steps: with two
+workers two steps run at a time. For tf_keras: pip install "tf_keras>=2.20,<2.22".
 """
 
 import argparse

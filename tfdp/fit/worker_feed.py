@@ -6,8 +6,8 @@
 
     model.fit(clicks, steps_per_epoch=1000)
 
-The function is called once for each worker and says what that worker reads: a shard of its own, or
-all of it in an order of its own. A step goes to whichever worker is free, and each worker goes round
+The function is called for each worker and says what that worker reads: a shard of its own, or all
+of it in an order of its own. A step goes to whichever worker is free, and each worker goes round
 its data: an epoch is so many steps, not each record once.
 """
 
@@ -65,6 +65,6 @@ class WorkerFeed:
             # One function for all workers, as the coordinator wants it.
             index = tf.distribute.coordinator.experimental_get_current_worker_index()
             branches = [lambda worker=worker: of(worker).repeat() for worker in range(workers)]
-            return tf.switch_case(index, branches)
+            return tf.switch_case(tf.cast(index, tf.int32), branches)
 
         self.iterator = iter(coordinator.create_per_worker_dataset(on_worker))
