@@ -181,18 +181,23 @@ def test_devices_of_this_process(seeds):
     assert mirrored.num_replicas_in_sync == len(tf.config.list_logical_devices("CPU"))
 
 
-def test_cpu_replicas_are_as_many_as_asked():
-    # In a process of its own: the devices are fixed when TensorFlow is first used.
+def test_cpu_replicas_and_receive_chunks_are_as_asked():
+    # In a process of its own: both are fixed when TensorFlow is first used.
     program = (
-        "from tfdp import strategies\n"
+        "import tensorflow as tf\n"
+        "from tfdp import compat, strategies\n"
         "strategies.use_cpu_replicas(3)\n"
+        "strategies.tune_collectives()\n"
+        "tf.config.threading.set_intra_op_parallelism_threads(1)\n"
+        "print(tf.__internal__.eager_context.get_config().experimental.recv_buf_max_chunk)\n"
         "print(strategies.strategy('mirrored').num_replicas_in_sync)\n"
         "print(strategies.strategy('one_device').num_replicas_in_sync)\n"
+        "print(compat.enlarge_receive_chunks(4096))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
-    assert done.stdout == "3\n1\n"
+    assert done.stdout.split() == ["262144", "3", "1", "False"]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def _teach_keras() -> None:
     fit.enable()
     if os.environ.get(progress.FILE_VARIABLE):
         session.tell_progress(progress.report_progress)
+    strategies.tune_collectives()
     strategies.share_seed()
 
 

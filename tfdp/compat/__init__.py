@@ -4,6 +4,7 @@ Everything else in tfdp uses public names. Each function says what it stands for
 is no public way; tried with TensorFlow 2.20 and 2.21, Keras 3.13.2 to 3.15.1.
 """
 
+from tfdp.compat.collectives import enlarge_receive_chunks
 from tfdp.compat.compiled import (
     ACTIVITY_LOSSES_ARE_MEANS,
     BATCH_METHODS_RESET_METRICS,
@@ -93,6 +94,7 @@ __all__ = [
     "current_value",
     "data_adapter",
     "dataset",
+    "enlarge_receive_chunks",
     "flatten_metrics_in_order",
     "forget_build",
     "forget_text",
