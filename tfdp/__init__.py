@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tfdp.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from tfdp import layers
     from tfdp.fit import Communication, disable, enable
     from tfdp.inference.rows import predict
     from tfdp.launch.progress import report_progress
@@ -41,17 +42,24 @@ __all__ = [
     "__version__",
     "disable",
     "enable",
+    "layers",
     "predict",
     "report_progress",
     "strategy",
 ]
 
 
+# Modules with public names: tfdp.layers.Embedding.
+_MODULES = ("layers",)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"tfdp.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'tfdp' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_MODULES])

@@ -170,19 +170,17 @@ def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -
                 "TF_CONFIG is set: this process is a task of a cluster already. Leave out "
                 "--workers and --chief to train as that task, or unset TF_CONFIG."
             )
-        if values.ps or values.evaluator:
+        if values.evaluator:
+            raise UsageError("tfdp train has no --evaluator yet: leave it out.")
+        fitting = "parameter_server" if values.ps else "multi_worker"
+        if values.config.strategy not in ("auto", fitting):
             raise UsageError(
-                "tfdp train has no --ps and no --evaluator yet: train with --workers alone."
+                f"config.strategy={values.config.strategy!r} does not train on such a cluster: use "
+                f"--config.strategy={fitting}, or change --workers, --chief and --ps."
             )
-        if values.config.strategy not in ("auto", "multi_worker"):
-            raise UsageError(
-                f"config.strategy={values.config.strategy!r} trains in one process: leave out "
-                "--workers, or use --config.strategy=multi_worker."
-            )
+        replicas = 1 if values.ps else max(1, values.workers) + values.chief
         try:
-            batching.Batch(
-                values.config.data.global_batch_size, max(1, values.workers) + values.chief
-            )
+            batching.Batch(values.config.data.global_batch_size, replicas)
         except batching.BatchError as error:
             raise UsageError(str(error)) from error
         return _launch_training(values)
@@ -252,7 +250,7 @@ def _launch_training(values: flags.FlagValues) -> int:
 
 VERBS = {
     "train": _Verb(
-        "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N]\n\n"
+        "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--chief --ps=M]\n\n"
         "Train, evaluate and export what a config names: in this process, or with --workers in\n"
         "N processes of this machine. In a process that has a TF_CONFIG it is that task.",
         _define_train,

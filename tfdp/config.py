@@ -18,7 +18,7 @@ from typing import Any
 
 from tfdp import sharding
 
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "parameter_server")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 IMPLEMENTATIONS = ("auto", "ring", "nccl")
@@ -108,7 +108,9 @@ class Model:
     """Which model: a function of tfdp.models, or "package.module:function" of your own.
 
     Attributes:
-        name: The function; it gets (input_shape, classes) and returns a Keras model.
+        name: The function; it gets (input_shape, classes) and returns a Keras model. With
+            config.data.function it gets nothing. A model that it has compiled keeps its loss,
+            metrics and optimizer.
         dropout: Fraction of the last hidden units that training leaves out.
     """
 
@@ -155,6 +157,22 @@ class Communication:
 
 
 @dataclasses.dataclass
+class Servers:
+    """How parameter servers train: see tfdp.strategy.
+
+    Attributes:
+        min_shard_bytes: Variables are cut into partitions of at least so many bytes; 0 for none.
+        max_staleness: Steps between reading the weights and the update; 0 is synchronous, -1 sets
+            no limit.
+        lazy_rows: Whether a sparse gradient changes the rows it has and no others.
+    """
+
+    min_shard_bytes: int = 0
+    max_staleness: int = -1
+    lazy_rows: bool = False
+
+
+@dataclasses.dataclass
 class Export:
     """What the exported model takes beside its inputs.
 
@@ -189,6 +207,7 @@ class Config:
     model: Model = dataclasses.field(default_factory=Model)
     training: Training = dataclasses.field(default_factory=Training)
     communication: Communication = dataclasses.field(default_factory=Communication)
+    servers: Servers = dataclasses.field(default_factory=Servers)
     export: Export = dataclasses.field(default_factory=Export)
 
 
@@ -254,6 +273,8 @@ def _problems(config: Config) -> Any:
     yield from _at_least("config.training.steps_per_execution", training.steps_per_execution, 1)
     yield from _at_least("config.communication.pack_bytes", wire.pack_bytes, 1)
     yield from _at_least("config.communication.timeout_seconds", wire.timeout_seconds, 0)
+    yield from _at_least("config.servers.min_shard_bytes", config.servers.min_shard_bytes, 0)
+    yield from _at_least("config.servers.max_staleness", config.servers.max_staleness, -1)
     if _is_number(training.learning_rate) and not 0 < training.learning_rate < math.inf:
         yield f"config.training.learning_rate={training.learning_rate!r}: use a number above 0."
     if _is_number(config.model.dropout) and not 0 <= config.model.dropout < 1:

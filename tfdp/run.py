@@ -105,11 +105,11 @@ def _imported(name: str) -> None:
 def _teach_keras() -> None:
     """Teach Keras's fit the strategies."""
     from tfdp import fit, strategies
-    from tfdp.fit import sync
+    from tfdp.fit import session
 
     fit.enable()
     if os.environ.get(progress.FILE_VARIABLE):
-        sync.tell_progress(progress.report_progress)
+        session.tell_progress(progress.report_progress)
     strategies.tune_collectives()
     strategies.share_seed()
 

@@ -1,20 +1,70 @@
 """Serve as a parameter server, or as a worker that a coordinator sends its work to.
 
-serve(cluster, task)        # does not return
+serve(cluster, task)        # returns when the coordinator is gone
 """
+
+import os
+import socket
+import threading
+import time
 
 import tensorflow as tf
 
 from tfdp import cluster as cluster_lib
 
+# A coordinator that does not answer for so long is gone, whether it has ended, was killed, or is
+# cut off: 20 s, and at most one look more.
+_LOOK_SECONDS = 2.0
+_GONE_SECONDS = 20.0
+
 
 def serve(cluster: cluster_lib.Cluster, task: cluster_lib.Task) -> None:
-    """Start TensorFlow's server for this task and wait for as long as the process lives."""
+    """Start TensorFlow's server for this task, and serve until the coordinator is gone.
+
+    TensorFlow's own server waits for ever, also when its coordinator was killed.
+    """
+    # A call that waits for another task holds a thread: with one thread a core, calls of several
+    # workers could wait for each other on a small machine.
+    threads = max(os.cpu_count() or 1, len(cluster.worker) + len(cluster.ps) + 2)
     server = tf.distribute.Server(
         tf.train.ClusterSpec(cluster.spec()),
         job_name=task.type,
         task_index=task.index,
         protocol="grpc",
+        config=tf.compat.v1.ConfigProto(inter_op_parallelism_threads=threads),
     )
     print(f"{task} serves at {cluster.address(task)}.", flush=True)
+    chief = cluster.chief_task()
+    if chief.type == "chief":
+        wait_until_gone(cluster.host(chief), cluster.port(chief), threading.Event())
+        print(f"{task}: {chief} ({cluster.address(chief)}) is gone: ending.", flush=True)
+        # TensorFlow's server cannot be stopped.
+        os._exit(0)
     server.join()
+
+
+def wait_until_gone(
+    host: str,
+    port: int,
+    stop: threading.Event,
+    *,
+    look_seconds: float = _LOOK_SECONDS,
+    gone_seconds: float = _GONE_SECONDS,
+) -> None:
+    """Return when nobody answers at an address any more, where somebody once did.
+
+    Args:
+        host: Its host.
+        port: Its port.
+        stop: Set to return at once.
+        look_seconds: How often to look, and how long an answer may take.
+        gone_seconds: How long nobody may answer.
+    """
+    answered: float | None = None
+    while not stop.wait(look_seconds):
+        try:
+            socket.create_connection((host, port), look_seconds).close()
+            answered = time.monotonic()
+        except OSError:
+            if answered is not None and time.monotonic() - answered > gone_seconds:
+                return

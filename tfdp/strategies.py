@@ -2,6 +2,7 @@
 
 strategy = strategy()                   # what TF_CONFIG and the devices say
 strategy = strategy("mirrored", communication=Communication(pack_bytes=1 << 19))
+strategy = strategy("parameter_server", min_shard_bytes=1 << 20)    # on the chief
 """
 
 import logging
@@ -17,7 +18,7 @@ from tfdp.launch import rendezvous
 
 _log = logging.getLogger("tfdp")
 
-NAMES = ("one_device", "mirrored", "multi_worker")
+NAMES = ("one_device", "mirrored", "multi_worker", "parameter_server")
 # The largest of those that were measured that stays in a core's cache (64 KiB to 1 MiB are alike).
 _RECEIVE_CHUNK_BYTES = 1 << 18
 
@@ -27,44 +28,68 @@ class StrategyError(ValueError):
 
 
 def strategy(
-    name: str = "auto", communication: fit.Communication | None = None
+    name: str = "auto",
+    communication: fit.Communication | None = None,
+    *,
+    min_shard_bytes: int | None = None,
+    max_shards: int | None = None,
+    max_staleness: int | None = None,
+    lazy_rows: bool = False,
 ) -> tf.distribute.Strategy:
     """Return the strategy for this task, and teach Keras's fit to use it.
 
     Args:
         name: "one_device", "mirrored" (all devices of this machine), "multi_worker" (the cluster
-            in TF_CONFIG), or "auto": multi_worker in a cluster of several training tasks,
-            mirrored on several GPUs, else one_device.
+            in TF_CONFIG), "parameter_server" (the same, with ps), or "auto": what the cluster's
+            tasks make, mirrored on several GPUs, else one_device. The evaluator of a cluster takes
+            no part in its training: it gets what its own devices make.
         communication: How gradients travel between replicas.
+        min_shard_bytes: Parameter servers: variables are cut along their first axis into
+            partitions of at least so many bytes, one for each server at most. None, and
+            max_shards=None: each variable lies whole on one server.
+        max_shards: Parameter servers: at most so many partitions of a variable.
+        max_staleness: Parameter servers: see fit.ServerOptions.
+        lazy_rows: Parameter servers: see fit.ServerOptions.
 
     Raises:
-        StrategyError: For an unknown name, or multi_worker without a cluster.
+        StrategyError: For an unknown name, one that needs a cluster without one, or an option that
+            the strategy does not have.
         ClusterError: If TF_CONFIG is bad, the strategy does not fit its cluster, a task of it is
             missing, or has other settings.
     """
     found = cluster_lib.from_environment(os.environ)
-    if name == "auto":
-        name = _choose(found)
-    if name == "parameter_server":
-        raise StrategyError(
-            "strategy('parameter_server') is not there yet: use a ClusterCoordinator of "
-            "tf.distribute, or multi_worker in a cluster without ps."
-        )
-    if name not in NAMES:
+    if name not in ("auto", *NAMES):
         raise StrategyError(f"strategy({name!r}): use one of {', '.join(('auto', *NAMES))}.")
+    evaluates = found is not None and found[1].type == "evaluator"
+    if name == "auto" or (evaluates and name in ("multi_worker", "parameter_server")):
+        name = _choose(found)
+    servers = _server_settings(name, evaluates, min_shard_bytes, max_shards)
+    try:
+        server_options = fit.ServerOptions(max_staleness, lazy_rows)
+    except ValueError as error:
+        raise StrategyError(str(error)) from None
+    if server_options != fit.ServerOptions() and name != "parameter_server" and not evaluates:
+        raise StrategyError(_no_servers(name, "max_staleness and lazy_rows"))
     if found is not None:
         cluster_lib.check_strategy(found[0], name, found[1])
-    elif name == "multi_worker":
+    elif name in ("multi_worker", "parameter_server"):
+        flags = "--workers=N" + " --chief --ps=M" * (name == "parameter_server")
         raise StrategyError(
-            "strategy('multi_worker') needs a cluster: start the script with "
-            "tfdp launch --workers=N -- SCRIPT.py, or set TF_CONFIG."
+            f"strategy({name!r}) needs a cluster: start the script with "
+            f"tfdp launch {flags} -- SCRIPT.py, or set TF_CONFIG."
         )
-    if name == "multi_worker":
+    if name in ("multi_worker", "parameter_server"):
         rendezvous.join(os.environ)
     fit.enable()
+    fit.set_evaluator(evaluates)
     share_seed()
     options = communication or fit.Communication()
-    made = _make(name, options)
+    if name == "parameter_server":
+        assert found is not None
+        made = _parameter_server(found[0], *servers)
+        fit.set_server_options(made, server_options)
+    else:
+        made = _make(name, options)
     if communication is not None:
         fit.set_communication(made, communication)
     return made
@@ -114,6 +139,44 @@ def _choose(found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None) -> str:
         if found[0].num_workers_in_sync > 1:
             return "multi_worker"
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
+
+
+def _server_settings(
+    name: str, evaluates: bool, min_shard_bytes: int | None, max_shards: int | None
+) -> tuple[int | None, int | None]:
+    """Check how variables are to be cut, and return it."""
+    for option, value in (("min_shard_bytes", min_shard_bytes), ("max_shards", max_shards)):
+        if value is None:
+            continue
+        if name != "parameter_server" and not evaluates:
+            raise StrategyError(_no_servers(name, option))
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise StrategyError(f"{option}={value!r}: use a whole number from 1 up.")
+    return min_shard_bytes, max_shards
+
+
+def _no_servers(name: str, option: str) -> str:
+    return (
+        f"strategy({name!r}) has no parameter servers: leave out {option}, or start the script "
+        "with tfdp launch --chief --workers=N --ps=M -- SCRIPT.py."
+    )
+
+
+def _parameter_server(
+    cluster: cluster_lib.Cluster, min_shard_bytes: int | None, max_shards: int | None
+) -> tf.distribute.Strategy:
+    partitioner = None
+    if min_shard_bytes is not None or max_shards is not None:
+        partitioner = tf.distribute.experimental.partitioners.MinSizePartitioner(
+            min_shard_bytes or 256 << 10, max_shards or len(cluster.ps)
+        )
+    # What it tells at this level are protocol buffers of every task.
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
+    made = tf.distribute.ParameterServerStrategy(
+        tf.distribute.cluster_resolver.TFConfigClusterResolver(), variable_partitioner=partitioner
+    )
+    fit.initialize_by_partition(made)
+    return made
 
 
 def _make(name: str, communication: fit.Communication) -> tf.distribute.Strategy:

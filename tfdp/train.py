@@ -70,9 +70,13 @@ def train(config: config_lib.Config) -> Result:
         strategies.use_cpu_replicas(config.cpu_replicas)
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.training.precision)
-    strategy = strategies.strategy(config.strategy, _communication(config.communication))
+    strategy = strategies.strategy(
+        config.strategy, _communication(config.communication), **_servers(config.servers, found)
+    )
 
-    workers = found[0].num_workers_in_sync if found is not None else 1
+    on_servers = found is not None and found[0].is_parameter_server
+    # On parameter servers each batch is one worker's.
+    workers = found[0].num_workers_in_sync if found is not None and not on_servers else 1
     replicas = strategy.num_replicas_in_sync
     batch = batching.Batch(config.data.global_batch_size, workers, replicas // workers)
     inputs = inputs_lib.open_inputs(config.data, config.seed, config.training.epochs, workers)
@@ -87,23 +91,27 @@ def train(config: config_lib.Config) -> Result:
             _log.info(line)
 
     with strategy.scope():
-        model = models.build(
-            config.model.name,
-            inputs.input_shape,
-            inputs.classes,
-            pixel_max=inputs.pixel_max,
-            dropout=config.model.dropout,
-        )
-        model.compile(
-            optimizer=_optimizer(config.training),
-            loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-            jit_compile=config.training.jit_compile,
-            steps_per_execution=config.training.steps_per_execution,
-        )
+        if not inputs.classes:
+            model = models.build_own(config.model.name)
+        else:
+            model = models.build(
+                config.model.name,
+                inputs.input_shape,
+                inputs.classes,
+                pixel_max=inputs.pixel_max,
+                dropout=config.model.dropout,
+            )
+        if not model.compiled:
+            model.compile(
+                optimizer=_optimizer(config.training),
+                loss="sparse_categorical_crossentropy",
+                metrics=["accuracy"],
+                jit_compile=config.training.jit_compile,
+                steps_per_execution=config.training.steps_per_execution,
+            )
     # Before hours of training, not after them.
     export.check_second_signature(model, config.export.second_signature)
-    clock = _clock(inputs.records[0])
+    clock = _clock(inputs.records[0], config.data.global_batch_size)
     try:
         history = model.fit(
             inputs.training,
@@ -136,8 +144,11 @@ def train(config: config_lib.Config) -> Result:
             second_signature=config.export.second_signature,
             config=facts["config"],
         )
+        results = "".join(
+            f"{f'Test {name}:':14} {value:.4f}\n" for name, value in test.items() if name != "loss"
+        )
         print(
-            f"Test accuracy: {test['accuracy']:.4f}\n"
+            f"{results}"
             f"Throughput:    {clock.rate:,.0f} examples/s\n"
             f"Model:         {saved}\n"
             f"SavedModel:    {exported}\n"
@@ -145,6 +156,19 @@ def train(config: config_lib.Config) -> Result:
             flush=True,
         )
     return Result(history.history, test, clock.rate, saved, exported)
+
+
+def _servers(
+    settings: config_lib.Servers, found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None
+) -> dict[str, Any]:
+    """Return what tfdp.strategy takes for parameter servers; nothing without them."""
+    if found is None or not found[0].is_parameter_server:
+        return {}
+    return {
+        "min_shard_bytes": settings.min_shard_bytes or None,
+        "max_staleness": None if settings.max_staleness < 0 else settings.max_staleness,
+        "lazy_rows": settings.lazy_rows,
+    }
 
 
 def is_mistake(error: ValueError) -> bool:
@@ -156,17 +180,18 @@ def _check_cluster(
     config: config_lib.Config, found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None
 ) -> None:
     if found is None:
-        if config.strategy == "multi_worker":
+        flags = {"multi_worker": "--workers=2", "parameter_server": "--chief --workers=2 --ps=1"}
+        if config.strategy in flags:
             raise config_lib.ConfigError(
-                "config.strategy='multi_worker' needs several processes: add --workers=2, or set "
-                "TF_CONFIG."
+                f"config.strategy={config.strategy!r} needs several processes: add "
+                f"{flags[config.strategy]}, or set TF_CONFIG."
             )
         return
     cluster, task = found
-    if cluster.is_parameter_server or task.type == "evaluator":
+    if task.type == "evaluator":
         raise cluster_lib.ClusterError(
-            f"tfdp train has no parameter servers and no evaluator yet, but TF_CONFIG makes this "
-            f"{task} of {cluster}. Take them out of the cluster."
+            f"tfdp train has no evaluator yet, but TF_CONFIG makes this {task}. Take it out of the "
+            "cluster."
         )
     if config.strategy != "auto":
         cluster_lib.check_strategy(cluster, config.strategy, task)
@@ -206,7 +231,7 @@ def _records(data: config_lib.Data, counts: tuple[int | None, int | None]) -> st
     return f"{name}: {train} records to train on, {test} to test."
 
 
-def _clock(records: int | None) -> Any:
+def _clock(records: int | None, global_batch_size: int) -> Any:
     import keras
 
     class Clock(keras.callbacks.Callback):
@@ -232,8 +257,10 @@ def _clock(records: int | None) -> Any:
             self._stop()
 
         def _stop(self) -> None:
-            if self._start and records is not None:
-                self.rates.append(records / (time.perf_counter() - self._start))
+            # Where nobody has counted the records, by the batches, as if all were full.
+            trained = records or (self.params.get("steps") or 0) * global_batch_size
+            if self._start and trained:
+                self.rates.append(trained / (time.perf_counter() - self._start))
                 self._start = 0.0
 
     return Clock()

@@ -56,8 +56,11 @@ class Outcome:
     predictions: Any = None
 
 
-def run(case: Case, strategy: Any = None, **overrides: Any) -> Outcome:
-    """Build, fit and evaluate a case, under a strategy or without one."""
+def run(case: Case, strategy: Any = None, logical: bool = False, **overrides: Any) -> Outcome:
+    """Build, fit and evaluate a case, under a strategy or without one.
+
+    With `logical` the optimizer's variables are those that it saves: partitions put together.
+    """
     keras.utils.clear_session(free_memory=False)  # the same automatic names in every run
     keras.utils.set_random_seed(7)
     if strategy is None:
@@ -80,6 +83,10 @@ def run(case: Case, strategy: Any = None, **overrides: Any) -> Outcome:
         given = {k: v for k, v in test.items() if k in ("x", "batch_size", "steps")}
         predictions = model.predict(**given, verbose=0)
     optimizer = [v.numpy() for v in model.optimizer.variables]
+    if logical:
+        store: dict[str, Any] = {}
+        model.optimizer.save_own_variables(store)
+        optimizer = list(store.values())
     return Outcome(model.get_weights(), optimizer, history.history, results, predictions)
 
 

@@ -109,7 +109,7 @@ def is_built(model: keras.Model, compiled: bool = True) -> bool:
     )
 
 
-def build(model: keras.Model, spec: Any, compiled: bool = True) -> None:
+def build(model: keras.Model, spec: Any, compiled: bool = True, optimizer: bool = True) -> None:
     """Build the model, its losses, metrics and optimizer from the spec of a batch.
 
     Keras builds from a batch of data, which it then throws away, and reduces it over replicas
@@ -120,6 +120,7 @@ def build(model: keras.Model, spec: Any, compiled: bool = True) -> None:
         model: The model; call inside `strategy.scope()`.
         spec: `tf.TypeSpec`s of (x, y, sample_weight) as fit takes them, of any kind.
         compiled: Whether to build more than the layers: losses and metrics need y.
+        optimizer: Whether to build a compiled model's optimizer.
     """
 
     def trace(batch: Any) -> None:
@@ -135,9 +136,9 @@ def build(model: keras.Model, spec: Any, compiled: bool = True) -> None:
 
     with keras.StatelessScope(), SymbolicScope():
         tf.function(trace, autograph=False).get_concrete_function(spec)
-    optimizer = getattr(model, "optimizer", None)
-    if compiled and optimizer is not None and not optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    own = getattr(model, "optimizer", None)
+    if compiled and optimizer and own is not None and not own.built:
+        own.build(model.trainable_variables)
     model._post_build()
 
 

@@ -72,6 +72,17 @@ def replace_apply(
             object.__delattr__(optimizer, "apply")
 
 
+@contextlib.contextmanager
+def restore_apply(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Give an optimizer its own `apply` back, inside `replace_apply`."""
+    replacement = vars(optimizer)["apply"]
+    object.__delattr__(optimizer, "apply")
+    try:
+        yield
+    finally:
+        object.__setattr__(optimizer, "apply", replacement)
+
+
 def seed_states(model: keras.Model) -> list[Any]:
     """Return the states of the model's seed generators (Keras variables of shape (2,))."""
     generators: dict[int, Any] = {}

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfdp import config as config_lib
 from tfdp.data import damage, function, pipeline, source
-from tfdp.data.errors import DataError, SourceError
+from tfdp.data.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +115,6 @@ def _of_function(data: config_lib.Data, pipelines: int) -> Inputs:
     elif pipelines == 1:
         x, y = first, evaluation(one)
         how = f"{name} for one pipeline"
-    if not data.classes:
-        raise SourceError("config.data.classes is 0: a function does not tell how many there are.")
     shape = tf.nest.map_structure(lambda spec: tuple(spec.shape[1:]), first.element_spec[0])
     return Inputs(
         x,

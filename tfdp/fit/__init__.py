@@ -14,6 +14,23 @@ Read in this order:
 """
 
 from tfdp.fit.communication import Communication
-from tfdp.fit.dispatch import disable, enable, set_communication
+from tfdp.fit.dispatch import (
+    disable,
+    enable,
+    set_communication,
+    set_evaluator,
+    set_server_options,
+)
+from tfdp.fit.parameter_server import Options as ServerOptions
+from tfdp.fit.partitions import initialize_by_partition
 
-__all__ = ["Communication", "disable", "enable", "set_communication"]
+__all__ = [
+    "Communication",
+    "ServerOptions",
+    "disable",
+    "enable",
+    "initialize_by_partition",
+    "set_communication",
+    "set_evaluator",
+    "set_server_options",
+]

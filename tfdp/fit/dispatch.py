@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import communication as communication_lib
-from tfdp.fit import sync
+from tfdp.fit import parameter_server, sync
 
 METHODS = (
     "fit",
@@ -34,11 +34,16 @@ _SYNCHRONOUS = (
     tf.distribute.MirroredStrategy,
     tf.distribute.MultiWorkerMirroredStrategy,
 )
+_TAUGHT = (*_SYNCHRONOUS, tf.distribute.ParameterServerStrategy)
 
 _communication = communication_lib.Communication()
 _communication_of: "weakref.WeakKeyDictionary[Any, communication_lib.Communication]" = (
     weakref.WeakKeyDictionary()
 )
+_server_options_of: "weakref.WeakKeyDictionary[Any, parameter_server.Options]" = (
+    weakref.WeakKeyDictionary()
+)
+_is_evaluator = False
 _trainers: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDictionary()
 
 
@@ -72,6 +77,17 @@ def set_communication(
     _communication_of[strategy] = communication
 
 
+def set_server_options(strategy: tf.distribute.Strategy, options: parameter_server.Options) -> None:
+    """Train the models of one ParameterServerStrategy like this."""
+    _server_options_of[strategy] = options
+
+
+def set_evaluator(evaluates: bool) -> None:
+    """Let `fit` of this process evaluate the checkpoints that another one writes."""
+    global _is_evaluator
+    _is_evaluator = evaluates
+
+
 def _dispatcher(name: str) -> Callable[..., Any]:
     stock = getattr(keras.Model, name)
 
@@ -91,6 +107,8 @@ def _auto_jit() -> Callable[[keras.Model], bool]:
 
     @functools.wraps(stock)
     def method(self: keras.Model) -> bool:
+        if isinstance(self.distribute_strategy, tf.distribute.ParameterServerStrategy):
+            return False
         if isinstance(self.distribute_strategy, _SYNCHRONOUS):
             return _has_gpus() and compat.supports_jit(self)
         return stock(self)
@@ -111,8 +129,8 @@ def trainer_of(model: keras.Model) -> Any:
     """
     strategy = model.distribute_strategy
     scope = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
-    if not isinstance(strategy, _SYNCHRONOUS):
-        if isinstance(scope, _SYNCHRONOUS):
+    if not isinstance(strategy, _TAUGHT):
+        if isinstance(scope, _TAUGHT):
             raise ValueError(_made_outside(model))
         return None
     if scope is not None and scope is not strategy:
@@ -121,8 +139,13 @@ def trainer_of(model: keras.Model) -> Any:
             "another's. Use it inside its own, or make and compile it under this one."
         )
     _check(model, strategy)
-    communication = _communication_of.get(strategy, _communication)
     trainer = _trainers.get(model)
+    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        options = _server_options_of.get(strategy, parameter_server.Options())
+        if trainer is None or (trainer.strategy, trainer.options) != (strategy, options):
+            trainer = _trainers[model] = parameter_server.ServerTrainer(model, strategy, options)
+        return trainer
+    communication = _communication_of.get(strategy, _communication)
     if trainer is None or trainer.strategy is not strategy:
         trainer = sync.SyncTrainer(model, strategy, communication)
         _trainers[model] = trainer
@@ -132,8 +155,13 @@ def trainer_of(model: keras.Model) -> Any:
 
 def _check(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
     inside = strategy.extended.variable_created_in_scope
+    ours = set()
+    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        # Its trainer keeps them in the coordinator.
+        ours = {id(v) for metric in model.metrics for v in metric.variables}
     for variable in model.variables:
-        if isinstance(variable.value, tf.Variable) and not inside(variable.value):
+        value = variable.value
+        if isinstance(value, tf.Variable) and not inside(value) and id(variable) not in ours:
             raise ValueError(_made_outside(model, variable.path))
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and not inside(optimizer.variables[0].value):

@@ -158,7 +158,7 @@ class Feed:
             start = replica * count // self._replicas
             stop = (replica + 1) * count // self._replicas
             parts.append(
-                keras.tree.map_structure(lambda leaf, a=start, b=stop: _slice(leaf, a, b), batch)
+                keras.tree.map_structure(lambda leaf, a=start, b=stop: cut(leaf, a, b), batch)
             )
         return tuple(parts), tf.cast(count, tf.float32)
 
@@ -217,7 +217,7 @@ def without_stand_in(outputs: Any, count: Any) -> Any:
     def rest(leaf: Any) -> Any:
         if leaf.shape.rank == 0:
             return leaf
-        return tf.cond(present, lambda: leaf, lambda: _slice(leaf, 0, 0))
+        return tf.cond(present, lambda: leaf, lambda: cut(leaf, 0, 0))
 
     return keras.tree.map_structure(rest, outputs)
 
@@ -276,7 +276,10 @@ def build_spec(spec: Any) -> Any:
     return keras.tree.map_structure(free, spec)
 
 
-def _slice(leaf: Any, start: Any, stop: Any) -> Any:
+def cut(leaf: Any, start: Any, stop: Any) -> Any:
+    """Return the rows [start, stop) of one leaf of a batch."""
+    if leaf is None:
+        return None
     if isinstance(leaf, tf.experimental.Optional):
         return leaf
     if isinstance(leaf, tf.SparseTensor):

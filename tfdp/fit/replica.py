@@ -274,7 +274,7 @@ class Logs:
     def select(self, kind: str, view: "View", logs: Any) -> dict[str, Any]:
         """Return those of a step's logs that no metric holds; remember the names of all."""
         held = view.model_results
-        logs = _flat(logs) if isinstance(logs, dict) else {}
+        logs = flat_logs(logs) if isinstance(logs, dict) else {}
         self._names[kind] = list(logs) if logs and set(logs) != set(held) else None
         return {
             name: tf.cast(keras.ops.convert_to_tensor(value), tf.float32)
@@ -361,11 +361,11 @@ def local_copies(strategy: tf.distribute.Strategy, variable: Any) -> tuple[tf.Va
     return tuple(strategy.experimental_local_results(variable.value))
 
 
-def _flat(logs: dict[str, Any]) -> dict[str, Any]:
+def flat_logs(logs: dict[str, Any]) -> dict[str, Any]:
     """Return logs without nesting, as Keras shows them: {"m": {"a": 1}} is {"a": 1}."""
     flat: dict[str, Any] = {}
     for name, value in logs.items():
-        flat.update(_flat(value) if isinstance(value, dict) else {name: value})
+        flat.update(flat_logs(value) if isinstance(value, dict) else {name: value})
     return flat
 
 

@@ -8,10 +8,7 @@ multi-worker cluster calls them with the same model and data.
 """
 
 import logging
-import sys
-import types
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
-from tfdp.fit import agreement, gather
+from tfdp.fit import agreement, gather, session
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import communication as communication_lib
 from tfdp.fit import feed as feed_lib
@@ -31,14 +28,6 @@ _log = logging.getLogger("tfdp")
 
 # Workers sum their metrics up at the first step and then every so many: one small collective.
 _AGGREGATE_EVERY = 16
-
-# Called with (step of the epoch, epoch) after each execution, for those who watch from outside.
-_listeners: list[Callable[[int, int], None]] = []
-
-
-def tell_progress(listener: Callable[[int, int], None]) -> None:
-    """Call `listener(step, epoch)` whenever fit has trained; it must be quick and never fail."""
-    _listeners.append(listener)
 
 
 class SyncTrainer:
@@ -88,10 +77,8 @@ class SyncTrainer:
     ) -> keras.callbacks.History:
         """Train; the arguments and the result are those of `keras.Model.fit`."""
         model = self.model
-        self._check_compiled("fit")
-        if keras.config.max_epochs() and keras.config.max_epochs() < epochs:
-            warnings.warn(f"Limiting epochs to {keras.config.max_epochs()}", stacklevel=3)
-            epochs = keras.config.max_epochs()
+        session.check_compiled(self.model, "fit")
+        epochs = session.limit_epochs(epochs)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = compat.train_validation_split(
                 (x, y, sample_weight), validation_split
@@ -120,7 +107,7 @@ class SyncTrainer:
 
         validation = agreement.data_plan(evaluation, "validation data") if evaluation else {}
         self._check("fit", feed, {"epochs": epochs, **validation})
-        verbose = self._verbosity(verbose)
+        verbose = session.verbosity(verbose) if self._chief else 0
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
                 callbacks_lib.prepare(callbacks, self._chief),
@@ -141,7 +128,7 @@ class SyncTrainer:
                 loop.replicas.reset_metrics()
                 callbacks.on_epoch_begin(epoch)
                 logs, ended = self._train_epoch(loop, feed, callbacks, points, epoch)
-                if self._validates(epoch, validation_freq) and evaluation is not None:
+                if session.validates(epoch, validation_freq) and evaluation is not None:
                     results = self._evaluate(loop, evaluation, callbacks)
                     logs.update({f"val_{name}": value for name, value in results.items()})
                 callbacks.on_epoch_end(epoch, logs)
@@ -174,7 +161,7 @@ class SyncTrainer:
         return_dict: bool = False,
     ) -> Any:
         """Evaluate; the arguments and the result are those of `keras.Model.evaluate`."""
-        self._check_compiled("evaluate")
+        session.check_compiled(self.model, "evaluate")
         feed = self._feed(x, y, sample_weight=sample_weight, batch_size=batch_size, steps=steps)
         loop = self._prepare(feed)
         self._check("evaluate", feed)
@@ -227,14 +214,14 @@ class SyncTrainer:
         return_dict: bool = False,
     ) -> Any:
         """Train on one global batch, as `keras.Model.train_on_batch`."""
-        self._check_compiled("train_on_batch")
+        session.check_compiled(self.model, "train_on_batch")
         return self._on_batch("train", (x, y, sample_weight, class_weight), return_dict)
 
     def test_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
     ) -> Any:
         """Test on one global batch, as `keras.Model.test_on_batch`."""
-        self._check_compiled("test_on_batch")
+        session.check_compiled(self.model, "test_on_batch")
         return self._on_batch("test", (x, y, sample_weight, None), return_dict)
 
     def predict_on_batch(self, x: Any) -> Any:
@@ -256,7 +243,7 @@ class SyncTrainer:
     ) -> tuple[dict[str, Any], bool]:
         """Run one epoch; return its logs, and whether there is no data for another."""
         model = self.model
-        run = callbacks_lib.BatchHooks(callbacks, "train", self._progress_is_shown(callbacks))
+        run = callbacks_lib.BatchHooks(callbacks, "train", session.progress_is_shown(callbacks))
         iterator = feed.begin_epoch()
         logs: dict[str, Any] = {}
         exhausted = agreed = False
@@ -268,8 +255,7 @@ class SyncTrainer:
             exhausted = done < limit
             if not done:
                 break
-            for listener in _listeners:
-                listener(feed.step, epoch)
+            session.report(feed.step, epoch)
             if points.reached(done):
                 loop.average_state()
             if self._aggregates(before, done, run.wanted):
@@ -291,13 +277,13 @@ class SyncTrainer:
         feed.end_epoch(exhausted)
         loop.average_state()
         logs, _ = loop.aggregate("train", stopped)
-        return _to_python(logs), exhausted and feed.once
+        return session.to_python(logs), exhausted and feed.once
 
     def _evaluate(
         self, loop: loop_lib.Loop, feed: feed_lib.Feed, callbacks: keras.callbacks.CallbackList
     ) -> dict[str, Any]:
         model = self.model
-        run = callbacks_lib.BatchHooks(callbacks, "test", self._progress_is_shown(callbacks))
+        run = callbacks_lib.BatchHooks(callbacks, "test", session.progress_is_shown(callbacks))
         model.stop_evaluating = False
         callbacks.on_test_begin()
         loop.replicas.reset_metrics()
@@ -322,7 +308,7 @@ class SyncTrainer:
             agreed = agreed or (not self._several and bool(model.stop_evaluating))
         feed.end_epoch(exhausted)
         logs, _ = loop.aggregate("test", False)
-        logs = _to_python(logs)
+        logs = session.to_python(logs)
         callbacks.on_test_end(logs)
         return logs
 
@@ -332,7 +318,7 @@ class SyncTrainer:
         if compat.BATCH_METHODS_RESET_METRICS:
             loop.replicas.reset_metrics()
         loop.advance(kind, feed, feed.begin_epoch(), 1)
-        logs = _to_python(loop.aggregate(kind, False)[0])
+        logs = session.to_python(loop.aggregate(kind, False)[0])
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
 
     # -- the parts ------------------------------------------------------------------------------
@@ -350,20 +336,16 @@ class SyncTrainer:
     ) -> feed_lib.Feed:
         data = x
         if not feed_lib.is_distributed(x):
-            data = compat.data_adapter(
+            data = session.adapter(
                 x,
                 y,
                 sample_weight=sample_weight,
                 batch_size=batch_size,
-                steps_per_epoch=steps,
-                # Datasets and generators come in their order; Keras warns when asked to shuffle.
-                shuffle=shuffle and not isinstance(x, tf.data.Dataset | types.GeneratorType),
+                steps=steps,
+                shuffle=shuffle,
                 class_weight=class_weight,
             )
-        limit = keras.config.max_steps_per_epoch()
-        if limit and (steps is None or limit < steps):
-            steps = limit
-        return feed_lib.Feed(self.strategy, self._first, data, steps)
+        return feed_lib.Feed(self.strategy, self._first, data, session.limit_steps(steps))
 
     def _whole(
         self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
@@ -408,7 +390,7 @@ class SyncTrainer:
     ) -> keras.callbacks.CallbackList:
         if isinstance(callbacks, keras.callbacks.CallbackList):
             return callbacks
-        verbose = self._verbosity(verbose)
+        verbose = session.verbosity(verbose) if self._chief else 0
         return keras.callbacks.CallbackList(
             callbacks_lib.prepare(callbacks, self._chief),
             add_progbar=verbose != 0,
@@ -417,21 +399,6 @@ class SyncTrainer:
             steps=feed.steps,
             model=self.model,
         )
-
-    def _verbosity(self, verbose: Any) -> int:
-        if not self._chief:
-            return 0
-        if verbose == "auto":
-            # A bar is redrawn with control codes: in a file, one line an epoch is readable.
-            return 1 if sys.stdout.isatty() else 2
-        return int(verbose)
-
-    def _progress_is_shown(self, callbacks: keras.callbacks.CallbackList) -> bool:
-        return (callbacks.params or {}).get("verbose") == 1
-
-    def _check_compiled(self, method: str) -> None:
-        if not self.model.compiled:
-            raise ValueError(f"Call model.compile(...) under strategy.scope() before {method}().")
 
     def _limit(self, feed: feed_lib.Feed, left: int | None) -> int:
         limit = int(self.model.steps_per_execution)
@@ -451,13 +418,6 @@ class SyncTrainer:
         after = before + done
         return before == 0 or before // _AGGREGATE_EVERY != after // _AGGREGATE_EVERY
 
-    def _validates(self, epoch: int, frequency: Any) -> bool:
-        if isinstance(frequency, int):
-            return (epoch + 1) % frequency == 0
-        if isinstance(frequency, list | tuple | set):
-            return epoch + 1 in frequency
-        raise ValueError(f"validation_freq={frequency!r}: use an int, or a list of epochs from 1.")
-
     def _agree_on_start(self, callbacks: keras.callbacks.CallbackList, initial_epoch: int) -> int:
         """Return the first epoch; after a restore, take the chief's state everywhere."""
         restored = compat.initial_epoch(self.model)
@@ -469,9 +429,3 @@ class SyncTrainer:
 
     def _agree(self, loop: loop_lib.Loop, stop: bool) -> bool:
         return loop.agree(stop) if self._several else stop
-
-
-def _to_python(logs: dict[str, Any]) -> dict[str, Any]:
-    """Return logs as Python floats, sorted by name as Keras does; what is no scalar as an array."""
-    arrays = {name: np.asarray(logs[name]) for name in sorted(logs)}
-    return {name: float(a) if a.ndim == 0 else a for name, a in arrays.items()}

@@ -1,0 +1,24 @@
+"""Two towers on synthetic clicks: users and items as vectors, their product says who clicks what.
+
+    tfdp train --config=configs/recommender.py --chief --workers=2 --ps=2
+    tfdp train --config=configs/recommender.py --config.strategy=one_device
+
+RESULT
+"""
+
+from tfdp import config
+
+
+def get_config(variant: str = "") -> config.Config:
+    if variant not in ("", "quick"):
+        raise ValueError(f"configs/recommender.py:{variant}: the variants are: quick.")
+    run = config.Config(name="recommender")
+    run.data.function = "tfdp.data.clicks:batches"
+    run.data.train_split = "train"
+    run.data.test_split = "test"
+    run.data.global_batch_size = 1024
+    run.data.shuffle_buffer = 400_000
+    run.model.name = "tfdp.models:two_towers"
+    run.training.epochs = 1 if variant == "quick" else 8
+    run.servers.min_shard_bytes = 32 << 10
+    return run

@@ -1,0 +1,547 @@
+"""fit, evaluate and predict on parameter servers.
+
+The coordinator (the chief) runs the script. It reads the data and hands batches out to the workers;
+each applies its gradients on the servers without waiting for the others. One batch is one step. The
+methods take what Keras's take and return what Keras's return.
+
+    trainer = ServerTrainer(model, strategy, Options())
+    history = trainer.fit(dataset, epochs=3)
+"""
+
+import dataclasses
+import logging
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdp import compat
+from tfdp.fit import callbacks as callbacks_lib
+from tfdp.fit import feed as feed_lib
+from tfdp.fit import gather, partitions, remote_step, session, updates, worker_feed
+from tfdp.fit import summed as summed_lib
+from tfdp.fit import work as work_lib
+
+_log = logging.getLogger("tfdp")
+
+# Batches that are handed out for each worker: the one it has, and some that wait for it.
+_AHEAD = 4
+# Steps between two moves of the progress bar.
+_AGGREGATE_EVERY = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a model is trained on parameter servers.
+
+    Attributes:
+        max_staleness: The largest number of steps between reading the weights and the update;
+            0 for synchronous training, None for no limit.
+        lazy_rows: Whether a sparse gradient changes the rows it has and no others, whatever the
+            optimizer.
+    """
+
+    max_staleness: int | None = None
+    lazy_rows: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_staleness is not None and (
+            isinstance(self.max_staleness, bool)
+            or not isinstance(self.max_staleness, int)
+            or self.max_staleness < 0
+        ):
+            raise ValueError(
+                f"max_staleness={self.max_staleness!r}: use a whole number of steps from 0 "
+                "(0: synchronous), or None for no limit."
+            )
+
+    def ahead(self, workers: int) -> int:
+        """Return how many batches may be out at a time.
+
+        They are taken back in order. While one is out, at most those before it and as many after
+        it are applied.
+        """
+        if self.max_staleness is None:
+            return _AHEAD * workers
+        return min(_AHEAD * workers, self.max_staleness // 2 + 1)
+
+
+class ServerTrainer:
+    """Trains one model on parameter servers.
+
+    Args:
+        model: A model made under `strategy.scope()`.
+        strategy: A ParameterServerStrategy.
+        options: How to train.
+    """
+
+    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, options: Options):
+        self.model = model
+        self.strategy = strategy
+        self.options = options
+        self._coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+        compat.quieten_coordinator()
+        self._workers = compat.worker_count(strategy)
+        self._key: tuple[Any, ...] = ()
+        self._steps: remote_step.RemoteSteps
+        self._number = 0  # of batches handed out, ever
+
+    # -- the methods of keras.Model -----------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: Any = True,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
+    ) -> keras.callbacks.History:
+        """Train; the arguments and the result are those of `keras.Model.fit`."""
+        model = self.model
+        session.check_compiled(model, "fit")
+        epochs = session.limit_epochs(epochs)
+        if validation_split and validation_data is None:
+            (x, y, sample_weight), validation_data = compat.train_validation_split(
+                (x, y, sample_weight), validation_split
+            )
+        feed: feed_lib.Feed | worker_feed.WorkerFeed
+        if feed_lib.is_distributed(x):
+            if y is not None or sample_weight is not None or class_weight is not None:
+                raise ValueError("A function of InputContext gives labels and weights itself.")
+            if self.options.max_staleness == 0:
+                raise ValueError(
+                    "max_staleness=0 splits each batch over the workers, so the coordinator reads "
+                    "the data: give a tf.data.Dataset or arrays, not a function of InputContext."
+                )
+            steps = session.limit_steps(steps_per_epoch)
+            feed = worker_feed.WorkerFeed(self._coordinator, self._workers, x, steps)
+        else:
+            feed = self._feed(
+                x,
+                y,
+                sample_weight=sample_weight,
+                batch_size=batch_size,
+                steps=steps_per_epoch,
+                shuffle=shuffle,
+                class_weight=class_weight,
+            )
+        self._prepare(feed.spec)
+        _log.info("Input: %s.", self._description(feed))
+        evaluation = None
+        if validation_data is not None:
+            val_x, val_y, val_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
+            evaluation = self._feed(
+                val_x,
+                val_y,
+                sample_weight=val_weight,
+                batch_size=validation_batch_size or batch_size,
+                steps=validation_steps,
+            )
+        verbose = session.verbosity(verbose)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = keras.callbacks.CallbackList(
+                keras.tree.flatten(callbacks) if callbacks else [],
+                add_history=True,
+                add_progbar=verbose != 0,
+                verbose=verbose,
+                epochs=epochs,
+                steps=feed.steps,
+                model=model,
+            )
+        model.stop_training = False
+        callbacks.on_train_begin()
+        logs: dict[str, Any] = {}
+        for epoch in range(compat.initial_epoch(model) or initial_epoch, epochs):
+            callbacks.on_epoch_begin(epoch)
+            logs = self._train_epoch(feed, callbacks, epoch)
+            if session.validates(epoch, validation_freq) and evaluation is not None:
+                results = self._evaluate(evaluation, callbacks)
+                logs.update({f"val_{name}": value for name, value in results.items()})
+            callbacks.on_epoch_end(epoch, logs)
+            if model.stop_training:
+                break
+        if epochs > 0 and model.optimizer.use_ema:
+            self._finalize()
+        callbacks.on_train_end(logs=logs)
+        return model.history
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Evaluate, every sample once; arguments and result are `keras.Model.evaluate`'s."""
+        session.check_compiled(self.model, "evaluate")
+        feed = self._feed(x, y, sample_weight=sample_weight, batch_size=batch_size, steps=steps)
+        self._prepare(feed.spec)
+        logs = self._evaluate(feed, self._callbacks(callbacks, verbose, feed))
+        return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> Any:
+        """Predict, rows in the order of the input; as `keras.Model.predict`."""
+        model = self.model
+        feed = self._feed(x, batch_size=batch_size, steps=steps)
+        self._prepare(feed.spec, labelled=False)
+        callbacks = self._callbacks(callbacks, verbose, feed)
+        model.stop_predicting = False
+        callbacks.on_predict_begin()
+        batches: list[Any] = []
+
+        def took(outputs: Any) -> None:
+            batches.append(keras.tree.map_structure(_to_tensor, outputs))
+            callbacks.on_predict_batch_end(len(batches) - 1, {"outputs": batches[-1]})
+
+        self._run(
+            "predict", feed, callbacks.on_predict_batch_begin, took, lambda: model.stop_predicting
+        )
+        callbacks.on_predict_end()
+        if not batches:
+            raise ValueError("predict: the data held no batch.")
+        return gather.rows(batches)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Train on one batch, on one worker, as `keras.Model.train_on_batch`."""
+        session.check_compiled(self.model, "train_on_batch")
+        return self._on_batch("train", (x, y, sample_weight, class_weight), return_dict)
+
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Test on one batch, as `keras.Model.test_on_batch`."""
+        session.check_compiled(self.model, "test_on_batch")
+        return self._on_batch("test", (x, y, sample_weight, None), return_dict)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Predict one batch, as `keras.Model.predict_on_batch`."""
+        return self.predict(x, batch_size=_count(x), verbose=0)
+
+    # -- epochs -------------------------------------------------------------------------------
+
+    def _train_epoch(
+        self,
+        feed: feed_lib.Feed | worker_feed.WorkerFeed,
+        callbacks: keras.callbacks.CallbackList,
+        epoch: int,
+    ) -> dict[str, Any]:
+        model = self.model
+        progress = session.progress_is_shown(callbacks)
+        hooks = callbacks_lib.BatchHooks(callbacks, "train", progress)
+        own = callbacks_lib.BatchHooks(callbacks, "train", progress=False)
+        totals = self._steps.totals("train")
+        logs: dict[str, Any] = {}
+
+        def took(report: Any) -> None:
+            nonlocal logs
+            totals.add(report)
+            session.report(totals.steps, epoch)
+            if own.wanted or (hooks.wanted and totals.steps % _AGGREGATE_EVERY == 1):
+                logs = totals.logs()
+            hooks.end(totals.steps - 1, logs)
+
+        if isinstance(feed, worker_feed.WorkerFeed):
+            self._run_reading(feed, hooks.begin, took, lambda: model.stop_training)
+            short = False
+        else:
+            run = self._run_summed if self.options.max_staleness == 0 else self._run
+            run("train", feed, hooks.begin, took, lambda: model.stop_training)
+            short = feed.steps_per_epoch is not None and totals.steps < feed.steps_per_epoch
+        if not model.stop_training and (short or totals.steps == 0):
+            warnings.warn(
+                f"The input ran out of data after {totals.steps} steps of an epoch. Give a dataset "
+                "that holds steps_per_epoch * epochs batches; dataset.repeat() makes one endless.",
+                stacklevel=4,
+            )
+        logs = session.to_python(totals.logs())
+        if self.options.max_staleness != 0:
+            logs["staleness"] = totals.staleness
+            _log.info(
+                "Epoch %d: %d steps; %.2f on average, and %d at most, were applied between reading "
+                "the weights and the update.",
+                epoch + 1,
+                totals.steps,
+                totals.staleness,
+                totals.stalest,
+            )
+        return logs
+
+    def _evaluate(
+        self, feed: feed_lib.Feed, callbacks: keras.callbacks.CallbackList
+    ) -> dict[str, Any]:
+        model = self.model
+        hooks = callbacks_lib.BatchHooks(callbacks, "test", session.progress_is_shown(callbacks))
+        model.stop_evaluating = False
+        callbacks.on_test_begin()
+        totals = self._steps.totals("test")
+        logs: dict[str, Any] = {}
+
+        def took(report: Any) -> None:
+            nonlocal logs
+            totals.add(report)
+            if hooks.wanted:
+                logs = totals.logs()
+            hooks.end(totals.steps - 1, logs)
+
+        feed.restart()
+        self._run("test", feed, hooks.begin, took, lambda: model.stop_evaluating)
+        logs = session.to_python(totals.logs())
+        callbacks.on_test_end(logs)
+        return logs
+
+    def _run(
+        self,
+        kind: str,
+        feed: feed_lib.Feed,
+        begin: Callable[[int], None],
+        took: Callable[[Any], None],
+        stopped: Callable[[], Any],
+    ) -> None:
+        """Hand the batches of one epoch out, and take the results back in order.
+
+        Args:
+            kind: "train", "test" or "predict".
+            feed: The batches.
+            begin: Called with the number of each batch before it is handed out.
+            took: Called with each result, in the order of the batches.
+            stopped: Says whether to hand out no more.
+        """
+        ahead = self.options.ahead(self._workers) if kind == "train" else _AHEAD * self._workers
+        work = work_lib.Work(self.strategy, self._coordinator, ahead)
+        iterator = feed.begin_epoch()
+        exhausted = False
+        while not stopped() and ((left := feed.steps_left()) is None or left > 0):
+            batch = next(iterator, None)
+            if batch is None:
+                exhausted = True
+                break
+            begin(feed.step)
+            feed.took(1)
+            while work.full:
+                took(work.take())
+            number = tf.constant(self._number, tf.int64)
+            self._number += 1
+            self._put(work, kind, feed.spec, (number, *remote_step.flatten(batch)))
+        for result in work.drain():
+            took(result)
+        feed.end_epoch(exhausted)
+
+    def _run_reading(
+        self,
+        feed: worker_feed.WorkerFeed,
+        begin: Callable[[int], None],
+        took: Callable[[Any], None],
+        stopped: Callable[[], Any],
+    ) -> None:
+        """Train one epoch on what the workers read: see `_run`."""
+        ahead = self.options.ahead(self._workers)
+        work = work_lib.Work(self.strategy, self._coordinator, ahead)
+        together = max(1, int(self.model.steps_per_execution))
+        done = 0
+        while done < feed.steps and not stopped():
+            begin(done)
+            while work.full:
+                took(work.take())
+            steps = min(together, feed.steps - done)
+            number = tf.constant(self._number, tf.int64)
+            self._number += steps
+            done += steps
+            self._put(work, "train", feed.spec, (number, feed.iterator), reading=steps)
+        for result in work.drain():
+            took(result)
+
+    def _put(self, work: work_lib.Work, kind: str, spec: Any, args: Any, reading: int = 0) -> None:
+        """Hand out one batch; the first time the step is traced, perhaps more than once."""
+        while True:
+            function = (
+                self._steps.reading(kind, spec, reading)
+                if reading
+                else self._steps.function(kind, spec)
+            )
+            try:
+                work.put(function, args)
+                return
+            except remote_step.StateNeeded:
+                continue
+
+    def _run_summed(
+        self,
+        kind: str,
+        feed: feed_lib.Feed,
+        begin: Callable[[int], None],
+        took: Callable[[Any], None],
+        stopped: Callable[[], Any],
+    ) -> None:
+        """Train on the batches of one epoch, each split over the workers: see `_run`."""
+        assert kind == "train"
+        work = work_lib.Work(self.strategy, self._coordinator, self._workers)
+        key = repr(feed.spec)
+        if key not in self._summed:
+            self._summed[key] = summed_lib.Summed(
+                self._steps, feed.spec, self._workers, self.options.lazy_rows
+            )
+        iterator = feed.begin_epoch()
+        exhausted = False
+        while not stopped() and ((left := feed.steps_left()) is None or left > 0):
+            batch = next(iterator, None)
+            if batch is None:
+                exhausted = True
+                break
+            begin(feed.step)
+            feed.took(1)
+            took(self._summed[key].step(work, self._number, batch))
+            self._number += 1
+        feed.end_epoch(exhausted)
+
+    def _on_batch(self, kind: str, data: tuple[Any, ...], return_dict: bool) -> Any:
+        x, y, sample_weight, class_weight = data
+        feed = self._feed(
+            x, y, sample_weight=sample_weight, batch_size=_count(x), class_weight=class_weight
+        )
+        self._prepare(feed.spec)
+        totals = self._steps.totals(kind)
+        summed = kind == "train" and self.options.max_staleness == 0
+        run = self._run_summed if summed else self._run
+        run(kind, feed, lambda step: None, totals.add, lambda: False)
+        logs = session.to_python(totals.logs())
+        return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
+
+    # -- the parts ------------------------------------------------------------------------------
+
+    def _feed(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        shuffle: Any = False,
+        class_weight: Any = None,
+    ) -> feed_lib.Feed:
+        if isinstance(x, types.GeneratorType) or isinstance(x, keras.utils.PyDataset):
+            raise ValueError(
+                f"fit on parameter servers takes no {type(x).__name__}: it cannot be read again "
+                "when a worker has died. Give arrays, a tf.data.Dataset (from_generator makes "
+                "one), or a function of tf.distribute.InputContext that returns one."
+            )
+        if isinstance(x, tf.distribute.DistributedDataset):
+            raise ValueError(
+                "The dataset is distributed already. Give the tf.data.Dataset itself, or a "
+                "function of tf.distribute.InputContext."
+            )
+        if feed_lib.is_distributed(x):
+            x = x(tf.distribute.InputContext())  # every record once
+        data = session.adapter(
+            x,
+            y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            steps=steps,
+            shuffle=shuffle,
+            class_weight=class_weight,
+        )
+        return feed_lib.Feed(self.strategy, 0, data, session.limit_steps(steps))
+
+    def _description(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> str:
+        if isinstance(feed, worker_feed.WorkerFeed):
+            return feed.description
+        workers = f"{self._workers} worker{'s'[: self._workers > 1]}"
+        if self.options.max_staleness == 0:
+            return (
+                f"the coordinator reads the data and splits each batch by rows over {workers}; "
+                "their gradients are summed"
+            )
+        return (
+            f"the coordinator reads the data and hands each batch to one of {workers}; a batch is "
+            "a step, and each is trained once"
+        )
+
+    def _prepare(self, spec: Any, labelled: bool = True) -> None:
+        """Build the model from the spec of a batch, its optimizer and its steps."""
+        model = self.model
+        optimizer = getattr(model, "optimizer", None)
+        if labelled and optimizer is not None:
+            updates.check(optimizer)
+        if not compat.is_built(model, compiled=labelled):
+            with self.strategy.scope():
+                compat.build(
+                    model,
+                    feed_lib.build_spec(spec),
+                    compiled=labelled,
+                    optimizer=False,
+                )
+        if labelled and optimizer is not None:
+            partitions.build(optimizer, model, self.strategy)
+        key = (
+            *compat.compiled_state(model),
+            compat.is_built(model),
+            tuple(id(v) for v in model.trainable_variables),
+        )
+        if key != self._key:
+            self._steps = remote_step.RemoteSteps(model, self.options.lazy_rows)
+            self._summed: dict[str, summed_lib.Summed] = {}
+            self._key = key
+
+    def _callbacks(
+        self, callbacks: Any, verbose: Any, feed: feed_lib.Feed
+    ) -> keras.callbacks.CallbackList:
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            return callbacks
+        verbose = session.verbosity(verbose)
+        return keras.callbacks.CallbackList(
+            keras.tree.flatten(callbacks) if callbacks else [],
+            add_progbar=verbose != 0,
+            verbose=verbose,
+            epochs=1,
+            steps=feed.steps,
+            model=self.model,
+        )
+
+    def _finalize(self) -> None:
+        """Overwrite the weights by their averages."""
+        optimizer = self.model.optimizer
+        averages = optimizer._model_variables_moving_average
+        for variable, average in zip(self._steps.variables, averages, strict=True):
+            compat.stored_value(variable).assign(compat.stored_value(average))
+
+
+def _to_tensor(leaf: Any) -> Any:
+    return tf.convert_to_tensor(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf
+
+
+def _count(x: Any) -> int:
+    return max(1, int(np.shape(keras.tree.flatten(x)[0])[0]))

@@ -1,0 +1,233 @@
+"""Variables in partitions over parameter servers: initialised, updated, saved and loaded as one.
+
+A Keras variable whose value is partitioned stays one variable of its layer. An optimizer is built
+on the partitions, so that its slots lie beside them. What is saved are logical tensors: written
+with two servers they load with three, or on one device.
+
+    initialize_by_partition(strategy)       # before variables are made
+    build(optimizer, model, strategy)       # before the first step
+    variables = expand(model.trainable_variables)
+"""
+
+import functools
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdp import compat
+
+_log = logging.getLogger("tfdp")
+
+# A smaller variable starts with the values that one device gives it.
+_WHOLE_BYTES = 16 << 20
+_BY_VARIABLE = (keras.optimizers.Lamb, keras.optimizers.Muon)
+_BY_ELEMENT = (
+    keras.initializers.Zeros,
+    keras.initializers.Ones,
+    keras.initializers.Constant,
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+)
+
+
+def initialize_by_partition(strategy: tf.distribute.Strategy) -> None:
+    """Let the initializers of large variables make one partition at a time, on its server."""
+    compat.initialize_by_partition(strategy, _by_partition)
+
+
+def expand(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+    """Return the variables with each partitioned one replaced by its partitions."""
+    return [part for variable in variables for part in compat.partitions(variable)]
+
+
+def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: Any) -> None:
+    """Build an optimizer on the partitions of a model's variables.
+
+    One that was built with whole variables (a model that was loaded) is built again; its slots keep
+    their values.
+
+    Raises:
+        ValueError: If it keeps something that cannot be cut into partitions.
+    """
+    variables = expand(model.trainable_variables)
+    for variable in model.trainable_variables:
+        _check_constraint(variable)
+    whole = [v for v in model.trainable_variables if compat.is_partitioned(v)]
+    values: dict[str, Any] = {}
+    if optimizer.built:
+        if [id(v) for v in compat.built_with(optimizer)] == [id(v) for v in variables]:
+            return
+        if not whole:
+            return  # Keras itself says what is wrong with other variables
+        optimizer.save_own_variables(values)
+        compat.forget_build(optimizer)
+    with strategy.scope():
+        optimizer.build(variables)
+    if whole:
+        _check_slots(optimizer, variables)
+        if optimizer.clipnorm is not None or isinstance(optimizer, _BY_VARIABLE):
+            _log.warning(
+                "%s looks at the norm of each variable: of %s it takes that of each partition.",
+                type(optimizer).__name__ + "(clipnorm)" * (optimizer.clipnorm is not None),
+                ", ".join(v.path for v in whole),
+            )
+        object.__setattr__(
+            optimizer, "save_own_variables", functools.partial(_save, optimizer, model)
+        )
+        object.__setattr__(
+            optimizer, "load_own_variables", functools.partial(_load, optimizer, model)
+        )
+    if values:
+        optimizer.load_own_variables(values)
+
+
+# -- initializers ---------------------------------------------------------------------------------
+
+
+def _by_partition(variable: keras.Variable, initializer: Any) -> Callable[..., Any] | None:
+    """Return a function that makes one partition of a variable's initial value."""
+    shape, dtype = tuple(variable._shape), variable._dtype
+    if not shape:
+        return None
+    size = math.prod(shape) * tf.as_dtype(dtype).size
+    per_element = _per_element(initializer, shape) if size > _WHOLE_BYTES else None
+    whole: list[Any] = []
+
+    def make(partition_shape: Any = None, partition_offset: Any = None) -> Any:
+        if partition_shape is None:  # not partitioned after all
+            return initializer(shape, dtype=dtype)
+        rows, start = int(partition_shape[0]), int(partition_offset[0])
+        if per_element is not None:
+            return per_element(start, (rows, *shape[1:]), dtype)
+        if not whole:
+            with tf.device("cpu:0"):
+                whole.append(initializer(shape, dtype=dtype))
+        part = whole[0][start : start + rows]
+        if start + rows == shape[0]:
+            whole.clear()
+        return part
+
+    return make
+
+
+def _per_element(initializer: Any, shape: tuple[int, ...]) -> Any:
+    """Return a function (start, shape, dtype) that makes a part alone; None where that cannot be.
+
+    The draws of a part come from a seed of its own.
+    """
+    if isinstance(initializer, keras.initializers.VarianceScaling):
+        return _scaled(initializer, shape)
+    if type(initializer) not in _BY_ELEMENT:
+        return None
+    value = getattr(initializer, "value", 0.0)
+    if not np.isscalar(value):
+        return None
+
+    def make(start: int, part: tuple[int, ...], dtype: Any) -> Any:
+        return _reseeded(initializer, start)(part, dtype=dtype)
+
+    return make
+
+
+def _scaled(initializer: Any, shape: tuple[int, ...]) -> Any:
+    """Return what VarianceScaling draws, by the fans of the whole variable."""
+    receptive = math.prod(shape[:-2]) if len(shape) > 2 else 1
+    fan_in = shape[-2] * receptive if len(shape) > 1 else shape[0]
+    fan_out = shape[-1] * receptive
+    fan = {"fan_in": fan_in, "fan_out": fan_out}.get(initializer.mode, (fan_in + fan_out) / 2)
+    scale = initializer.scale / max(1.0, fan)
+    kind, seed = initializer.distribution, initializer.seed
+    if kind == "uniform":
+        limit = math.sqrt(3.0 * scale)
+        like = keras.initializers.RandomUniform(-limit, limit, seed=seed)
+    elif kind == "untruncated_normal":
+        like = keras.initializers.RandomNormal(0.0, math.sqrt(scale), seed=seed)
+    else:
+        # The standard deviation of a normal distribution that is cut at two of them.
+        like = keras.initializers.TruncatedNormal(
+            0.0, math.sqrt(scale) / 0.87962566103423978, seed=seed
+        )
+    return lambda start, part, dtype: _reseeded(like, start)(part, dtype=dtype)
+
+
+def _reseeded(initializer: Any, start: int) -> Any:
+    config = initializer.get_config()
+    if isinstance(config.get("seed"), int):
+        config["seed"] = (config["seed"] + start) % 2**31
+    return type(initializer).from_config(config)
+
+
+# -- what is saved --------------------------------------------------------------------------------
+
+
+def _check_constraint(variable: keras.Variable) -> None:
+    constraint = variable.constraint
+    if constraint is None or not compat.is_partitioned(variable):
+        return
+    axis = getattr(constraint, "axis", 0)
+    by_row = 0 not in (axis if isinstance(axis, list | tuple) else [axis])
+    if not (by_row or isinstance(constraint, keras.constraints.NonNeg)):
+        raise ValueError(
+            f"{variable.path!r} is cut into partitions by rows, but its constraint "
+            f"{type(constraint).__name__} needs whole columns. Use axis=1, or no partitions "
+            "(a larger min_shard_bytes)."
+        )
+
+
+def _check_slots(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
+    for variable, slots in zip(variables, compat.slots(optimizer), strict=True):
+        for slot in slots:
+            if tuple(slot.shape) != tuple(variable.shape):
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps {slot.path!r} of shape {tuple(slot.shape)} "
+                    f"for a variable of shape {tuple(variable.shape)}: that cannot be cut into "
+                    "partitions. Use another optimizer (Adagrad, Adam, ...), or no partitions "
+                    "(a larger min_shard_bytes)."
+                )
+
+
+def _logical(optimizer: Any, model: keras.Model) -> list[list[keras.Variable]]:
+    """Return an optimizer's variables as one device orders them, each a list of its partitions."""
+    first_of: dict[int, list[keras.Variable]] = {}
+    rest: set[int] = set()
+    slots = dict(zip(map(id, compat.built_with(optimizer)), compat.slots(optimizer), strict=True))
+    for variable in model.trainable_variables:
+        parts = compat.partitions(variable)
+        for column in zip(*[slots[id(part)] for part in parts], strict=True):
+            first_of[id(column[0])] = list(column)
+            rest |= {id(slot) for slot in column[1:]}
+    return [first_of.get(id(v), [v]) for v in optimizer.variables if id(v) not in rest]
+
+
+def _save(optimizer: Any, model: keras.Model, store: Any) -> None:
+    """Stand for `optimizer.save_own_variables`."""
+    for number, parts in enumerate(_logical(optimizer, model)):
+        values = [part.numpy() for part in parts]
+        store[str(number)] = values[0] if len(values) == 1 else np.concatenate(values)
+
+
+def _load(optimizer: Any, model: keras.Model, store: Any) -> None:
+    """Stand for `optimizer.load_own_variables`."""
+    logical = _logical(optimizer, model)
+    if len(store.keys()) != len(logical):
+        warnings.warn(
+            f"Skipping variable loading for optimizer {optimizer.name!r}, because it has "
+            f"{len(logical)} variables whereas the saved optimizer has {len(store.keys())}.",
+            stacklevel=2,
+        )
+        return
+    for number, parts in enumerate(logical):
+        value, start = store[str(number)], 0
+        if len(parts) == 1:
+            parts[0].assign(value)
+            continue
+        for part in parts:
+            part.assign(value[start : start + part.shape[0]])
+            start += part.shape[0]

@@ -1,0 +1,346 @@
+"""What a worker of parameter servers runs: one batch, forward and backward, and what it reports.
+
+Metrics are not kept on the servers, where additions of two workers could meet and where a step
+that is run again would count twice. A step starts from fresh metrics and reports what it adds to
+them, in one vector; the coordinator adds that up in float64. Each batch is therefore counted once,
+also when the worker that had it died and another one ran it again.
+
+State that layers assign (moving averages, seeds) is written as a difference, like the weights.
+
+    steps = RemoteSteps(model)
+    report = steps.function("train", spec)(number, *tensors)     # scheduled on a worker
+    totals = steps.totals("train"); totals.add(report); totals.logs()
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdp import compat
+from tfdp.fit import feed as feed_lib
+from tfdp.fit import loss as loss_lib
+from tfdp.fit import partitions, replica, updates
+
+# Far apart, so that the draws of one step never meet another's.
+_SEED_STRIDE = 0x9E3779B1
+
+
+class _Scope(keras.StatelessScope):
+    """Keeps what is assigned; what it was not given is read from the servers."""
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        # Keras takes None for a value where it computes the losses of regularizers.
+        value = super().get_current_value(variable)
+        return compat.stored_value(variable) if value is None else value
+
+    def is_assigned(self, variable: keras.Variable) -> bool:
+        """Say whether the scope holds a value of the variable."""
+        return super().get_current_value(variable) is not None
+
+
+class StateNeeded(Exception):
+    """A layer assigns a variable whose value a step did not read at its beginning: trace again."""
+
+
+class RemoteSteps:
+    """The step functions of one compiled model.
+
+    Args:
+        model: A built model, its variables on parameter servers.
+        lazy_rows: Whether a sparse gradient changes the rows it has and no others.
+
+    Attributes:
+        variables: What is trained, partitions one by one.
+    """
+
+    def __init__(self, model: keras.Model, lazy_rows: bool = False):
+        self.model = model
+        self._lazy_rows = lazy_rows
+        self.variables = partitions.expand(model.trainable_variables)
+        self.own_train = type(model).train_step is not keras.Model.train_step
+        self._own_test = type(model).test_step is not keras.Model.test_step
+        self._seeds = {id(v): v for v in compat.seed_states(model)}
+        measures = {id(v): v for m in model.metrics for v in m.variables}
+        for variable in measures.values():
+            _localise(variable)
+        model.reset_metrics()
+        self.metrics = list(measures.values())
+        self.starts = [np.asarray(v.numpy()) for v in self.metrics]
+        trained = {id(v) for v in model.trainable_variables}
+        state = {id(v): v for v in [*model.variables, *self._seeds.values()]}
+        # What is neither trained nor a metric; of it, what steps are known to assign.
+        self._other = {i: v for i, v in state.items() if i not in trained and i not in measures}
+        self._state = list(self._seeds.values())
+        self.extras: dict[str, dict[str, tuple[int, ...]]] = {}
+        self._names: dict[str, list[str] | None] = {}
+        self._functions: dict[Any, Callable[..., Any]] = {}
+
+    def function(self, kind: str, spec: Any) -> Callable[..., Any]:
+        """Return the tf.function of (number, *tensors of a batch) of "train", "test", "predict".
+
+        Args:
+            kind: Which.
+            spec: The structure of a batch; its leaves are given one by one.
+        """
+        body = {"train": self._train, "test": self._test, "predict": self._predict}[kind]
+        key = (kind, repr(spec))
+        if key not in self._functions:
+
+            def run(number: tf.Tensor, *leaves: Any) -> Any:
+                with compat.leave_strategy():
+                    return body(number, unflatten(spec, leaves))
+
+            number_spec = tf.TensorSpec((), tf.int64)
+            self._functions[key] = compat.function(
+                run, input_signature=[number_spec, *signature(spec)]
+            )
+        return self._functions[key]
+
+    def reading(self, kind: str, spec: Any, steps: int = 1) -> Callable[..., Any]:
+        """Return the tf.function of (number, iterator): `steps` steps on a worker's own data."""
+        body = {"train": self._train, "test": self._test}[kind]
+        key = ("reading", kind, repr(spec), steps)
+        if key not in self._functions:
+
+            def one(number: tf.Tensor, iterator: Any) -> tf.Tensor:
+                with compat.leave_strategy():
+                    return body(number, next(iterator))
+
+            def run(number: tf.Tensor, iterator: Any) -> tf.Tensor:
+                report = one(number, iterator)
+                if steps == 1:
+                    return report
+                _, total = tf.while_loop(
+                    lambda step, total: step < steps,
+                    lambda step, total: (step + 1, total + one(number + step, iterator)),
+                    (tf.constant(1, tf.int64), report),
+                    parallel_iterations=1,
+                )
+                return total
+
+            self._functions[key] = compat.function(run)
+        return self._functions[key]
+
+    def totals(self, kind: str) -> "Totals":
+        """Return an empty sum of reports."""
+        return Totals(self, kind)
+
+    # -- on a worker --------------------------------------------------------------------------
+
+    def _train(self, number: tf.Tensor, batch: Any) -> tf.Tensor:
+        """Train on one batch; return its report."""
+        optimizer = self.model.optimizer
+        before = tf.identity(compat.stored_value(optimizer._iterations))
+        applied: list[tf.Tensor] = []
+
+        def apply(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+            applied.append(
+                updates.apply(
+                    optimizer, gradients, variables, lazy_rows=self._lazy_rows, alone=False
+                )
+            )
+
+        with self.scope(number) as scope:
+            if self.own_train:
+
+                def own(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
+                    given = self.model.trainable_variables if variables is None else variables
+                    with compat.restore_apply(optimizer):
+                        apply(list(gradients), list(given))
+
+                with compat.replace_apply([optimizer], own):
+                    logs = self.model.train_step(batch)
+                rows = _rows(batch)
+            else:
+                with tf.GradientTape() as tape:
+                    loss, outputs = self.forward(batch, training=True)
+                    objective = optimizer.scale_loss(loss)
+                gradients = tape.gradient(
+                    objective, [compat.stored_value(v) for v in self.variables]
+                )
+                rows, logs = self._measure(loss, outputs)
+        if not self.own_train:
+            apply(gradients, self.variables)
+        staleness = applied[0] - before if applied else tf.zeros((), tf.int64)
+        for variable, old, new in self.state_changes(scope):
+            stored = compat.stored_value(variable)
+            if stored.dtype in (tf.bool, tf.string):
+                stored.assign(new)
+            else:
+                stored.assign_add(tf.cast(new - old, stored.dtype))
+        return self.report("train", scope, rows, staleness, logs)
+
+    def _test(self, number: tf.Tensor, batch: Any) -> tf.Tensor:
+        """Test on one batch; return its report."""
+        with self.scope(number) as scope:
+            if self._own_test:
+                logs, rows = self.model.test_step(batch), _rows(batch)
+            else:
+                rows, logs = self._measure(*self.forward(batch, training=False))
+        return self.report("test", scope, rows, tf.zeros((), tf.int64), logs)
+
+    def _predict(self, number: tf.Tensor, batch: Any) -> Any:
+        with self.scope(number):
+            return self.model.predict_step(batch)
+
+    def scope(self, number: tf.Tensor) -> _Scope:
+        """Return a scope of the layers' state and fresh metrics, which keeps what is assigned."""
+        self._entered = []
+        for variable in self._state:
+            value = tf.identity(compat.stored_value(variable))
+            if self.is_seed(variable):
+                # Two steps at a time read the same state: each draws from a place of its own.
+                offset = tf.cast(number * _SEED_STRIDE % 2**31, value.dtype)
+                value = value + tf.stack([offset, tf.zeros_like(offset)])
+            self._entered.append(value)
+        mapping = list(zip(self._state, self._entered, strict=True))
+        mapping += list(zip(self.metrics, map(tf.constant, self.starts), strict=True))
+        return _Scope(mapping, collect_losses=True)
+
+    def state_changes(self, scope: _Scope) -> list[tuple[keras.Variable, Any, Any]]:
+        """Return (variable, value at the beginning, value now) of the state that was assigned.
+
+        Raises:
+            StateNeeded: If some of it was not in the scope at the beginning.
+        """
+        known = {id(v) for v in self._state}
+        found = [v for i, v in self._other.items() if i not in known and scope.is_assigned(v)]
+        if found:
+            self._state += found
+            self._functions.clear()
+            raise StateNeeded
+        pairs = zip(self._state, self._entered, strict=True)
+        changes = [(v, before, scope.get_current_value(v)) for v, before in pairs]
+        return [(v, before, now) for v, before, now in changes if now is not before]
+
+    def is_seed(self, variable: keras.Variable) -> bool:
+        """Say whether a variable is the state of a seed generator."""
+        return id(variable) in self._seeds
+
+    def forward(self, batch: Any, training: bool) -> tuple[Any, Any]:
+        """Run the model forward; return its loss, and (x, y, y_pred, sample_weight)."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        if loss_lib.accepts(self.model.call, "training"):
+            y_pred = self.model(x, training=training)
+        else:
+            y_pred = self.model(x)
+        loss = loss_lib.compute(self.model, x, y, y_pred, sample_weight, training)
+        return loss, (x, y, y_pred, sample_weight)
+
+    def _measure(self, loss: Any, outputs: Any) -> tuple[tf.Tensor, Any]:
+        x, y, y_pred, sample_weight = outputs
+        rows = _rows((x, y))
+        mean = tf.reduce_mean(loss) if loss.shape.rank else loss
+        compat.loss_tracker(self.model).update_state(mean, sample_weight=tf.cast(rows, mean.dtype))
+        return rows, self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def report(self, kind: str, scope: _Scope, rows: Any, staleness: Any, logs: Any) -> tf.Tensor:
+        """Return 1 (step), rows, staleness, extra logs times rows, and what the metrics gained."""
+        with scope:
+            held = self.model.get_metrics_result()
+        logs = replica.flat_logs(logs) if isinstance(logs, dict) else {}
+        self._names[kind] = list(logs) if logs and set(logs) != set(held) else None
+        extra = {
+            name: tf.cast(keras.ops.convert_to_tensor(value), tf.float64)
+            for name, value in logs.items()
+            if name not in held
+        }
+        self.extras[kind] = {name: tuple(value.shape) for name, value in extra.items()}
+        rows, staleness = tf.cast(rows, tf.float64), tf.cast(staleness, tf.float64)
+        parts = [tf.stack([tf.ones((), tf.float64), rows, staleness])]
+        parts += [tf.reshape(value * rows, (-1,)) for value in extra.values()]
+        for metric, start in zip(self.metrics, self.starts, strict=True):
+            now = tf.cast(scope.get_current_value(metric), tf.float64)
+            parts.append(tf.reshape(now - tf.constant(start, tf.float64), (-1,)))
+        return tf.concat(parts, 0)
+
+
+class Totals:
+    """The sum of reports.
+
+    Attributes:
+        steps: How many steps there were.
+        stalest: The largest staleness, in steps between reading the weights and the update.
+    """
+
+    def __init__(self, steps: RemoteSteps, kind: str):
+        self._steps = steps
+        self._kind = kind
+        self._sum: Any = None
+        self.steps = 0
+        self.stalest = 0
+
+    def add(self, report: np.ndarray) -> None:
+        """Add a report."""
+        self._sum = report if self._sum is None else self._sum + report
+        self.steps += round(report[0])
+        self.stalest = max(self.stalest, round(report[2] / max(1.0, report[0])))
+
+    @property
+    def staleness(self) -> float:
+        """Mean number of steps that were applied between reading the weights and the update."""
+        return float(self._sum[2] / self.steps) if self.steps else 0.0
+
+    def logs(self) -> dict[str, Any]:
+        """Make the model's metrics hold the sum; return the logs."""
+        steps = self._steps
+        steps.model.reset_metrics()
+        if self._sum is None:
+            return {}
+        rows, at = max(self._sum[1], 1.0), 3
+        extra: dict[str, Any] = {}
+        for name, shape in steps.extras[self._kind].items():
+            size = int(np.prod(shape))
+            extra[name] = self._sum[at : at + size].reshape(shape) / rows
+            at += size
+        for metric, start in zip(steps.metrics, steps.starts, strict=True):
+            value = start + self._sum[at : at + start.size].reshape(start.shape)
+            at += start.size
+            if np.issubdtype(start.dtype, np.integer):
+                value = np.rint(value)
+            compat.stored_value(metric).assign(value.astype(start.dtype))
+        held = steps.model.get_metrics_result()
+        names = steps._names[self._kind]
+        if names is None:
+            return held
+        return {name: held[name] if name in held else extra[name] for name in names}
+
+
+def flatten(batch: Any) -> list[Any]:
+    """Return the tensors of a batch one by one, without what is None."""
+    return [leaf for leaf in keras.tree.flatten(batch) if not _is_absent(leaf)]
+
+
+def signature(spec: Any) -> list[Any]:
+    """Return the specs of what `flatten` gives, the batch axis free."""
+
+    def free(leaf: Any) -> Any:
+        if isinstance(leaf, tf.RaggedTensorSpec) or not leaf.shape.rank:
+            return leaf
+        return type(leaf)((None, *leaf.shape[1:]), leaf.dtype)
+
+    return [free(leaf) for leaf in flatten(spec)]
+
+
+def unflatten(spec: Any, leaves: Sequence[Any]) -> Any:
+    """Return a batch of `spec` again out of its tensors."""
+    given = iter(leaves)
+    return keras.tree.map_structure(lambda leaf: None if _is_absent(leaf) else next(given), spec)
+
+
+def _is_absent(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, tf.experimental.Optional | tf.OptionalSpec)
+
+
+def _rows(batch: Any) -> Any:
+    return feed_lib.rows(batch)
+
+
+def _localise(variable: keras.Variable) -> None:
+    """Let a metric's variable lie in the coordinator, which alone writes and reads it."""
+    with compat.leave_strategy(), tf.device("cpu:0"):
+        zeros = tf.zeros(variable.shape, variable.dtype)
+        compat.replace_value(variable, tf.Variable(zeros, trainable=False, name=variable.name))

@@ -1,0 +1,206 @@
+"""Synchronous training on parameter servers: the gradients of a batch summed, then applied once.
+
+Each worker gets a part of the rows of a batch and returns the gradients of its share of the loss
+(see loss). The coordinator sums them and runs the update on the servers itself: a worker that dies
+has changed nothing, and its part is computed again.
+
+    summed = Summed(steps, spec, parts=3)
+    report = summed.step(work, number, batch)
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdp import compat
+from tfdp.fit import feed as feed_lib
+from tfdp.fit import loss as loss_lib
+from tfdp.fit import metrics as metrics_lib
+from tfdp.fit import remote_step, replica, updates
+from tfdp.fit import work as work_lib
+
+
+class Summed:
+    """The synchronous step of one model.
+
+    Args:
+        steps: The step functions of the model.
+        spec: The structure of a batch.
+        parts: Into how many parts a batch is split.
+        lazy_rows: Whether a sparse gradient changes the rows it has and no others.
+
+    Raises:
+        ValueError: If the model has a train_step of its own.
+    """
+
+    def __init__(
+        self, steps: remote_step.RemoteSteps, spec: Any, parts: int, lazy_rows: bool = False
+    ):
+        if steps.own_train:
+            raise ValueError(
+                f"Model {steps.model.name!r} has a train_step of its own, which updates the "
+                "weights itself: its gradients cannot be summed first. Leave out max_staleness=0."
+            )
+        self._steps = steps
+        self._spec = spec
+        self._parts = parts
+        self._lazy_rows = lazy_rows
+        # Found out while the first step is traced: see loss.TotalsNeeded.
+        self._sums_divisors = False
+        scalars = [tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.float32)]
+        leaves = remote_step.signature(spec)
+        self._signature = [*scalars, tf.TensorSpec((None,), tf.float32), *leaves]
+        self._gradients = compat.function(self._on_worker, input_signature=self._signature)
+        self._divisors = compat.function(self._collect, input_signature=[*scalars, *leaves])
+        self._update: Callable[..., Any] | None = None
+        self._sparse: list[bool | None] = []
+        self._state: list[keras.Variable] = []
+
+    def step(self, work: work_lib.Work, number: int, batch: Any) -> np.ndarray:
+        """Train on one batch; return its report."""
+        rows = int(feed_lib.rows(batch))
+        count = max(1, min(self._parts, rows))
+        bounds = [part * rows // count for part in range(count + 1)]
+        parts = [
+            remote_step.flatten(
+                keras.tree.map_structure(lambda t, a=a, b=b: feed_lib.cut(t, a, b), batch)
+            )
+            for a, b in itertools.pairwise(bounds)
+        ]
+        numbers = [tf.constant(number * self._parts + part, tf.int64) for part in range(count)]
+        whole = tf.constant(float(rows))
+        while True:
+            try:
+                divisors = tf.zeros((0,))
+                if self._sums_divisors:
+                    for part, one in zip(parts, numbers, strict=True):
+                        work.put(self._divisors, (one, whole, *part))
+                    divisors = tf.add_n([tf.constant(d) for d in work.drain()])
+                for part, one in zip(parts, numbers, strict=True):
+                    work.put(self._gradients, (one, whole, divisors, *part))
+                break
+            except (loss_lib.TotalsNeeded, remote_step.StateNeeded) as needed:
+                self._sums_divisors |= isinstance(needed, loss_lib.TotalsNeeded)
+                self._gradients = compat.function(self._on_worker, input_signature=self._signature)
+        results = list(work.drain())
+        report = np.sum([result["report"] for result in results], axis=0)
+        report[0] = 1.0  # the parts are one step
+        self._apply(results)
+        return report
+
+    # -- on a worker --------------------------------------------------------------------------
+
+    def _on_worker(
+        self, number: tf.Tensor, rows: tf.Tensor, divisors: tf.Tensor, *leaves: Any
+    ) -> dict[str, Any]:
+        """Return the gradients of a part's share of the loss, its report, and state to add."""
+        steps, model = self._steps, self._steps.model
+        batch = remote_step.unflatten(self._spec, leaves)
+        mine = feed_lib.rows(batch)
+        totals = loss_lib.Totals(mine, rows, divisors if self._sums_divisors else None)
+        share = loss_lib.share(totals)
+        with compat.leave_strategy(), self._installed(), steps.scope(number) as scope:
+            view = replica.View(scope, model, steps.metrics)
+            with (
+                metrics_lib.exact(view, totals),
+                loss_lib.exact(totals, self._parts),
+                tf.GradientTape() as tape,
+            ):
+                loss, outputs = steps.forward(batch, training=True)
+                objective = model.optimizer.scale_loss(loss) * tf.cast(share, loss.dtype)
+            gradients = tape.gradient(objective, [compat.stored_value(v) for v in steps.variables])
+            x, y, y_pred, sample_weight = outputs
+            with metrics_lib.exact(view, totals):
+                # Keras logs the mean of what it adds up with reduction=None.
+                mean = tf.reduce_mean(loss) * share if loss.shape.rank else loss
+                rows_here = tf.cast(mine, tf.float32)
+                compat.loss_tracker(model).update_state(mean, sample_weight=rows_here)
+                logs = model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        changes = steps.state_changes(scope)
+        self._state = [variable for variable, _, _ in changes]
+        self._sparse = [None if g is None else isinstance(g, tf.IndexedSlices) for g in gradients]
+        sparse = [updates.merged(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+        return {
+            "report": steps.report("train", scope, mine, tf.zeros((), tf.int64), logs),
+            "gradients": [
+                (g.indices, g.values) if isinstance(g, tf.IndexedSlices) else (g,)
+                for g in sparse
+                if g is not None
+            ],
+            "state": [
+                # Averages are averaged by rows; what counts goes on by one step, not by each part.
+                (new - old) * tf.cast(share, old.dtype) if old.dtype.is_floating else new - old
+                for _, old, new in changes
+            ],
+        }
+
+    def _collect(self, number: tf.Tensor, rows: tf.Tensor, *leaves: Any) -> tf.Tensor:
+        """Return the divisors of a part's losses, of those that need their own."""
+        batch = remote_step.unflatten(self._spec, leaves)
+        totals = loss_lib.Totals(feed_lib.rows(batch), rows)
+        with (
+            compat.leave_strategy(),
+            self._installed(),
+            self._steps.scope(number),
+            loss_lib.exact(totals, self._parts, collect=True) as terms,
+        ):
+            self._steps.forward(batch, training=True)
+        return tf.stack(terms.divisors) if terms.divisors else tf.zeros((0,))
+
+    def _installed(self) -> contextlib.ExitStack:
+        """Let losses and metrics ask which part is being traced."""
+        stack = contextlib.ExitStack()
+        if self._parts > 1:
+            stack.enter_context(loss_lib.installed(self._steps.model))
+            stack.enter_context(metrics_lib.installed(self._steps.model))
+        return stack
+
+    # -- on the coordinator -------------------------------------------------------------------
+
+    def _apply(self, results: Sequence[dict[str, Any]]) -> None:
+        present = [sparse for sparse in self._sparse if sparse is not None]
+        leaves: list[Any] = []
+        for position, sparse in enumerate(present):
+            columns = zip(*[result["gradients"][position] for result in results], strict=True)
+            put = np.concatenate if sparse else _sum
+            leaves += [put(list(column)) for column in columns]
+        if self._update is None:
+            self._update = compat.function(self._on_servers, reduce_retracing=True)
+        self._update(*map(tf.constant, leaves))
+        for position, variable in enumerate(self._state):
+            changes = [result["state"][position] for result in results]
+            floating = np.issubdtype(changes[0].dtype, np.floating)
+            change = _sum(changes) if floating else changes[0]
+            if self._steps.is_seed(variable):
+                change = results[0]["state"][position]
+            stored = compat.stored_value(variable)
+            stored.assign_add(tf.cast(change, stored.dtype))
+
+    def _on_servers(self, *leaves: Any) -> None:
+        given = iter(leaves)
+        gradients: list[Any] = []
+        for sparse in self._sparse:
+            if sparse is None:
+                gradients.append(None)
+            elif sparse:
+                indices, values = next(given), next(given)
+                gradients.append(tf.IndexedSlices(values, indices))
+            else:
+                gradients.append(next(given))
+        with compat.leave_strategy():
+            updates.apply(
+                self._steps.model.optimizer,
+                gradients,
+                self._steps.variables,
+                lazy_rows=self._lazy_rows,
+                alone=True,
+            )
+
+
+def _sum(values: Sequence[np.ndarray]) -> np.ndarray:
+    return np.sum(values, axis=0, dtype=values[0].dtype)

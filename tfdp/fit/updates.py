@@ -1,0 +1,235 @@
+"""The optimizer's update, made where the variables lie: on the parameter servers.
+
+A gradient travels once; what the optimizer computes with it is placed on the server that holds the
+variable and its slots. An optimizer is Keras's own, any of them: it sees stand-ins of its
+variables, which are read once and written once.
+
+Written is the difference, by one atomic addition. `variable.assign(new)` of two workers at the same
+time would lose one of the two updates; here both arrive, whatever their order.
+
+A sparse gradient (IndexedSlices) has the rows of a batch. Where an optimizer leaves a row without
+gradient as it is (SGD without momentum, Adagrad), it is run on those rows alone. Where it moves
+every row at each step (Adam: its moments decay), it is run on the whole partition, as on one
+device, unless `lazy_rows` asks for the rows of the batch only.
+
+    apply(optimizer, gradients, variables, lazy_rows=False, alone=False)
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdp import compat
+
+
+class StandIn:
+    """A variable during one update: read once, at its device, and written once.
+
+    Args:
+        variable: What it stands for.
+        key: By what the optimizer knows it.
+        rows: The rows that it stands for, a vector of int; None for all.
+    """
+
+    def __init__(self, variable: tf.Variable, key: Any, rows: Any = None):
+        self._variable = variable
+        self._rows = rows
+        self._before: Any = None
+        self._now: Any = None
+        self._unique_id = key
+        self.dtype = variable.dtype
+        self.name = variable.name
+
+    def _value(self) -> tf.Tensor:
+        if self._before is None:
+            with tf.device(self._variable.device):
+                if self._rows is None:
+                    self._before = self._variable.read_value()
+                else:
+                    self._before = self._variable.sparse_read(self._rows)
+            self._now = self._before
+        return self._now
+
+    @property
+    def shape(self) -> tf.TensorShape:
+        """The shape of what it stands for."""
+        shape = self._variable.shape
+        return shape if self._rows is None else tf.TensorShape([None, *shape[1:]])
+
+    def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> tf.Tensor:
+        value = self._value()
+        return value if dtype is None else tf.cast(value, dtype)
+
+    def assign(self, value: Any) -> None:
+        """Make it hold a value."""
+        self._value()
+        self._now = tf.cast(value, self.dtype)
+
+    def assign_add(self, value: Any) -> None:
+        """Add a value."""
+        self.assign(self._value() + tf.cast(value, self.dtype))
+
+    def assign_sub(self, value: Any) -> None:
+        """Subtract a value."""
+        self.assign(self._value() - tf.cast(value, self.dtype))
+
+    def __add__(self, other: Any) -> tf.Tensor:
+        return self._value() + other
+
+    def __sub__(self, other: Any) -> tf.Tensor:
+        return self._value() - other
+
+    def __mul__(self, other: Any) -> tf.Tensor:
+        return self._value() * other
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def write(self, alone: bool) -> None:
+        """Write what has changed.
+
+        Args:
+            alone: Whether nothing else writes at the same time: then the value itself is written,
+                which no addition rounds.
+        """
+        if self._now is self._before:
+            return
+        variable = self._variable
+        with tf.device(variable.device):
+            value = self._now if alone else self._now - self._before
+            if self._rows is not None:
+                slices = tf.IndexedSlices(value, self._rows)
+                (variable.scatter_update if alone else variable.scatter_add)(slices)
+            elif alone:
+                variable.assign(value)
+            else:
+                variable.assign_add(value)
+
+
+def check(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuse what cannot be had on parameter servers.
+
+    Raises:
+        ValueError: With what to use instead.
+    """
+    name = type(optimizer).__name__
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            f"{name} decides about a step by the gradients of all: workers of parameter servers do "
+            "not wait for each other. Use float32 or mixed_bfloat16, which need no loss scale."
+        )
+    if optimizer.gradient_accumulation_steps:
+        raise ValueError(
+            f"{name}(gradient_accumulation_steps={optimizer.gradient_accumulation_steps}): workers "
+            "of parameter servers apply each gradient at once. Use larger batches instead."
+        )
+    if optimizer.use_ema and optimizer.ema_overwrite_frequency:
+        raise ValueError(
+            f"{name}(ema_overwrite_frequency={optimizer.ema_overwrite_frequency}): on parameter "
+            "servers averages overwrite the weights at the end of fit only. Leave it out."
+        )
+
+
+def moves_only_rows(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Say whether a row without gradient stays what it is, and its slots too."""
+    plain = optimizer.weight_decay is None and not optimizer.use_ema
+    if type(optimizer) is keras.optimizers.SGD:
+        return plain and optimizer.momentum == 0
+    return plain and type(optimizer) is keras.optimizers.Adagrad
+
+
+def apply(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[Any],
+    variables: Sequence[keras.Variable],
+    *,
+    lazy_rows: bool,
+    alone: bool,
+) -> tf.Tensor:
+    """Run `optimizer.apply` on the servers, inside a tf.function.
+
+    Args:
+        optimizer: Built with `variables`.
+        gradients: A tensor, IndexedSlices or None for each variable.
+        variables: Keras variables, partitions where there are some.
+        lazy_rows: Whether a sparse gradient changes the rows it has and no others.
+        alone: Whether nothing else updates at the same time.
+
+    Returns:
+        The number of steps applied before this one.
+    """
+    known = compat.built_with(optimizer)
+    slots = dict(zip(map(id, known), compat.slots(optimizer), strict=True))
+    only_rows = lazy_rows or moves_only_rows(optimizer)
+    kept: list[Any] = []
+    rows_of: dict[int, Any] = {}
+    for gradient, variable in zip(gradients, variables, strict=True):
+        if isinstance(gradient, tf.IndexedSlices):
+            gradient = merged(gradient)
+            same_shape = all(slot.shape == variable.shape for slot in slots[id(variable)])
+            if only_rows and same_shape and variable.constraint is None:
+                rows = gradient.indices
+                for one in [variable, *slots[id(variable)]]:
+                    rows_of[id(one)] = rows
+                gradient = gradient.values
+        kept.append(gradient)
+
+    touched = list({id(v): v for v in [*known, *optimizer.variables]}.values())
+    present = [t for g in kept if g is not None for t in _tensors(g)]
+    # Not before: a schedule shall see the step at which this gradient arrives.
+    with tf.control_dependencies(present):
+        iterations = tf.identity(compat.stored_value(optimizer._iterations))
+    stand_ins = []
+    for variable in touched:
+        key = compat.variable_key(optimizer, variable)
+        stored = compat.stored_value(variable)
+        stand_ins.append(StandIn(stored, key, rows_of.get(id(variable))))
+        if variable is optimizer._iterations:
+            stand_ins[-1]._before = stand_ins[-1]._now = iterations
+    with (
+        compat.leave_stateless_scope(),
+        compat.optimizer_on_one_device(optimizer),
+        compat.bind(touched, stand_ins),
+        _at_the_variable(optimizer),
+        tf.control_dependencies([iterations]),
+    ):
+        optimizer.apply(kept, list(variables))
+    for stand_in in stand_ins:
+        stand_in.write(alone)
+    return iterations
+
+
+def merged(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+    """Return a sparse gradient with each row once: the sum of those that were equal."""
+    rows, where = tf.unique(tf.reshape(gradient.indices, (-1,)))
+    values = tf.reshape(gradient.values, tf.concat([[-1], tf.shape(gradient.values)[1:]], 0))
+    values = tf.math.unsorted_segment_sum(values, where, tf.size(rows))
+    return tf.IndexedSlices(values, rows, gradient.dense_shape)
+
+
+@contextlib.contextmanager
+def _at_the_variable(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Let an optimizer compute its steps on the device of the variable."""
+    update_step = optimizer.update_step
+
+    def at_the_variable(gradient: Any, variable: Any, *args: Any, **kwargs: Any) -> Any:
+        with tf.device(variable._variable.device):
+            if isinstance(gradient, tf.IndexedSlices):
+                shape = tf.shape(variable._variable, out_type=gradient.indices.dtype)
+                gradient = tf.scatter_nd(gradient.indices[:, None], gradient.values, shape)
+            return update_step(gradient, variable, *args, **kwargs)
+
+    object.__setattr__(optimizer, "update_step", at_the_variable)
+    try:
+        yield
+    finally:
+        object.__delattr__(optimizer, "update_step")
+
+
+def _tensors(gradient: Any) -> list[tf.Tensor]:
+    if isinstance(gradient, tf.IndexedSlices):
+        return [gradient.values, gradient.indices]
+    return [gradient]

@@ -1,0 +1,126 @@
+"""Work for the workers of parameter servers: handed out ahead, taken back in order.
+
+    work = Work(strategy, coordinator, ahead=8)
+    work.put(function, (number, *tensors))      # when work.full, first take one
+    for report in work.drain(): ...
+
+What a worker had when it died is given to another: a result is taken once, whoever computed it.
+A parameter server that died has taken its variables with it: that is an error which names it.
+"""
+
+import collections
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfdp import compat
+
+_log = logging.getLogger("tfdp")
+
+# How long a result may take before it is looked who answers, and how often then.
+_LOOK_SECONDS = 5.0
+_CONNECT_SECONDS = 2.0
+_SAY_SECONDS = 30.0
+
+
+class ServerLostError(RuntimeError):
+    """A parameter server is gone, and its variables with it."""
+
+
+class Work:
+    """What was handed out and has not been taken back.
+
+    Args:
+        strategy: A ParameterServerStrategy.
+        coordinator: Its ClusterCoordinator.
+        ahead: How many may be out at a time.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, coordinator: Any, ahead: int):
+        self._addresses = compat.addresses(strategy)
+        self._coordinator = coordinator
+        self._ahead = ahead
+        self._out: collections.deque[Any] = collections.deque()
+
+    @property
+    def full(self) -> bool:
+        """Whether as much is out as may be."""
+        return len(self._out) >= self._ahead
+
+    def __len__(self) -> int:
+        return len(self._out)
+
+    def put(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Hand out one call."""
+        try:
+            self._out.append(self._coordinator.schedule(function, args=args))
+        except tf.errors.OpError as error:
+            raise self._explained(error) from None
+
+    def take(self) -> Any:
+        """Wait for the oldest result, and return it with arrays in place of tensors.
+
+        Raises:
+            ServerLostError: A parameter server does not answer.
+            tf.errors.OpError: What the call raised.
+        """
+        remote = self._out.popleft()
+        said = time.monotonic()
+        silent: dict[str, int] = {}
+        while not compat.is_ready(remote, _LOOK_SECONDS):
+            missing = self._silent("ps")
+            silent = {task: silent.get(task, 0) + 1 for task in missing}
+            for task, times in silent.items():
+                if times > 1:
+                    self._out.clear()
+                    raise ServerLostError(_lost(task, missing[task]))
+            if time.monotonic() - said > _SAY_SECONDS:
+                said = time.monotonic()
+                away = [f"{task} ({address})" for task, address in self._silent("worker").items()]
+                if away:
+                    _log.warning("%s: no answer. The others go on.", ", ".join(away))
+        try:
+            return remote.fetch()
+        except Exception as error:
+            self._out.clear()
+            raise self._explained(error) from None
+
+    def drain(self) -> Iterator[Any]:
+        """Take all that is out, the oldest first."""
+        while self._out:
+            yield self.take()
+
+    def _explained(self, error: Exception) -> Exception:
+        """Return what to raise for an error of a call."""
+        self._out.clear()
+        try:
+            # A call that was cancelled is not the one that failed; and what failed is forgotten.
+            self._coordinator.join()
+        except Exception as first:
+            error = first
+        if isinstance(error, tf.errors.UnavailableError | tf.errors.AbortedError):
+            for task, address in self._silent("ps").items():
+                return ServerLostError(_lost(task, address))
+        return error
+
+    def _silent(self, job: str) -> dict[str, str]:
+        """Return the tasks of a job whose port takes no connection, with their addresses."""
+        silent = {}
+        for index, address in enumerate(self._addresses.get(job, ())):
+            host, _, port = address.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+            except OSError:
+                silent[f"{job}:{index}"] = address
+        return silent
+
+
+def _lost(task: str, address: str) -> str:
+    return (
+        f"{task} ({address}) was lost, and the variables that lay on it. Start the cluster again: "
+        "with the callback BackupAndRestore, fit goes on from its last backup."
+    )
