@@ -159,9 +159,7 @@ def _read(folder: str) -> dict[str, Count]:
         with open(place(folder)) as file:
             entries = json.load(file)
         return {
-            name: Count(
-                size, changed, records, None if bad is None else tuple(bad), tuple(reasons)
-            )
+            name: Count(size, changed, records, None if bad is None else tuple(bad), tuple(reasons))
             for name, (size, changed, records, bad, reasons) in entries.items()
         }
     except (OSError, ValueError, TypeError):
