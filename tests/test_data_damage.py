@@ -57,7 +57,7 @@ def read(opened, data, **more):
     """The labels of an epoch, or what is said of the first error."""
     try:
         batches = list(pipeline.training(opened, data, 0, **more).as_numpy_iterator())
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
         raise damage.explained(error, opened.train) or error from error
     return [label for _, labels in batches for label in labels.tolist()]
 
@@ -288,7 +288,8 @@ def test_a_damaged_array_record(tmp_path):
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     expected = read(source.open_source(data), data)
     messages = []
-    for place in range(70, len(sound), len(sound) // 40):
+    used = [place for place, byte in enumerate(sound) if byte]  # most of a small file is padding
+    for place in used[:: len(used) // 40]:
         damaged = bytearray(sound)
         damaged[place] ^= 1
         path.write_bytes(damaged)
@@ -297,9 +298,9 @@ def test_a_damaged_array_record(tmp_path):
             found = read(source.open_source(data), data)
         except (DataError, SourceError) as error:
             messages.append(str(error))
-        else:  # a byte that nothing depends on: padding
+        else:  # a byte that nothing depends on
             assert found == expected
-    assert len(messages) >= 5
+    assert len(messages) >= 30
     assert all(message.startswith(str(path)) for message in messages), messages
 
 
