@@ -107,6 +107,18 @@ def test_a_folder_of_images(folder):
     assert x[:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
 
 
+def test_images_of_an_array_are_resized_and_changed(folder):
+    np.savez(folder / "images.npz", x=np.zeros((20, 6, 6, 1), np.uint8), label=np.arange(20))
+    name = f"{folder}/images.npz"
+    data = settings(folder, "numpy", train_files=name, test_files=name, image_size="3x4",
+                    augment="flip")  # fmt: skip
+    opened = source.open_source(data)
+    assert opened.input_shape == (3, 4, 1)
+    (x, y) = next(iter(pipeline.training(opened, data, 0)))
+    assert x.shape == (20, 3, 4, 1)
+    assert sorted(y.numpy()) == list(range(20))
+
+
 def test_augmentation_is_drawn_from_seed_epoch_and_record(folder):
     dice = np.random.default_rng(0)
     pictures = [tf.io.encode_png(dice.integers(0, 255, (9, 9, 3), np.uint8)).numpy()
@@ -395,6 +407,11 @@ def test_a_function_that_is_none(name, message):
             "tfrecord",
             {"image_size": "4x4"},
             "config.data.image_size='4x4': the inputs are no images, but of shape (2,).",
+        ),
+        (
+            "csv",
+            {"augment": "flip"},
+            "config.data.augment='flip': the inputs are no images, but of shape (2,).",
         ),
         (
             "csv",

@@ -65,7 +65,8 @@ def test_two_workers_reach_097_and_the_chief_writes_everything_once(tmp_path, en
     assert not re.search(r"[\r\x1b\x08]", done.stdout + done.stderr)
     assert not re.search(r"Epoch|accuracy", (run / "logs" / "worker-1.log").read_text())
     assert (
-        "tfdp: Input: every process reads every batch; each of 2 replicas keeps its rows."
+        "tfdp: Input train: policy HINT for 2 pipelines, 8 files, 1,437 records: order 'global': "
+        "each pipeline reads all 0.2 MB and decodes its rows of every batch."
         in done.stderr.splitlines()
     )
     assert re.search(r"^Throughput: +[\d,]+ examples/s$", done.stdout, re.MULTILINE)

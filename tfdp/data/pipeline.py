@@ -190,8 +190,6 @@ def _epoch(pipeline: _Pipeline, start: tuple[int, int], number: Any) -> tf.data.
         raw = _from_front(pipeline, number, skip)
         if records.decodes_batches:
             raw = _batch(raw, pipeline)
-    if records.decodes_batches and pipeline.augment != "none":
-        raise DataError(f"augment={pipeline.augment!r} is for images that are decoded one by one.")
     # The order of each epoch is another, and so is what augmentation makes of a record.
     base = tf.constant(pipeline.seed, tf.int64) * _MANY + number
 

@@ -63,7 +63,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         print(json.dumps({name: plan.json() for name, plan in plans.items()}, indent=2))
         return 0
     for number, (name, plan) in enumerate(plans.items()):
-        print("\n" * bool(number) + "\n".join(plan.lines(name)) + "\n")
+        print("\n\n" * bool(number) + "\n".join(plan.lines(name)) + "\n")
         print("\n".join(table(plan)))
     return 0
 
