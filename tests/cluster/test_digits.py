@@ -129,6 +129,7 @@ def test_the_loss_of_every_epoch_is_that_of_one_device(tmp_path, environment):
     for name in ("2 replicas", "2 workers"):
         for expected, epoch in zip(one, histories[name], strict=True):
             for metric in ("loss", "val_loss"):
-                assert float(epoch[metric]) == pytest.approx(float(expected[metric]), rel=1e-4)
+                # Rounding grows: 1e-7 after one epoch, up to 1.2e-4 was seen after three.
+                assert float(epoch[metric]) == pytest.approx(float(expected[metric]), rel=3e-4)
             for metric in ("accuracy", "val_accuracy"):  # counts: a sample more or less
                 assert float(epoch[metric]) == pytest.approx(float(expected[metric]), abs=0.003)
