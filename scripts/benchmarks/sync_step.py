@@ -57,6 +57,7 @@ def main() -> None:
         for model in models:
             times = _run("torch", model, 2, options.rounds)
             print(f"torch DDP on gloo, 2 workers, {model}: {_ms(times['torch'])} a step")
+        print(f"gloo, all-reduce of {GRADIENTS_MB} MB: {_ms(times['gloo'])}")
     for failure in failures:
         print(f"MISSED: {failure}")
     sys.exit(bool(failures))
@@ -475,7 +476,19 @@ def _torch(model: str, rounds: int, output: str) -> None:
             optimizer.step()
         return (time.perf_counter() - start) / STEPS
 
-    _interleave({"torch": run}, rounds, output)
+    tensors = [torch.ones(1 << 20) for _ in range(GRADIENTS_MB // 4)]
+
+    def reduce() -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            works = [torch.distributed.all_reduce(t, async_op=True) for t in tensors]
+            for work in works:
+                work.wait()
+        return (time.perf_counter() - start) / STEPS
+
+    _interleave({"torch": run, "gloo": reduce}, rounds, output)
+    torch.distributed.barrier()
+    os._exit(0)  # torch's threads abort a process that ends with them
 
 
 TASKS = {"fit": _fit, "default": _default, "reduce": _reduce, "single": _single, "torch": _torch}
