@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from test_data_damage import example, write, write_array_record
 
+from tfdp import shard_report
 from tfdp.config import Data
-from tfdp.data import function, ledger, pipeline, reshard, source
+from tfdp.data import function, inputs, ledger, pipeline, reshard, source
 from tfdp.data.errors import SourceError
 
 
@@ -150,7 +151,7 @@ def test_augmentation_is_drawn_from_seed_epoch_and_record(folder):
 
 WAYS = [
     ("tfrecord", "one", {}, "HINT"),
-    ("tfrecord", "one", {"policy": "data"}, "DATA"),
+    ("tfrecord", "one", {"policy": "data", "ragged": "drop"}, "DATA"),
     ("tfrecord", "one", {"order": "global"}, "HINT"),
     ("tfrecord", "five", {}, "FILE"),
     ("tfrecord", "five", {"ragged": "drop"}, "FILE"),
@@ -236,7 +237,7 @@ def test_not_counted_files_are_read_to_their_ends(folder):
     opened = source.open_source(data)
     plan = pipeline.plan_training(opened, data, 2)
     assert (plan.policy, plan.steps, opened.train.count) == ("FILE", None, None)
-    assert "not counted" in plan.lines("train")[0]
+    assert "not counted" in shard_report.lines(plan, "train")[0]
     datasets = [pipeline.training(opened, data, 0, context(2, n), epochs=None) for n in (0, 1)]
     for _ in range(2):
         trained = [n for dataset in datasets for rows in labels(dataset) for n in rows]
@@ -354,6 +355,33 @@ def test_a_function_of_the_context():
     made = function.load(data)
     found = function.call(made, data, "train", context(2, 1))
     assert labels(found)[0] == [1, 3, 5, 7, 9]
+
+
+def test_what_fit_gets_of_a_function():
+    data = Data(function=f"{__name__}:pairs", global_batch_size=10, classes=3)
+    one = inputs.open_inputs(data, 0, 1, 1)
+    assert labels(one.training)[0] == list(range(10))
+    assert (one.steps, one.classes, one.input_shape) == (None, 3, ())
+    two = inputs.open_inputs(data, 0, 1, 2)
+    assert labels(two.training(context(2, 0)))[0] == [0, 2, 4, 6, 8]
+    assert two.plan_lines == [
+        f"Input train: {__name__}:pairs shards for each of 2 pipelines, nothing is checked."
+    ]
+    data.policy = "hint"
+    with pytest.raises(SourceError, match="policy 'hint': the dataset of '.*:pairs' has no hint"):
+        inputs.open_inputs(data, 0, 1, 2)
+
+
+def test_what_fit_gets_of_a_source(folder):
+    data = settings(folder, "tfrecord", "five")
+    one = inputs.open_inputs(data, 0, 3, 1)
+    assert int(one.training.cardinality()) == tf.data.INFINITE_CARDINALITY
+    assert (one.steps, one.test_steps, one.records) == (5, 5, (103, 103))
+    data.ledger = f"{folder}/ids"
+    two = inputs.open_inputs(data, 0, 3, 2)
+    # Nothing is fetched, and written, beyond the last epoch.
+    assert int(two.training(context(2, 1)).cardinality()) == 15
+    assert len(labels(two.evaluation(context(2, 1)))) == two.test_steps
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def _finished(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-# None of these functions has a Python branch on a tensor: converting them takes longer than a seek.
+# No function in here branches on a tensor: converting them would take as long as the rest of a
+# seek.
 @tf.autograph.experimental.do_not_convert
 def _epoch(pipeline: _Pipeline, start: tuple[int, int], number: Any) -> tf.data.Dataset:
     """Return the batches (epoch, ids, x, y) of an epoch, from the start on."""
@@ -188,7 +189,9 @@ def _epoch(pipeline: _Pipeline, start: tuple[int, int], number: Any) -> tf.data.
             raw = raw.unbatch()
     else:
         raw = _from_front(pipeline, number, skip)
-        if records.decodes_batches:
+        if records.decodes_batches and plan.policy == "DATA":
+            raw = raw.batch(pipeline.share.batch)  # for the decoder alone: all records
+        elif records.decodes_batches:
             raw = _batch(raw, pipeline)
     # The order of each epoch is another, and so is what augmentation makes of a record.
     base = tf.constant(pipeline.seed, tf.int64) * _MANY + number
