@@ -64,16 +64,16 @@ SERVED = {
     '"task": {"type": "chief", "index": 0}}'
 }
 
-VERBS = "train, launch, doctor, export, predict"
+VERBS = "train, launch, doctor, shards, reshard, export, predict"
 
 # What is typed after "tfdp" (DIGITS stands for configs/digits.py), and the lines of the answer.
 MISTAKES = [
     # verbs
     (
         "trian",
-        ["'trian' is no verb. Did you mean 'train'? Use train, launch, doctor, export, predict."],
+        [f"'trian' is no verb. Did you mean 'train'? Use {VERBS}."],
     ),
-    ("--workers=2", ["'--workers=2' is no verb. Use train, launch, doctor, export, predict."]),
+    ("--workers=2", [f"'--workers=2' is no verb. Use {VERBS}."]),
     (
         "help lunch",
         [f"'lunch' is no verb. Did you mean 'launch'? Use {VERBS}."],

@@ -12,7 +12,7 @@ from tfdp.config import Communication, Config, ConfigError, Data, Export, Model,
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Each file of configs/ with the variants that its docstring names.
-FILES = {"digits.py": ("", "quick")}
+FILES = {"digits.py": ("", "quick"), "fashion_mnist.py": ("", "quick")}
 
 
 def with_settings(**settings):
@@ -89,6 +89,44 @@ def test_every_wrong_value_is_named_at_once():
         ({"data": Model()}, f"config.data={Model()!r}: use a tfdp.config.Data."),
         ({"data__download": "yes"}, "config.data.download='yes': use True or False."),
         ({"data__download": 1}, "config.data.download=1: use True or False."),
+        (
+            {"data__policy": "files"},
+            "config.data.policy='files': use one of auto, file, data, hint, off (did you mean "
+            "'file'?).",
+        ),
+        (
+            {"data__image_size": "224"},
+            "config.data.image_size='224': use HEIGHTxWIDTH, like '224x224'.",
+        ),
+        (
+            {"data__function": "mine"},
+            "config.data.function='mine': use package.module:function.",
+        ),
+        (
+            {"data__function": "my.data:train", "data__policy": "file"},
+            "config.data.policy='file': a function of your own shards itself (auto, off), or holds "
+            "tf.data's hint (hint).",
+        ),
+        (
+            {"data__source": "csv", "data__train_files": "a.csv"},
+            "config.data.test_files is empty: source 'csv' needs it.",
+        ),
+        (
+            {"data__source": "tfrecord", "data__train_files": "a", "data__test_files": "b"},
+            "config.data.features is empty: say what a record holds, like "
+            "'image: image[224,224,3], label: int64'.",
+        ),
+        (
+            {
+                "data__source": "csv",
+                "data__train_files": "a.csv",
+                "data__test_files": "b.csv",
+                "data__shuffle": "full",
+            },
+            "config.data.shuffle='full': source 'csv' is read from front to back. Use 'buffer', or "
+            "rewrite the files: tfdp reshard --format=array_record.",
+        ),
+        ({"data__bad_records": -1}, "config.data.bad_records=-1: use 0 or more."),
         ({"data__batch": 3}, "config.data.batch is no setting."),
         (
             {"data__global_batchsize": 3},
@@ -121,6 +159,7 @@ def test_one_wrong_value(settings, line):
         {"training__learning_rate": 1},
         {"model__name": "my_package.models:build"},
         {"data__shuffle_buffer": 0},
+        {"data__function": "my.data:train", "data__policy": "hint"},
         {"data__tfds_name": "glue/mrpc:2.0.0"},
         {"data__data_dir": "/some where/else"},
     ],

@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(SourceError) as raised:
         source_lib.open_source(Data(data_dir=str(tmp_path / "file")))
     assert str(raised.value) == (
-        f"The digits cannot be prepared in {tmp_path}/file/tfdp_digits/1.0.0: File exists. "
+        f"tfdp_digits cannot be prepared in {tmp_path}/file/tfdp_digits/1.0.0: File exists. "
         "Name another folder: --config.data.data_dir=..."
     )
 

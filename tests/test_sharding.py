@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tfdp import batching, sharding
+from tfdp import batching, shard_report, sharding
 from tfdp.sharding import File
 
 
@@ -56,7 +56,7 @@ def test_who_reads_which_records(counts, pipelines, options, policy, expected):
 
 def test_what_a_plan_says_of_itself():
     plan = sharding.make(files_of(1000, 1000, 990, 1000, size=10**6), 2, 100)
-    assert plan.lines("train") == [
+    assert shard_report.lines(plan, "train") == [
         "Input train: policy FILE for 2 pipelines, 4 files, 3,990 records: each pipeline reads "
         "files of its own.",
         "Input train: 40 batches of 50 for each pipeline, every record once, imbalance 1.00.",
@@ -129,7 +129,7 @@ def test_what_a_plan_says_of_itself():
 )
 def test_the_decision_and_what_it_rejected(counts, pipelines, options, lines):
     plan = sharding.make(files_of(*counts), pipelines, 4, **options)
-    assert plan.lines("x") == [f"Input x: {line}" for line in lines]
+    assert shard_report.lines(plan, "x") == [f"Input x: {line}" for line in lines]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
     plan = make(files, pipelines=2, global_batch_size=64)
     plan.policy, plan.steps             # "FILE", 32
     plan.shares[1].files                # (1,): worker 1 reads b.tfrecord
-    print("\n".join(plan.lines("train")))
+    print("\n".join(shard_report.lines(plan, "train")))
 
 A pipeline is what feeds one worker, whatever its number of replicas. There are three ways to share:
 
@@ -148,27 +148,6 @@ class Plan:
             own = list(range(pipeline, records, len(self.shares)))
         for step in range(self.steps):
             yield own[step * share.batch : (step + 1) * share.batch]
-
-    def lines(self, name: str) -> list[str]:
-        """Return the plan in three lines, for the log of a run."""
-        count = "1 pipeline" if len(self.shares) == 1 else f"{len(self.shares)} pipelines"
-        records = "not counted" if self.records is None else f"{self.records:,} records"
-        files = f"{len(self.files):,} file" + "s" * (len(self.files) != 1)
-        if self.steps is None:
-            batches = f"batches of {self.shares[0].batch}, as many as the data holds"
-        else:
-            batches = f"{self.steps:,} batches of {self.shares[0].batch} for each pipeline"
-        empty = sum(share.empty or 0 for share in self.shares)
-        end = {
-            None: "how they end is not known",
-            0: "every record once" + (f", {empty:,} batches without a row" if empty else ""),
-        }.get(self.dropped, f"{self.dropped:,} records dropped" if self.dropped else "")
-        spread = "" if self.imbalance is None else f", imbalance {self.imbalance:.2f}"
-        return [
-            f"Input {name}: policy {self.policy} for {count}, {files}, {records}: {self.reason}.",
-            f"Input {name}: {batches}, {end}{spread}.",
-            f"Input {name}: {self.rejected or 'there is no alternative to choose from'}.",
-        ]
 
     def json(self) -> dict[str, Any]:
         """Return the plan as plain data."""

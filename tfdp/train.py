@@ -125,7 +125,7 @@ def train(config: config_lib.Config) -> Result:
             ],
         )
         test = model.evaluate(inputs.evaluation, return_dict=True, verbose=0)
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
         reason = inputs.explained(error)
         if reason is None:
             raise

@@ -162,7 +162,7 @@ def _read(folder: str) -> dict[str, Count]:
             name: Count(size, changed, records, None if bad is None else tuple(bad), tuple(reasons))
             for name, (size, changed, records, bad, reasons) in entries.items()
         }
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}  # not there, or of another version: counted anew
 
 

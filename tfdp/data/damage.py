@@ -2,8 +2,8 @@
 
     try:
         model.fit(...)
-    except tf.errors.OpError as error:
-        raise damage.explained(error, records, plan, pipeline) or error
+    except damage.FAILURES as error:
+        raise damage.explained(error, records) or error
 
 tf.data says at most at which byte a record is damaged. Once a run has failed there is time to look:
 the files of the pipeline are read again, up to the first that cannot be.
@@ -21,6 +21,9 @@ from tfdp.data.errors import DataError
 
 _log = logging.getLogger("tfdp")
 _ROWS = 256
+# What a step raises over data. TensorFlow puts a bad record into the text of its error, which may
+# then be no text.
+FAILURES = (tf.errors.OpError, UnicodeDecodeError)
 # What an error of an iterator has in its text, and one of the model has not.
 _SIGNS = ("IteratorGetNext", "Iterator::", "iterator_get_next", "Input dataset was expected")
 
@@ -37,7 +40,9 @@ def explained(error: BaseException, *splits: records_lib.Records) -> DataError |
             return records.raised[0]
     if isinstance(error, DataError):
         return error
-    if not isinstance(error, tf.errors.OpError) or not any(s in str(error) for s in _SIGNS):
+    if not isinstance(error, FAILURES):
+        return None
+    if isinstance(error, tf.errors.OpError) and not any(sign in str(error) for sign in _SIGNS):
         return None
     if not isinstance(error, tf.errors.DataLossError):
         _log.info("Looking for the record that cannot be read.")

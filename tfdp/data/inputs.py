@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdp import config as config_lib
+from tfdp import shard_report
 from tfdp.data import damage, function, pipeline, source
 from tfdp.data.errors import DataError
 
@@ -85,7 +86,7 @@ def open_inputs(data: config_lib.Data, seed: int, epochs: int, pipelines: int) -
         plan.steps,
         test_plan.steps,
         (opened.train.count, opened.test.count),
-        plan.lines("train"),
+        shard_report.lines(plan, "train"),
         opened.input_shape,
         opened.classes,
         opened.label_names,

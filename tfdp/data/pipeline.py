@@ -130,13 +130,13 @@ def training(
         dataset = dataset.map(ledger.writer(path, source.train.name_of))
     else:
         dataset = dataset.map(lambda epoch, ids, x, y: (x, y))
-    if plan.steps is not None:
+    count = None
+    if plan.steps is not None and epochs is not None:
+        count = max(0, (epochs - start[0]) * plan.steps - start[1])
+    elif plan.steps is not None:
         # tf.distribute asks an endless dataset for no sign of its end, which would be a collective.
         count = tf.data.INFINITE_CARDINALITY
-        if epochs is not None:
-            count = max(0, (epochs - start[0]) * plan.steps - start[1])
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    return _finished(dataset, context, count)
 
 
 def evaluation(
@@ -149,11 +149,35 @@ def evaluation(
     pipeline = _Pipeline(source.test, plan, context.input_pipeline_id, "none", 0, 0, "none")
     dataset = _epoch(pipeline, (0, 0), tf.constant(0, tf.int64))
     dataset = dataset.map(lambda epoch, ids, x, y: (x, y))
-    if plan.steps is not None:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(plan.steps))
+    return _finished(dataset, context, plan.steps)
+
+
+def _finished(
+    dataset: tf.data.Dataset, context: tf.distribute.InputContext, batches: int | None
+) -> tf.data.Dataset:
+    """Divide a worker's batches among its replicas, tell how many there are, and fetch ahead."""
+    replicas = max(1, context.num_replicas_in_sync // context.num_input_pipelines)
+    if replicas > 1:
+
+        def parts(x: Any, y: Any) -> tf.data.Dataset:
+            rows = tf.shape(tf.nest.flatten(x)[0], tf.int64)[0]
+
+            def part(replica: Any) -> Any:
+                begin, end = sharding.slice_of(rows, replica, replicas)
+                return tf.nest.map_structure(lambda leaf: leaf[begin:end], (x, y))
+
+            return tf.data.Dataset.range(replicas).map(part)
+
+        dataset = dataset.flat_map(parts)
+    if batches is not None:
+        count = batches * replicas if batches >= 0 else batches
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+# No function in here branches on a tensor: converting them would take as long as the rest of a
+# seek.
+@tf.autograph.experimental.do_not_convert
 def _epoch(pipeline: _Pipeline, start: tuple[int, int], number: Any) -> tf.data.Dataset:
     """Return the batches (epoch, ids, x, y) of an epoch, from the start on."""
     records, plan = pipeline.records, pipeline.plan
@@ -165,10 +189,10 @@ def _epoch(pipeline: _Pipeline, start: tuple[int, int], number: Any) -> tf.data.
             raw = raw.unbatch()
     else:
         raw = _from_front(pipeline, number, skip)
-        if records.decodes_batches:
+        if records.decodes_batches and plan.policy == "DATA":
+            raw = raw.batch(pipeline.share.batch)  # for the decoder alone: all records
+        elif records.decodes_batches:
             raw = _batch(raw, pipeline)
-    if records.decodes_batches and pipeline.augment != "none":
-        raise DataError(f"augment={pipeline.augment!r} is for images that are decoded one by one.")
     # The order of each epoch is another, and so is what augmentation makes of a record.
     base = tf.constant(pipeline.seed, tf.int64) * _MANY + number
 
@@ -223,6 +247,8 @@ def _by_index(pipeline: _Pipeline, number: Any, skip: Any) -> tf.data.Dataset:
     assert total is not None
     assert plan.steps is not None
 
+    seed = tf.stack([tf.constant(pipeline.seed, tf.int64), number])
+
     def places(step: Any) -> Any:
         begin = step * rows
         low, high = sharding.slice_of(
@@ -233,10 +259,14 @@ def _by_index(pipeline: _Pipeline, number: Any, skip: Any) -> tf.data.Dataset:
         own = tf.range(begin + low, begin + high)
         if pipeline.shuffle == "full":
             # A permutation that is computed, not kept: no memory, whatever the number of records.
-            own = tf.random.experimental.index_shuffle(
-                own, seed=tf.stack([tf.constant(pipeline.seed, tf.int64), number]),
-                max_index=tf.constant(total - 1, tf.int64),
-            )  # fmt: skip
+            # It takes no empty vector.
+            own = tf.cond(
+                tf.size(own) > 0,
+                lambda: tf.random.experimental.index_shuffle(
+                    own, seed, tf.constant(total - 1, tf.int64)
+                ),
+                lambda: own,
+            )
         return own
 
     if pipeline.shuffle == "buffer":

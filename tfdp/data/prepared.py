@@ -21,10 +21,15 @@ from absl import logging as absl_logging
 
 from tfdp import config as config_lib
 from tfdp import sharding
-from tfdp.data import counts, digits
+from tfdp.data import counts, digits, fashion_mnist
 from tfdp.data.errors import SourceError
 
 _log = logging.getLogger("tfdp")
+# The datasets that tfdp prepares itself: the builder, and how many files a split becomes.
+_BUILT_IN: dict[str, tuple[Any, int]] = {
+    digits.NAME: (digits.TfdpDigits, digits.SHARDS),
+    fashion_mnist.NAME: (fashion_mnist.TfdpFashionMnist, fashion_mnist.SHARDS),
+}
 
 
 def open_builder(data: config_lib.Data) -> tfds.core.DatasetBuilder:
@@ -35,31 +40,32 @@ def open_builder(data: config_lib.Data) -> tfds.core.DatasetBuilder:
     """
     folder = os.path.expanduser(data.data_dir) or None
     with _quiet():
-        if data.tfds_name == digits.NAME:
-            return _open_digits(folder)
+        if data.tfds_name in _BUILT_IN:
+            return _open_built_in(data.tfds_name, folder)
         if data.download:
             return _download(data.tfds_name, folder)
         return _open_prepared(data.tfds_name, folder)
 
 
-def _open_digits(folder: str | None) -> tfds.core.DatasetBuilder:
-    builder = digits.TfdpDigits(data_dir=folder)
+def _open_built_in(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
+    make, shards = _BUILT_IN[name]
+    builder = make(data_dir=folder)
     if builder.is_prepared():
         return builder
     try:
         with _lock(builder.data_dir):
             # Another process may have prepared it while this one waited: a new builder sees that.
-            builder = digits.TfdpDigits(data_dir=folder)
+            builder = make(data_dir=folder)
             if not builder.is_prepared():
-                _log.info("Preparing the digits dataset in %s.", builder.data_dir)
-                # TFDS tells of downloads; this is half a second, and none.
+                _log.info("Preparing %s in %s.", name, builder.data_dir)
+                # TFDS tells of downloads; there are none.
                 with contextlib.redirect_stdout(io.StringIO()):
                     builder.download_and_prepare(
-                        download_config=tfds.download.DownloadConfig(num_shards=digits.SHARDS)
+                        download_config=tfds.download.DownloadConfig(num_shards=shards)
                     )
     except OSError as error:
         raise SourceError(
-            f"The digits cannot be prepared in {builder.data_dir}: {error.strerror or error}. "
+            f"{name} cannot be prepared in {builder.data_dir}: {error.strerror or error}. "
             "Name another folder: --config.data.data_dir=..."
         ) from error
     return builder

@@ -60,21 +60,31 @@ def open_source(data: config_lib.Data) -> Source:
         SourceError: If they are not there, damaged, or not what the pipeline reads.
     """
     opened = _OPENERS[data.source](data)
-    size = tuple(map(int, data.image_size.split("x"))) if data.image_size else None
     shape = opened.input_shape
-    if size is not None:
-        if not isinstance(shape, tuple) or len(shape) != 3:
+    if data.image_size or data.augment != "none":
+        is_image = isinstance(shape, tuple) and len(shape) == 3
+        if data.source == "numpy" and is_image:
+            # Rows of an array come in batches; images are resized and changed one by one.
+            train, test = (
+                dataclasses.replace(one, decodes_batches=False)
+                for one in (opened.train, opened.test)
+            )
+            opened = dataclasses.replace(opened, train=train, test=test)
+        if not is_image or opened.train.decodes_batches:
+            setting = "image_size" if data.image_size else "augment"
             raise SourceError(
-                f"config.data.image_size={data.image_size!r}: the inputs are no images, but "
+                f"config.data.{setting}={getattr(data, setting)!r}: the inputs are no images, but "
                 f"of shape {shape}."
             )
-        opened = dataclasses.replace(
+    if data.image_size:
+        size = tuple(map(int, data.image_size.split("x")))
+        return dataclasses.replace(
             opened,
             input_shape=(*size, shape[2]),
             train=_resized(opened.train, size),
             test=_resized(opened.test, size),
         )
-    elif isinstance(shape, tuple) and None in shape:
+    if isinstance(shape, tuple) and None in shape:
         raise SourceError(
             f"The images have no fixed size ({shape}). Set one: --config.data.image_size=224x224."
         )
@@ -268,7 +278,6 @@ def _resized(records: records_lib.Records, size: Any) -> records_lib.Records:
         x, y = records.decode(raw)
         return images.resize(x, size), y
 
-    assert not records.decodes_batches
     return dataclasses.replace(records, decode=decode)
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from absl import flags
 
@@ -45,6 +43,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     # Reading features takes no GPU, and leaves those that there are to others.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     from tfdp import run as run_lib
+    from tfdp import shard_report
 
     run_lib.import_tensorflow()
     from tfdp.data import pipeline, source
@@ -63,35 +62,6 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         print(json.dumps({name: plan.json() for name, plan in plans.items()}, indent=2))
         return 0
     for number, (name, plan) in enumerate(plans.items()):
-        print("\n" * bool(number) + "\n".join(plan.lines(name)) + "\n")
-        print("\n".join(table(plan)))
+        print("\n\n" * bool(number) + "\n".join(shard_report.lines(plan, name)) + "\n")
+        print("\n".join(shard_report.table(plan)))
     return 0
-
-
-def table(plan: Any) -> list[str]:
-    """Return a line for each pipeline, in columns, with a header."""
-    names = ("worker", "files", "records", "batches", "first", "last", "MB read")
-    rows: list[tuple[str, ...]] = [names]
-    show: Callable[[Any], str] = lambda n: "?" if n is None else f"{n:,}"  # noqa: E731
-    for share in plan.shares:
-        batches = show(plan.steps)
-        if share.empty:
-            batches += f" ({share.empty:,} empty)"
-        ends = [_place(end) for end in (share.first, share.last)]
-        read = f"{share.bytes / 1e6:,.1f}"
-        rows.append(
-            (str(share.pipeline), show(len(share.files)), show(share.records), batches, *ends, read)
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if name in ("first", "last") else cell.rjust(width)
-            for name, cell, width in zip(names, row, widths, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-def _place(end: tuple[str, int] | None) -> str:
-    return "?" if end is None else f"{os.path.basename(end[0])}:{end[1]}"

@@ -1,0 +1,112 @@
+"""Two workers that read what a plan gives them."""
+
+import collections
+import pathlib
+import re
+
+import pytest
+import tensorflow_datasets as tfds
+
+from cluster import processes
+from tfdp.data import digits, fashion_mnist, ledger
+from tfdp.data.errors import SourceError
+
+pytestmark = pytest.mark.cluster
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def accuracy_in(out):
+    return float(re.search(r"^Test accuracy: (\d\.\d{4})$", out, re.MULTILINE)[1])
+
+
+def prepare(folder, files):
+    """The digits in so many files a split."""
+    digits.TfdpDigits(data_dir=folder).download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=files)
+    )
+    return sorted((folder / "tfdp_digits" / "1.0.0").glob("*-train.tfrecord*"))
+
+
+def test_one_file_for_two_workers_trains_to_the_accuracy_of_the_digits(tmp_path, environment):
+    # tf.data's own auto-sharding gives the second worker no file here, and ends in an error.
+    (file,) = prepare(tmp_path, 1)
+    done = processes.run(
+        [
+            "train",
+            f"--config={CONFIGS}/digits.py",
+            "--workers=2",
+            "--config.run_dir=run",
+            f"--config.data.data_dir={tmp_path}",
+            "--config.data.order=shards",
+            f"--config.data.ledger={tmp_path}/ids",
+        ],
+        tmp_path,
+        environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert accuracy_in(done.stdout) >= 0.97
+    told = [line for line in done.stderr.splitlines() if line.startswith("tfdp: Input")]
+    assert told == [
+        "tfdp: Input train: policy HINT for 2 pipelines, 1 file, 1,437 records: each pipeline "
+        "reads all 0.2 MB and keeps every 2nd record, before decoding.",
+        "tfdp: Input train: 23 batches of 32 for each pipeline, every record once, imbalance 1.00.",
+        "tfdp: Input train: not FILE: 1 file would starve a pipeline; tfdp reshard --shards=4 "
+        "makes even files.",
+        "tfdp: Input: tf.distribute shards the data (function of InputContext).",
+    ]
+    # The ledgers prove it: each of 20 epochs has each record once, over both workers.
+    times = collections.Counter(
+        (epoch, identity)
+        for worker in (0, 1)
+        for epoch, ids in ledger.read(f"{tmp_path}/ids-{worker}")
+        for identity in ids
+    )
+    assert times == {(epoch, f"{file}:{n}"): 1 for epoch in range(20) for n in range(1437)}
+
+
+def test_a_damaged_record_of_one_worker_ends_both_and_is_named(tmp_path, environment):
+    files = prepare(tmp_path, 2)
+    content = bytearray(files[1].read_bytes())
+    content[-1] ^= 1  # the checksum of the last record: no header tells
+    files[1].write_bytes(content)
+    done = processes.run(
+        [
+            "train",
+            f"--config={CONFIGS}/digits.py:quick",
+            "--workers=2",
+            "--config.run_dir=run",
+            f"--config.data.data_dir={tmp_path}",
+            "--config.data.order=shards",
+        ],
+        tmp_path,
+        environment,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Test accuracy" not in done.stdout
+    logs = "".join((tmp_path / "run" / "logs" / f"worker-{n}.log").read_text() for n in (0, 1))
+    assert re.search(rf"tfdp: {files[1]}: record 718 at byte [\d,]+: its checksum is wrong.", logs)
+    # The larger file is worker 0's: 719 records.
+    assert "worker:0" in done.stderr.splitlines()[-1]
+
+
+def test_fashion_mnist_on_two_workers(tmp_path, environment):
+    try:
+        fashion_mnist.folder()
+    except SourceError as error:
+        pytest.skip(str(error))
+    done = processes.run(
+        [
+            "train",
+            f"--config={CONFIGS}/fashion_mnist.py:quick",
+            "--workers=2",
+            "--config.run_dir=run",
+            f"--config.data.data_dir={tmp_path}",
+        ],
+        tmp_path,
+        environment,
+        seconds=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "policy FILE for 2 pipelines, 8 files, 60,000 records" in done.stderr
+    assert accuracy_in(done.stdout) >= 0.90
