@@ -9,6 +9,7 @@ methods take what Keras's take and return what Keras's return.
 """
 
 import dataclasses
+import functools
 import logging
 import types
 import warnings
@@ -354,7 +355,8 @@ class ServerTrainer:
                 took(work.take())
             number = tf.constant(self._number, tf.int64)
             self._number += 1
-            self._put(work, kind, feed.spec, (number, *remote_step.flatten(batch)))
+            function = functools.partial(self._steps.function, kind, feed.spec)
+            self._put(work, function, (number, *remote_step.flatten(batch)))
         for result in work.drain():
             took(result)
         feed.end_epoch(exhausted)
@@ -379,23 +381,26 @@ class ServerTrainer:
             number = tf.constant(self._number, tf.int64)
             self._number += steps
             done += steps
-            self._put(work, "train", feed.spec, (number, feed.iterator), reading=steps)
+            function = functools.partial(
+                self._steps.reading, feed.spec, compat.remote_spec(feed.iterator), steps
+            )
+            self._put(work, function, (number, feed.iterator))
         for result in work.drain():
             took(result)
 
-    def _put(self, work: work_lib.Work, kind: str, spec: Any, args: Any, reading: int = 0) -> None:
-        """Hand out one batch; the first time the step is traced, perhaps more than once."""
+    def _put(self, work: work_lib.Work, function: Callable[[], Any], args: Any) -> None:
+        """Hand out one call; the first time the step is traced, perhaps more than once."""
         while True:
-            function = (
-                self._steps.reading(kind, spec, reading)
-                if reading
-                else self._steps.function(kind, spec)
-            )
             try:
-                work.put(function, args)
-                return
+                traced = self._traced(function)
             except remote_step.StateNeeded:
                 continue
+            work.put(traced, args)
+            return
+
+    def _traced(self, function: Callable[[], Any]) -> Any:
+        with self.strategy.scope():
+            return function()
 
     def _run_summed(
         self,

@@ -26,6 +26,7 @@ from tfdp.fit import partitions, replica, updates
 
 # Far apart, so that the draws of one step never meet another's.
 _SEED_STRIDE = 0x9E3779B1
+_NUMBER = tf.TensorSpec((), tf.int64)
 
 
 class _Scope(keras.StatelessScope):
@@ -79,7 +80,9 @@ class RemoteSteps:
         self._functions: dict[Any, Callable[..., Any]] = {}
 
     def function(self, kind: str, spec: Any) -> Callable[..., Any]:
-        """Return the tf.function of (number, *tensors of a batch) of "train", "test", "predict".
+        """Return the function of (number, *tensors of a batch) of "train", "test", "predict".
+
+        Traced: looking for the trace that fits costs more than the rest of handing out a step.
 
         Args:
             kind: Which.
@@ -93,21 +96,18 @@ class RemoteSteps:
                 with compat.leave_strategy():
                     return body(number, unflatten(spec, leaves))
 
-            number_spec = tf.TensorSpec((), tf.int64)
-            self._functions[key] = compat.function(
-                run, input_signature=[number_spec, *signature(spec)]
-            )
+            traced = compat.function(run).get_concrete_function(_NUMBER, *signature(spec))
+            self._functions[key] = traced
         return self._functions[key]
 
-    def reading(self, kind: str, spec: Any, steps: int = 1) -> Callable[..., Any]:
-        """Return the tf.function of (number, iterator): `steps` steps on a worker's own data."""
-        body = {"train": self._train, "test": self._test}[kind]
-        key = ("reading", kind, repr(spec), steps)
+    def reading(self, spec: Any, iterator_spec: Any, steps: int = 1) -> Callable[..., Any]:
+        """Return the function of (number, iterator): `steps` training steps on a worker's data."""
+        key = ("reading", repr(spec), steps)
         if key not in self._functions:
 
             def one(number: tf.Tensor, iterator: Any) -> tf.Tensor:
                 with compat.leave_strategy():
-                    return body(number, next(iterator))
+                    return self._train(number, next(iterator))
 
             def run(number: tf.Tensor, iterator: Any) -> tf.Tensor:
                 report = one(number, iterator)
@@ -121,7 +121,8 @@ class RemoteSteps:
                 )
                 return total
 
-            self._functions[key] = compat.function(run)
+            traced = compat.function(run).get_concrete_function(_NUMBER, iterator_spec)
+            self._functions[key] = traced
         return self._functions[key]
 
     def totals(self, kind: str) -> "Totals":
