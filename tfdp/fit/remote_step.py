@@ -198,7 +198,9 @@ class RemoteSteps:
                 value = value + tf.stack([offset, tf.zeros_like(offset)])
             self._entered.append(value)
         mapping = list(zip(self._state, self._entered, strict=True))
-        mapping += list(zip(self.metrics, map(tf.constant, self.starts), strict=True))
+        fresh = [tf.constant(start) for start in self.starts]
+        self._fresh = {id(v): value for v, value in zip(self.metrics, fresh, strict=True)}
+        mapping += list(zip(self.metrics, fresh, strict=True))
         return _Scope(mapping, collect_losses=True)
 
     def state_changes(self, scope: _Scope) -> list[tuple[keras.Variable, Any, Any]]:
@@ -241,7 +243,12 @@ class RemoteSteps:
     def report(self, kind: str, scope: _Scope, rows: Any, staleness: Any, logs: Any) -> tf.Tensor:
         """Return 1 (step), rows, staleness, extra logs times rows, and what the metrics gained."""
         with scope:
-            held = self.model.get_metrics_result()
+            held = dict(self.model.get_metrics_result())
+        tracker = compat.loss_tracker(self.model)
+        if tracker is not None and all(
+            scope.get_current_value(v) is self._fresh[id(v)] for v in tracker.variables
+        ):
+            held.pop(tracker.name, None)  # a train_step of the user's own gives the loss itself
         logs = replica.flat_logs(logs) if isinstance(logs, dict) else {}
         self._names[kind] = list(logs) if logs and set(logs) != set(held) else None
         extra = {
@@ -307,7 +314,7 @@ class Totals:
         names = steps._names[self._kind]
         if names is None:
             return held
-        return {name: held[name] if name in held else extra[name] for name in names}
+        return {name: extra[name] if name in extra else held[name] for name in names}
 
 
 def flatten(batch: Any) -> list[Any]:
