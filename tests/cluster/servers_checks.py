@@ -207,8 +207,8 @@ def saved_and_loaded() -> dict[str, float]:
         fit.disable()
         alone = keras.models.load_model(folder / "model.keras")
         found["keras"] = float(np.abs(alone.predict(x, verbose=0) - expected).max())
-        served = tf.saved_model.load(folder / "export").serve(x)
-        found["export"] = float(np.abs(np.array(served) - expected).max())
+        served = tf.saved_model.load(folder / "export")
+        found["export"] = float(np.abs(np.array(served.serve(x)) - expected).max())
         slots: dict[str, Any] = {}
         model.optimizer.save_own_variables(slots)
         theirs = [v.numpy() for v in alone.optimizer.variables]
