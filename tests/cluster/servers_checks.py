@@ -21,12 +21,10 @@ ONE_DEVICE = tf.distribute.OneDeviceStrategy("/job:chief/replica:0/task:0/device
 # What a batch, a loss, a metric or an optimizer can be, and what partitions make of it.
 SYNCHRONOUS = {
     "batches": ("ragged_last", "smaller_than_replicas"),
-    "inputs": ("two_inputs_outputs_dataset", "strings", "ragged", "sparse"),
-    "losses": ("two_outputs_weighted", "masked", "regularizers", "function_per_sample"),
-    "optimizers": ("adam", "adagrad", "ftrl", "nadam", "global_clipnorm", "weight_decay", "ema"),
+    "inputs": ("ragged", "sparse", "two_inputs_outputs_dataset"),
+    "losses": ("function_per_sample", "masked", "regularizers", "two_outputs_weighted"),
     "metrics": ("class_metrics",),
-    "execution": ("batch_normalization",),
-    "precision": ("mixed_bfloat16",),
+    "optimizers": ("adam", "frozen", "ftrl", "global_clipnorm"),
 }
 
 

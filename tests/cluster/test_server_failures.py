@@ -100,7 +100,7 @@ def test_a_killed_server_is_named(tmp_path, environment):
         started[Task("ps", 0)].kill()
         assert chief.wait(timeout=SECONDS) != 0
     text = (tmp_path / "chief-0.log").read_text()
-    last = [line for line in text.splitlines() if line.strip()][-1]
+    last = text.splitlines()[-1]
     assert "ServerLostError: ps:0 (127.0.0.1:" in last
     assert "was lost, and the variables that lay on it. Start the cluster again" in last
     assert text.count("Traceback (most recent call last)") == 1

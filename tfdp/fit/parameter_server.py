@@ -22,8 +22,8 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import callbacks as callbacks_lib
+from tfdp.fit import evaluator, gather, partitions, remote_step, session, updates, worker_feed
 from tfdp.fit import feed as feed_lib
-from tfdp.fit import gather, partitions, remote_step, session, updates, worker_feed
 from tfdp.fit import summed as summed_lib
 from tfdp.fit import work as work_lib
 
@@ -165,6 +165,7 @@ class ServerTrainer:
                 model=model,
             )
         model.stop_training = False
+        evaluator.begins(callbacks.callbacks)
         callbacks.on_train_begin()
         logs: dict[str, Any] = {}
         for epoch in range(compat.initial_epoch(model) or initial_epoch, epochs):
@@ -179,6 +180,7 @@ class ServerTrainer:
         if epochs > 0 and model.optimizer.use_ema:
             self._finalize()
         callbacks.on_train_end(logs=logs)
+        evaluator.ended(callbacks.callbacks)
         return model.history
 
     def evaluate(
