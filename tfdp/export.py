@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat, encoded, manifest, warmup
+from tfdp.fit import partitions
 from tfdp.version import VERSION
 
 DEFAULT = "serving_default"
@@ -60,6 +61,7 @@ def export(
         EncodedError: If the model's inputs do not fit the second signature.
     """
     directory = pathlib.Path(directory)
+    model = partitions.whole(model)
     served = _specs(model)
     inputs = [tf.TensorSpec(spec.shape, _at_the_edge(spec.dtype), spec.name) for spec in served]
     # A Sequential model has one input, and one output named by its last layer.

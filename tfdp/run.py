@@ -82,10 +82,12 @@ def main(argv: list[str]) -> None:
         _run(argv)
     except Exception as error:
         who = lost.describe(str(error), *found) if found is not None else ""
-        if not who:
+        tells = getattr(error, "tells_who_was_lost", False)
+        if not (tells or who):
             raise
-        # In words, at the end of the traceback: TensorFlow's own hide who is to blame.
-        error.add_note(f"tfdp: {who}")
+        if not tells:
+            # In words, at the end of the traceback: TensorFlow's own hide who is to blame.
+            error.add_note(f"tfdp: {who}")
         traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,9 +1,14 @@
 """What servers.py checks: each function returns what a test compares."""
 
+import pathlib
+import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 from fit import cases
 
@@ -12,27 +17,50 @@ from tfdp import fit
 
 STRATEGY = tfdp.strategy("parameter_server", min_shard_bytes=64, max_shards=3)
 ONE_DEVICE = tf.distribute.OneDeviceStrategy("/job:chief/replica:0/task:0/device:CPU:0")
-SYNCHRONOUS = fit.ServerOptions(max_staleness=0)
+
+# What a batch, a loss, a metric or an optimizer can be, and what partitions make of it.
+SYNCHRONOUS = {
+    "batches": ("ragged_last", "smaller_than_replicas"),
+    "inputs": ("ragged", "sparse", "two_inputs_outputs_dataset"),
+    "losses": ("function_per_sample", "masked", "regularizers", "two_outputs_weighted"),
+    "metrics": ("class_metrics",),
+    "optimizers": ("adam", "frozen", "ftrl", "global_clipnorm"),
+}
 
 
-def run(names) -> Iterator[dict]:
-    for group in cases.TABLES:
+def synchronous_cases() -> Iterator[tuple[str, cases.Case]]:
+    """The cases of tests/fit that are run, with their names."""
+    for group, names in SYNCHRONOUS.items():
         for case in cases.TABLES[group]():
-            name = f"{group}-{case.name}"
-            if names and not any(n in name for n in names):
-                continue
-            line = {"check": name, "tolerance": case.tolerance}
-            begin = time.perf_counter()
-            try:
-                line["differences"] = synchronous(case)
-            except Exception as error:
-                line["error"] = f"{type(error).__name__}: {error}"[:2000]
-                traceback.print_exc()
-            yield {**line, "seconds": round(time.perf_counter() - begin, 1)}
+            if case.name in names:
+                yield f"{group}-{case.name}", case
 
 
-def synchronous(case) -> dict[str, float]:
-    """Compare synchronous training with one device."""
+def run(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Run the checks whose names contain one of `names`, all of them by default."""
+    everything: list[tuple[str, Callable[[], Any]]] = [
+        (f"synchronous {name}", lambda case=case: synchronous(case))
+        for name, case in synchronous_cases()
+    ]
+    everything += [(check.__name__, check) for check in CHECKS]
+    for name, check in everything:
+        if names and not any(part in name for part in names):
+            continue
+        line: dict[str, Any] = {"check": name}
+        begin = time.perf_counter()
+        keras.utils.clear_session(free_memory=False)
+        fit.enable()
+        fit.set_server_options(STRATEGY, fit.ServerOptions())
+        try:
+            line["found"] = check()
+        except Exception as error:
+            line["error"] = f"{type(error).__name__}: {error}"[:2000]
+            traceback.print_exc()
+        yield {**line, "seconds": round(time.perf_counter() - begin, 1)}
+
+
+def synchronous(case: cases.Case) -> dict[str, float]:
+    """Return by how much synchronous training differs from one device, where that is too much."""
     fit.disable()
     if case.reference == "keras":
         expected = cases.run(case)
@@ -40,6 +68,320 @@ def synchronous(case) -> dict[str, float]:
         fit.enable()
         expected = cases.run(case, ONE_DEVICE)
     fit.enable()
-    fit.set_server_options(STRATEGY, SYNCHRONOUS)
+    fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=0))
     outcome = cases.run(case, STRATEGY, logical=True)
-    return cases.differences(expected, outcome)
+    found = cases.differences(expected, outcome)
+    return {name: value for name, value in found.items() if not value <= case.tolerance}
+
+
+def counters() -> dict[str, float]:
+    """Train 1,000 steps with a rate of 0, so that each batch has the metrics it has alone."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(4000, 6)).astype("float32")
+    y = (x[:, 0] + random.normal(size=4000) > 0).astype("float32")
+    weight = random.uniform(0.5, 2.0, 4000).astype("float32")
+
+    def build() -> keras.Model:
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, "sigmoid")])
+        model.compile(
+            keras.optimizers.SGD(0.0),
+            "binary_crossentropy",
+            metrics=["accuracy", keras.metrics.AUC(name="auc")],
+            weighted_metrics=[keras.metrics.MeanSquaredError(name="mse")],
+        )
+        return model
+
+    with STRATEGY.scope():
+        model = build()
+    history = model.fit(x, y, sample_weight=weight, batch_size=4, verbose=0, shuffle=False).history
+    alone = build()
+    expected = alone.evaluate(x, y, sample_weight=weight, batch_size=4, verbose=0, return_dict=True)
+    wrong = {name: abs(history[name][0] - value) for name, value in expected.items()}
+    return {"iterations": int(model.optimizer.iterations), "largest": max(wrong.values())}
+
+
+def no_lost_updates() -> dict[str, float]:
+    """Let every step subtract exactly 1 from a weight, and from row 3 of a table."""
+    with STRATEGY.scope():
+        ids = keras.Input((1,), dtype="int64")
+        rows = tfdp.layers.Embedding(8, 4, embeddings_initializer="zeros")(ids)
+        row = keras.layers.Flatten()(rows)
+        out = keras.layers.Dense(1, use_bias=True, kernel_initializer="ones")(row)
+        model = keras.Model(ids, out)
+        model.compile(keras.optimizers.SGD(1.0), loss=lambda y, p: keras.ops.sum(p, axis=1))
+        model.layers[-1].kernel.trainable = False
+    model.fit(np.full((600, 1), 3), np.zeros((600, 1)), batch_size=1, verbose=0)
+    table = model.layers[1].embeddings.numpy()
+    return {
+        "bias": float(model.layers[-1].bias.numpy()[0]),
+        "row": table[3].tolist(),
+        "others": float(np.abs(np.delete(table, 3, 0)).max()),
+    }
+
+
+def schedule() -> dict[str, float]:
+    """Train with a rate of 1 for the first 200 steps and 0 after."""
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay([199], [1.0, 0.0])
+    with STRATEGY.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, "linear")])
+        model.compile(keras.optimizers.SGD(rate), loss=lambda y, p: keras.ops.sum(p, axis=1))
+    model.fit(np.zeros((400, 1)), np.zeros((400, 1)), batch_size=1, verbose=0)
+    return {"bias": float(model.layers[-1].bias.numpy()[0])}
+
+
+def embedding() -> dict[str, float]:
+    """Compare tfdp.layers.Embedding on partitions with itself on one device, after training."""
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 50, (96, 5))
+    y = random.normal(size=(96, 1)).astype("float32")
+    found = {}
+    for name, optimizer in {
+        "sgd": lambda: keras.optimizers.SGD(0.5),
+        "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        "adagrad": lambda: keras.optimizers.Adagrad(0.1),
+        "adam": lambda: keras.optimizers.Adam(0.05),
+        "rmsprop": lambda: keras.optimizers.RMSprop(0.02),
+    }.items():
+
+        def build(layer: Any, optimizer: Any = optimizer) -> keras.Model:
+            keras.utils.set_random_seed(5)
+            model = keras.Sequential(
+                [
+                    keras.Input((5,), dtype="int64"),
+                    layer(50, 8, mask_zero=True, name="table"),
+                    keras.layers.GlobalAveragePooling1D(),
+                    keras.layers.Dense(1),
+                ]
+            )
+            model.compile(optimizer(), "mse")
+            return model
+
+        fit.disable()
+        expected = build(tfdp.layers.Embedding)
+        expected.fit(ids, y, batch_size=16, epochs=2, verbose=0, shuffle=False)
+        fit.enable()
+        fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=0))
+        with STRATEGY.scope():
+            model = build(tfdp.layers.Embedding)
+        model.fit(ids, y, batch_size=16, epochs=2, verbose=0, shuffle=False)
+        pairs = zip(expected.get_weights(), model.get_weights(), strict=True)
+        found[name] = max(float(np.abs(a - b).max()) for a, b in pairs)
+    found["partitions"] = len(model.get_layer("table").embeddings.value.variables)
+    return found
+
+
+def lazy_rows() -> dict[str, Any]:
+    """Let Adam change the rows of a batch and no others."""
+    fit.set_server_options(STRATEGY, fit.ServerOptions(lazy_rows=True))
+    with STRATEGY.scope():
+        model = keras.Sequential(
+            [keras.Input((2,), dtype="int64"), tfdp.layers.Embedding(40, 4), keras.layers.Flatten()]
+        )
+        model.compile("adam", "mse")
+    before = model.layers[0].embeddings.numpy()
+    for ids in ([[1, 2]], [[7, 7]], [[1, 39]]):
+        model.fit(np.array(ids), np.ones((1, 8)), verbose=0)
+    changed = np.abs(model.layers[0].embeddings.numpy() - before).max(axis=1) > 0
+    return {"changed": np.flatnonzero(changed).tolist()}
+
+
+def saved_and_loaded() -> dict[str, float]:
+    """Save a trained model with partitions; load it on one device, and on other partitions."""
+    x, y = cases.arrays(64)
+    with STRATEGY.scope():
+        model = keras.Sequential(
+            [keras.Input((6,)), keras.layers.Dense(9, "tanh"), keras.layers.Dense(3, "softmax")]
+        )
+        model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    expected = model.predict(x, verbose=0)
+    found = {"partitions": len(model.layers[0].kernel.value.variables)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        model.save(folder / "model.keras")
+        model.save_weights(folder / "model.weights.h5")
+        model.export(folder / "export", verbose=False)
+        fit.disable()
+        alone = keras.models.load_model(folder / "model.keras")
+        found["keras"] = float(np.abs(alone.predict(x, verbose=0) - expected).max())
+        served = tf.saved_model.load(folder / "export")
+        found["export"] = float(np.abs(np.array(served.serve(x)) - expected).max())
+        slots: dict[str, Any] = {}
+        model.optimizer.save_own_variables(slots)
+        theirs = [v.numpy() for v in alone.optimizer.variables]
+        pairs = zip(slots.values(), theirs, strict=True)
+        found["optimizer"] = max(float(np.abs(a - b).max()) for a, b in pairs)
+        fit.enable()
+        with STRATEGY.scope():
+            again = keras.models.load_model(folder / "model.keras")
+        found["again"] = float(np.abs(again.predict(x, verbose=0) - expected).max())
+        before = int(again.optimizer.iterations)
+        again.fit(x, y, batch_size=8, verbose=0)
+        found["steps"] = int(again.optimizer.iterations) - before
+        again.load_weights(folder / "model.weights.h5")
+        found["weights"] = float(np.abs(again.predict(x, verbose=0) - expected).max())
+    return found
+
+
+def evaluate_and_predict() -> dict[str, Any]:
+    """Compare with Keras on one device, on ragged batches of a dataset."""
+    x, y = cases.arrays(50)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(7)
+
+    def build() -> keras.Model:
+        keras.utils.set_random_seed(3)
+        return cases.classifier(metrics=("accuracy",))
+
+    with STRATEGY.scope():
+        model = build()
+    found = model.evaluate(data, verbose=0, return_dict=True)
+    rows = model.predict(data.map(lambda x, y: x), verbose=0)
+    fit.disable()
+    alone = build()
+    expected = alone.evaluate(data, verbose=0, return_dict=True)
+    difference = float(np.abs(rows - alone.predict(data.map(lambda x, y: x), verbose=0)).max())
+    return {**{name: abs(found[name] - expected[name]) for name in expected}, "rows": difference}
+
+
+def batch_callbacks() -> dict[str, Any]:
+    """Record what callbacks see of an epoch of 30 steps."""
+    seen: list[Any] = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            seen.append(("begin", batch))
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            seen.append(("end", batch, sorted(logs)))
+
+    x, y = cases.arrays(120)
+    with STRATEGY.scope():
+        model = cases.classifier()
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[Watch()])
+    ends = [entry for entry in seen if entry[0] == "end"]
+    ahead = max(
+        sum(e[0] == "begin" for e in seen[:i]) - sum(e[0] == "end" for e in seen[:i])
+        for i in range(len(seen) + 1)
+    )
+    return {
+        "begins": [entry[1] for entry in seen if entry[0] == "begin"],
+        "ends": [entry[1] for entry in ends],
+        "logs": ends[-1][2],
+        "ahead": ahead,
+    }
+
+
+def own_train_step() -> dict[str, Any]:
+    """Train with a train_step of the user's own, and logs that no metric holds."""
+
+    class Own(keras.Model):
+        def train_step(self, data: Any) -> dict[str, Any]:
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+            return {"loss": loss, "twice": 2.0 * loss}
+
+    x, y = cases.arrays(40)
+    with STRATEGY.scope():
+        inputs = keras.Input((6,))
+        outputs = keras.layers.Dense(2, "softmax", kernel_initializer="zeros")(inputs)
+        model = Own(inputs, outputs)
+        model.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+    history = model.fit(x, y % 2, batch_size=10, verbose=0).history
+    return {
+        "loss": history["loss"][0],
+        "twice": history["twice"][0],
+        "iterations": int(model.optimizer.iterations),
+    }
+
+
+def worker_reads() -> dict[str, Any]:
+    """Give a function of InputContext: each worker reads its own shard."""
+
+    def numbers(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        pipeline, count = context.input_pipeline_id, context.num_input_pipelines
+        assert isinstance(pipeline, int)
+        data = tf.data.Dataset.range(24).shard(count, pipeline).batch(2)
+        return data.map(lambda n: (tf.cast(n, tf.float32)[:, None], tf.zeros((2, 1))))
+
+    with STRATEGY.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+    history = model.fit(numbers, epochs=2, verbose=0).history
+    model.fit(numbers, steps_per_epoch=5, verbose=0)
+    return {"epochs": len(history["loss"]), "iterations": int(model.optimizer.iterations)}
+
+
+def refused() -> dict[str, str]:
+    """Return the messages of what cannot be."""
+    x, y = cases.arrays(8)
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Any:
+            return x, y
+
+    with STRATEGY.scope():
+        model = cases.classifier()
+        accumulating = cases.classifier(optimizer=cases.sgd(gradient_accumulation_steps=2))
+    attempts: dict[str, Callable[[], Any]] = {
+        "generator": lambda: model.fit(pair for pair in [(x, y)]),
+        "PyDataset": lambda: model.fit(Batches()),
+        "accumulation": lambda: accumulating.fit(x, y, verbose=0),
+        "endless": lambda: model.fit(tf.data.Dataset.from_tensors((x, y)).repeat()),
+    }
+    found = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+            found[name] = ""
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def step_that_fails() -> dict[str, Any]:
+    """Let a step fail on a worker, and train on."""
+
+    class Picky(keras.layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            tf.debugging.assert_less(inputs, 100.0, message="too large for Picky")
+            return inputs
+
+    x, y = cases.arrays(80)
+    bad = x.copy()
+    bad[41] = 1000.0
+    with STRATEGY.scope():
+        model = cases.classifier(Picky())
+    try:
+        model.fit(bad, y, batch_size=4, verbose=0, shuffle=False)
+        message = ""
+    except tf.errors.InvalidArgumentError as error:
+        message = str(error)
+    history = model.fit(x, y, batch_size=4, verbose=0).history
+    return {
+        "told": message.count("too large for Picky") >= 1,
+        "where": "servers_checks.py" in message,
+        "goes_on": len(history["loss"]),
+    }
+
+
+CHECKS = [
+    counters,
+    no_lost_updates,
+    schedule,
+    embedding,
+    lazy_rows,
+    saved_and_loaded,
+    evaluate_and_predict,
+    batch_callbacks,
+    own_train_step,
+    worker_reads,
+    refused,
+    step_that_fails,
+]

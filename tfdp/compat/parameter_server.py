@@ -125,6 +125,11 @@ def is_ready(remote: Any, seconds: float) -> bool:
     return bool(remote._status_available_event.wait(seconds))
 
 
+def remote_spec(values: Any) -> Any:
+    """Return the type spec of what each worker holds of a PerWorkerValues."""
+    return values._values[0]._type_spec
+
+
 def addresses(strategy: tf.distribute.Strategy) -> dict[str, list[str]]:
     """Return the addresses of the cluster of a ParameterServerStrategy, by job."""
     return dict(strategy._cluster_resolver.cluster_spec().as_dict())

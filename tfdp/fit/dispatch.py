@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import communication as communication_lib
-from tfdp.fit import parameter_server, sync
+from tfdp.fit import evaluator, parameter_server, sync
 
 METHODS = (
     "fit",
@@ -150,7 +150,7 @@ def trainer_of(model: keras.Model) -> Any:
         trainer = sync.SyncTrainer(model, strategy, communication)
         _trainers[model] = trainer
     trainer.communication = communication
-    return trainer
+    return evaluator.Evaluator(trainer) if _is_evaluator else trainer
 
 
 def _check(model: keras.Model, strategy: tf.distribute.Strategy) -> None:

@@ -9,6 +9,7 @@ methods take what Keras's take and return what Keras's return.
 """
 
 import dataclasses
+import functools
 import logging
 import types
 import warnings
@@ -21,8 +22,8 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import callbacks as callbacks_lib
+from tfdp.fit import evaluator, gather, partitions, remote_step, session, updates, worker_feed
 from tfdp.fit import feed as feed_lib
-from tfdp.fit import gather, partitions, remote_step, session, updates, worker_feed
 from tfdp.fit import summed as summed_lib
 from tfdp.fit import work as work_lib
 
@@ -164,6 +165,7 @@ class ServerTrainer:
                 model=model,
             )
         model.stop_training = False
+        evaluator.begins(callbacks.callbacks)
         callbacks.on_train_begin()
         logs: dict[str, Any] = {}
         for epoch in range(compat.initial_epoch(model) or initial_epoch, epochs):
@@ -178,6 +180,7 @@ class ServerTrainer:
         if epochs > 0 and model.optimizer.use_ema:
             self._finalize()
         callbacks.on_train_end(logs=logs)
+        evaluator.ended(callbacks.callbacks)
         return model.history
 
     def evaluate(
@@ -354,7 +357,8 @@ class ServerTrainer:
                 took(work.take())
             number = tf.constant(self._number, tf.int64)
             self._number += 1
-            self._put(work, kind, feed.spec, (number, *remote_step.flatten(batch)))
+            function = functools.partial(self._steps.function, kind, feed.spec)
+            self._put(work, function, (number, *remote_step.flatten(batch)))
         for result in work.drain():
             took(result)
         feed.end_epoch(exhausted)
@@ -379,23 +383,26 @@ class ServerTrainer:
             number = tf.constant(self._number, tf.int64)
             self._number += steps
             done += steps
-            self._put(work, "train", feed.spec, (number, feed.iterator), reading=steps)
+            function = functools.partial(
+                self._steps.reading, feed.spec, compat.remote_spec(feed.iterator), steps
+            )
+            self._put(work, function, (number, feed.iterator))
         for result in work.drain():
             took(result)
 
-    def _put(self, work: work_lib.Work, kind: str, spec: Any, args: Any, reading: int = 0) -> None:
-        """Hand out one batch; the first time the step is traced, perhaps more than once."""
+    def _put(self, work: work_lib.Work, function: Callable[[], Any], args: Any) -> None:
+        """Hand out one call; the first time the step is traced, perhaps more than once."""
         while True:
-            function = (
-                self._steps.reading(kind, spec, reading)
-                if reading
-                else self._steps.function(kind, spec)
-            )
             try:
-                work.put(function, args)
-                return
+                traced = self._traced(function)
             except remote_step.StateNeeded:
                 continue
+            work.put(traced, args)
+            return
+
+    def _traced(self, function: Callable[[], Any]) -> Any:
+        with self.strategy.scope():
+            return function()
 
     def _run_summed(
         self,

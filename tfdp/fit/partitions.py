@@ -12,6 +12,8 @@ with two servers they load with three, or on one device.
 import functools
 import logging
 import math
+import pathlib
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,24 +61,32 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
     variables = expand(model.trainable_variables)
     for variable in model.trainable_variables:
         _check_constraint(variable)
-    whole = [v for v in model.trainable_variables if compat.is_partitioned(v)]
+    cut = [v for v in model.trainable_variables if compat.is_partitioned(v)]
+    own_step = type(model).train_step is not keras.Model.train_step
+    if cut and own_step:
+        raise ValueError(
+            f"Model {model.name!r} has a train_step of its own, and {cut[0].path!r} lies in "
+            "partitions, of which tape.gradient makes no one gradient. Leave out min_shard_bytes "
+            "and max_shards, or the train_step."
+        )
     values: dict[str, Any] = {}
     if optimizer.built:
         if [id(v) for v in compat.built_with(optimizer)] == [id(v) for v in variables]:
             return
-        if not whole:
+        if not cut:
             return  # Keras itself says what is wrong with other variables
         optimizer.save_own_variables(values)
         compat.forget_build(optimizer)
     with strategy.scope():
         optimizer.build(variables)
-    if whole:
+    if cut:
+        object.__setattr__(model, "export", functools.partial(_export, model))
         _check_slots(optimizer, variables)
         if optimizer.clipnorm is not None or isinstance(optimizer, _BY_VARIABLE):
             _log.warning(
                 "%s looks at the norm of each variable: of %s it takes that of each partition.",
                 type(optimizer).__name__ + "(clipnorm)" * (optimizer.clipnorm is not None),
-                ", ".join(v.path for v in whole),
+                ", ".join(v.path for v in cut),
             )
         object.__setattr__(
             optimizer, "save_own_variables", functools.partial(_save, optimizer, model)
@@ -86,6 +96,19 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
         )
     if values:
         optimizer.load_own_variables(values)
+
+
+def whole(model: keras.Model) -> keras.Model:
+    """Return the model, or a copy on this process's device where variables are in partitions.
+
+    A SavedModel cannot hold partitions that lie on servers.
+    """
+    if not any(compat.is_partitioned(v) for v in model.variables):
+        return model
+    with tempfile.TemporaryDirectory() as folder, compat.leave_strategy():
+        file = pathlib.Path(folder, "model.keras")
+        model.save(file)
+        return keras.models.load_model(file, compile=False)
 
 
 # -- initializers ---------------------------------------------------------------------------------
@@ -98,7 +121,7 @@ def _by_partition(variable: keras.Variable, initializer: Any) -> Callable[..., A
         return None
     size = math.prod(shape) * tf.as_dtype(dtype).size
     per_element = _per_element(initializer, shape) if size > _WHOLE_BYTES else None
-    whole: list[Any] = []
+    all_of_it: list[Any] = []
 
     def make(partition_shape: Any = None, partition_offset: Any = None) -> Any:
         if partition_shape is None:  # not partitioned after all
@@ -106,12 +129,12 @@ def _by_partition(variable: keras.Variable, initializer: Any) -> Callable[..., A
         rows, start = int(partition_shape[0]), int(partition_offset[0])
         if per_element is not None:
             return per_element(start, (rows, *shape[1:]), dtype)
-        if not whole:
+        if not all_of_it:
             with tf.device("cpu:0"):
-                whole.append(initializer(shape, dtype=dtype))
-        part = whole[0][start : start + rows]
+                all_of_it.append(initializer(shape, dtype=dtype))
+        part = all_of_it[0][start : start + rows]
         if start + rows == shape[0]:
-            whole.clear()
+            all_of_it.clear()
         return part
 
     return make
@@ -211,6 +234,11 @@ def _save(optimizer: Any, model: keras.Model, store: Any) -> None:
     for number, parts in enumerate(_logical(optimizer, model)):
         values = [part.numpy() for part in parts]
         store[str(number)] = values[0] if len(values) == 1 else np.concatenate(values)
+
+
+def _export(model: keras.Model, *args: Any, **kwargs: Any) -> Any:
+    """Stand for `model.export` of a model with partitions."""
+    return whole(model).export(*args, **kwargs)
 
 
 def _load(optimizer: Any, model: keras.Model, store: Any) -> None:

@@ -26,6 +26,7 @@ from tfdp.fit import partitions, replica, updates
 
 # Far apart, so that the draws of one step never meet another's.
 _SEED_STRIDE = 0x9E3779B1
+_NUMBER = tf.TensorSpec((), tf.int64)
 
 
 class _Scope(keras.StatelessScope):
@@ -79,7 +80,9 @@ class RemoteSteps:
         self._functions: dict[Any, Callable[..., Any]] = {}
 
     def function(self, kind: str, spec: Any) -> Callable[..., Any]:
-        """Return the tf.function of (number, *tensors of a batch) of "train", "test", "predict".
+        """Return the function of (number, *tensors of a batch) of "train", "test", "predict".
+
+        Traced: looking for the trace that fits costs more than the rest of handing out a step.
 
         Args:
             kind: Which.
@@ -93,21 +96,18 @@ class RemoteSteps:
                 with compat.leave_strategy():
                     return body(number, unflatten(spec, leaves))
 
-            number_spec = tf.TensorSpec((), tf.int64)
-            self._functions[key] = compat.function(
-                run, input_signature=[number_spec, *signature(spec)]
-            )
+            traced = compat.function(run).get_concrete_function(_NUMBER, *signature(spec))
+            self._functions[key] = traced
         return self._functions[key]
 
-    def reading(self, kind: str, spec: Any, steps: int = 1) -> Callable[..., Any]:
-        """Return the tf.function of (number, iterator): `steps` steps on a worker's own data."""
-        body = {"train": self._train, "test": self._test}[kind]
-        key = ("reading", kind, repr(spec), steps)
+    def reading(self, spec: Any, iterator_spec: Any, steps: int = 1) -> Callable[..., Any]:
+        """Return the function of (number, iterator): `steps` training steps on a worker's data."""
+        key = ("reading", repr(spec), steps)
         if key not in self._functions:
 
             def one(number: tf.Tensor, iterator: Any) -> tf.Tensor:
                 with compat.leave_strategy():
-                    return body(number, next(iterator))
+                    return self._train(number, next(iterator))
 
             def run(number: tf.Tensor, iterator: Any) -> tf.Tensor:
                 report = one(number, iterator)
@@ -121,7 +121,8 @@ class RemoteSteps:
                 )
                 return total
 
-            self._functions[key] = compat.function(run)
+            traced = compat.function(run).get_concrete_function(_NUMBER, iterator_spec)
+            self._functions[key] = traced
         return self._functions[key]
 
     def totals(self, kind: str) -> "Totals":
@@ -197,7 +198,9 @@ class RemoteSteps:
                 value = value + tf.stack([offset, tf.zeros_like(offset)])
             self._entered.append(value)
         mapping = list(zip(self._state, self._entered, strict=True))
-        mapping += list(zip(self.metrics, map(tf.constant, self.starts), strict=True))
+        fresh = [tf.constant(start) for start in self.starts]
+        self._fresh = {id(v): value for v, value in zip(self.metrics, fresh, strict=True)}
+        mapping += list(zip(self.metrics, fresh, strict=True))
         return _Scope(mapping, collect_losses=True)
 
     def state_changes(self, scope: _Scope) -> list[tuple[keras.Variable, Any, Any]]:
@@ -240,7 +243,12 @@ class RemoteSteps:
     def report(self, kind: str, scope: _Scope, rows: Any, staleness: Any, logs: Any) -> tf.Tensor:
         """Return 1 (step), rows, staleness, extra logs times rows, and what the metrics gained."""
         with scope:
-            held = self.model.get_metrics_result()
+            held = dict(self.model.get_metrics_result())
+        tracker = compat.loss_tracker(self.model)
+        if tracker is not None and all(
+            scope.get_current_value(v) is self._fresh[id(v)] for v in tracker.variables
+        ):
+            held.pop(tracker.name, None)  # a train_step of the user's own gives the loss itself
         logs = replica.flat_logs(logs) if isinstance(logs, dict) else {}
         self._names[kind] = list(logs) if logs and set(logs) != set(held) else None
         extra = {
@@ -306,7 +314,7 @@ class Totals:
         names = steps._names[self._kind]
         if names is None:
             return held
-        return {name: held[name] if name in held else extra[name] for name in names}
+        return {name: extra[name] if name in extra else held[name] for name in names}
 
 
 def flatten(batch: Any) -> list[Any]:

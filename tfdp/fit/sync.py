@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
-from tfdp.fit import agreement, gather, session
+from tfdp.fit import agreement, evaluator, gather, session
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import communication as communication_lib
 from tfdp.fit import feed as feed_lib
@@ -120,6 +120,8 @@ class SyncTrainer:
             )
         with callbacks_lib.chief_writes(model, self._chief):
             model.stop_training = False
+            if self._several and self._chief:
+                evaluator.begins(callbacks.callbacks)
             callbacks.on_train_begin()
             initial_epoch = self._agree_on_start(callbacks, initial_epoch)
             logs: dict[str, Any] = {}
@@ -147,6 +149,8 @@ class SyncTrainer:
             if model.optimizer is not None and epochs > 0:
                 loop.finalize()
             callbacks.on_train_end(logs=logs)
+            if self._several and self._chief:
+                evaluator.ended(callbacks.callbacks)
         return model.history
 
     def evaluate(

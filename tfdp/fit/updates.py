@@ -26,7 +26,7 @@ from tfdp import compat
 
 
 class StandIn:
-    """A variable during one update: read once, at its device, and written once.
+    """A variable during one update: read once at most, at its device, and written once.
 
     Args:
         variable: What it stands for.
@@ -39,18 +39,20 @@ class StandIn:
         self._rows = rows
         self._before: Any = None
         self._now: Any = None
+        self._added: Any = None  # to what was not read
         self._unique_id = key
         self.dtype = variable.dtype
         self.name = variable.name
 
     def _value(self) -> tf.Tensor:
-        if self._before is None:
+        if self._now is None:
             with tf.device(self._variable.device):
                 if self._rows is None:
                     self._before = self._variable.read_value()
                 else:
                     self._before = self._variable.sparse_read(self._rows)
-            self._now = self._before
+                added = self._added
+                self._now = self._before if added is None else self._before + added
         return self._now
 
     @property
@@ -69,12 +71,16 @@ class StandIn:
         self._now = tf.cast(value, self.dtype)
 
     def assign_add(self, value: Any) -> None:
-        """Add a value."""
-        self.assign(self._value() + tf.cast(value, self.dtype))
+        """Add a value; what is only added to is never read."""
+        value = tf.cast(value, self.dtype)
+        if self._now is not None:
+            self._now = self._now + value
+        else:
+            self._added = value if self._added is None else self._added + value
 
     def assign_sub(self, value: Any) -> None:
         """Subtract a value."""
-        self.assign(self._value() - tf.cast(value, self.dtype))
+        self.assign_add(-tf.cast(value, self.dtype))
 
     def __add__(self, other: Any) -> tf.Tensor:
         return self._value() + other
@@ -95,11 +101,15 @@ class StandIn:
             alone: Whether nothing else writes at the same time: then the value itself is written,
                 which no addition rounds.
         """
-        if self._now is self._before:
+        read = self._now is not None
+        if self._now is self._before and (read or self._added is None):
             return
         variable = self._variable
         with tf.device(variable.device):
-            value = self._now if alone else self._now - self._before
+            if not read:
+                value, alone = self._added, False
+            else:
+                value = self._now if alone else self._now - self._before
             if self._rows is not None:
                 slices = tf.IndexedSlices(value, self._rows)
                 (variable.scatter_update if alone else variable.scatter_add)(slices)

@@ -30,6 +30,8 @@ _SAY_SECONDS = 30.0
 class ServerLostError(RuntimeError):
     """A parameter server is gone, and its variables with it."""
 
+    tells_who_was_lost = True
+
 
 class Work:
     """What was handed out and has not been taken back.

@@ -344,6 +344,14 @@ class Supervisor:
         reached = [progress.read(self._progress_file(member)) for member in group]
         furthest = max((one for one in reached if one is not None), default=None)
         decision = budget.decide(restarts.Failure(task, code, furthest))
+        others = [other for other in {*self._alive, *self._due} if other.type == "worker"]
+        if not decision.restart and alone and task.type == "worker" and others:
+            # Its coordinator gives what it had to the others.
+            self._say(
+                f"{task} {how}: {summary.guess_cause(self._endings[task])}. The training goes on "
+                f"with {len(others)} worker{'s'[: len(others) > 1]}. Log: {self._logs[task]}"
+            )
+            return
         if not decision.restart:
             self._failed = self._failed or (running, decision.why)
             self._dismiss(self._alive.values(), f"ended because {task} had failed")

@@ -1,0 +1,124 @@
+"""fit on parameter servers: what is exact, what is refused, what is saved.
+
+All tasks of the cluster (3 workers, 2 ps) live in one process: see servers.py.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+SCRIPT = pathlib.Path(__file__).parent / "servers.py"
+SYNCHRONOUS = (
+    "batches-ragged_last",
+    "batches-smaller_than_replicas",
+    "inputs-ragged",
+    "inputs-sparse",
+    "inputs-two_inputs_outputs_dataset",
+    "losses-function_per_sample",
+    "losses-masked",
+    "losses-regularizers",
+    "losses-two_outputs_weighted",
+    "metrics-class_metrics",
+    "optimizers-adam",
+    "optimizers-frozen",
+    "optimizers-ftrl",
+    "optimizers-global_clipnorm",
+)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Run every check once; return what was found, by its name."""
+    output = tmp_path_factory.mktemp("servers") / "outcomes.jsonl"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    command = [sys.executable, str(SCRIPT), str(output), "3", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    return {line["check"]: line for line in lines}
+
+
+@pytest.fixture
+def found(request, outcomes):
+    """What the check of the test's name has found."""
+    line = outcomes[request.node.originalname.removeprefix("test_")]
+    assert "error" not in line, line["error"]
+    return line["found"]
+
+
+@pytest.mark.parametrize("name", SYNCHRONOUS)
+def test_synchronous_training_is_that_of_one_device(name, outcomes):
+    line = outcomes[f"synchronous {name}"]
+    assert "error" not in line, line["error"]
+    assert line["found"] == {}
+
+
+def test_every_listed_case_is_run(outcomes):
+    ran = {name.partition(" ")[2] for name in outcomes if name.startswith("synchronous ")}
+    assert ran == set(SYNCHRONOUS)
+
+
+def test_counters(found):
+    assert found["iterations"] == 1000
+    assert found["largest"] <= 1e-6
+
+
+def test_no_lost_updates(found):
+    assert found == {"bias": -600.0, "row": [-600.0] * 4, "others": 0.0}
+
+
+def test_schedule(found):
+    # Each step reads how many were applied before it; at most all three workers' at once.
+    assert -203.0 <= found["bias"] <= -200.0
+
+
+def test_embedding(found):
+    assert found.pop("partitions") > 1
+    assert {name: value for name, value in found.items() if not value <= 1e-5} == {}
+
+
+def test_lazy_rows(found):
+    assert found == {"changed": [1, 2, 7, 39]}
+
+
+def test_saved_and_loaded(found):
+    assert found.pop("partitions") > 1
+    assert found.pop("steps") == 8
+    assert {name: value for name, value in found.items() if not value <= 1e-6} == {}
+
+
+def test_evaluate_and_predict(found):
+    assert {name: value for name, value in found.items() if not value <= 1e-6} == {}
+
+
+def test_batch_callbacks(found):
+    assert found["begins"] == found["ends"] == list(range(30))
+    assert found["logs"] == ["accuracy", "loss"]
+    assert 1 < found["ahead"] <= 4 * 3 + 1
+
+
+def test_own_train_step(found):
+    assert found["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert found["twice"] == pytest.approx(2 * 0.693147, abs=1e-5)
+    assert found["iterations"] == 4
+
+
+def test_worker_reads(found):
+    assert found == {"epochs": 2, "iterations": 2 * 12 + 5}
+
+
+def test_refused(found):
+    assert found["generator"].startswith("fit on parameter servers takes no generator: ")
+    assert found["PyDataset"].startswith("fit on parameter servers takes no Batches: ")
+    assert "Use larger batches instead." in found["accumulation"]
+    assert "give steps_per_epoch=" in found["endless"]
+
+
+def test_step_that_fails(found):
+    assert found == {"told": True, "where": True, "goes_on": 1}
