@@ -1,8 +1,9 @@
 """Run by test_exactness.py in each of two workers: every case against one device.
 
-    python -m tfdp.run exactness.py OUTPUT.jsonl [GROUP ...]
+    python -m tfdp.run exactness.py OUTPUT [GROUP ...]
 
-The chief writes a line for each case: its name and the differences, or the error.
+Each worker writes OUTPUT-0 or OUTPUT-1, with a line for each of its cases: the name and the
+differences, or the error.
 """
 
 import json
@@ -20,31 +21,39 @@ import tfdp
 def main(output: str, groups: list[str]) -> None:
     strategy = tfdp.strategy("multi_worker")
     one_device = tf.distribute.OneDeviceStrategy("cpu:0")
-    chief = strategy.cluster_resolver.task_id == 0
-    with open(output, "a") if chief else open("/dev/null", "w") as file:
-        for group in groups or cases.TABLES:
-            for case in cases.TABLES[group]():
+    worker = strategy.cluster_resolver.task_id
+    todo = [(group, case) for group in groups or cases.TABLES for case in cases.TABLES[group]()]
+    with open(f"{output}-{worker}", "w") as file:
+        # Two at a time: each worker trains one of them on one device, at the same time, and
+        # compares it with what the two then train together.
+        for number in range(0, len(todo), 2):
+            pair = todo[number : number + 2]
+            own = [run(c, one_device) if at == worker else None for at, (_, c) in enumerate(pair)]
+            together = [run(c, strategy) for _, c in pair]
+            for at, (group, case) in enumerate(pair):
+                if at != worker:
+                    continue
                 line = {"group": group, "case": case.name, "tolerance": case.tolerance}
-                try:
-                    line["differences"] = compare(case, strategy, one_device, chief)
-                except Exception as error:
-                    line["error"] = f"{type(error).__name__}: {error}"[:2000]
+                errors = [error for _, error in (own[at], together[at]) if error]
+                if errors:
+                    line["error"] = errors[0]
+                else:
+                    line["differences"] = cases.differences(own[at][0], together[at][0])
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 
 
-def compare(case, strategy, one_device, chief) -> dict[str, float]:
-    expected = None
-    if chief:
-        tfdp.disable()
-        if case.reference == "keras":
-            expected = cases.run(case)
-        else:
-            tfdp.enable()
-            expected = cases.run(case, one_device)
-    tfdp.enable()
-    outcome = cases.run(case, strategy)
-    return cases.differences(expected, outcome) if chief else {}
+def run(case, strategy) -> tuple[object, str]:
+    """Return what a case gives under a strategy, or the error."""
+    one_device = isinstance(strategy, tf.distribute.OneDeviceStrategy)
+    try:
+        if one_device and case.reference == "keras":
+            tfdp.disable()
+            return cases.run(case), ""
+        tfdp.enable()
+        return cases.run(case, strategy), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"[:2000]
 
 
 if __name__ == "__main__":
