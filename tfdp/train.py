@@ -227,8 +227,9 @@ def _optimizer(settings: config_lib.Training) -> Any:
 
 def _records(data: config_lib.Data, counts: tuple[int | None, int | None]) -> str:
     name = data.function or (data.tfds_name if data.source == "tfds" else data.train_files)
-    train, test = ("not counted" if count is None else f"{count:,}" for count in counts)
-    return f"{name}: {train} records to train on, {test} to test."
+    if None in counts:
+        return f"{name}: nobody has counted its records."
+    return f"{name}: {counts[0]:,} records to train on, {counts[1]:,} to test."
 
 
 def _clock(records: int | None, global_batch_size: int) -> Any:
