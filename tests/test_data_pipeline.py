@@ -368,7 +368,7 @@ def test_what_fit_gets_of_a_function():
         f"Input train: {__name__}:pairs shards for each of 2 pipelines, nothing is checked."
     ]
     data.policy = "hint"
-    with pytest.raises(SourceError, match="policy 'hint': the dataset of '.*:pairs' has no hint"):
+    with pytest.raises(SourceError, match=r"policy 'hint': the dataset of '.*:pairs' has no hint"):
         inputs.open_inputs(data, 0, 1, 2)
 
 

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 from tfdp import tfrecord
-from tfdp.data.errors import SourceError
+from tfdp.data.errors import REPAIR, SourceError
 
 NAME = ".tfdp-counts.json"
 _log = logging.getLogger("tfdp")
@@ -134,8 +134,7 @@ def _counted(path: str, counter: Callable[[str], int]) -> int:
     try:
         return counter(path)
     except tfrecord.Damage as damage:
-        raise SourceError(f"{damage} Restore the file, or let config.data.bad_records=1 or more "
-                          "be skipped.") from damage  # fmt: skip
+        raise SourceError(f"{damage} {REPAIR}") from damage
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from error
 

@@ -10,3 +10,7 @@ class SourceError(ValueError):
 
 class DataError(ValueError):
     """Data that turned out to be bad at a step: file, record and reason in one line."""
+
+
+# What to do about a damaged record.
+REPAIR = "Restore the file, or let config.data.bad_records=1 or more be skipped."

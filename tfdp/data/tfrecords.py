@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import tfrecord
-from tfdp.data.errors import DataError
+from tfdp.data.errors import REPAIR, DataError
 from tfdp.data.records import PER_FILE
 
 _BUFFER_BYTES = 1 << 20
@@ -118,7 +118,7 @@ class Reader:
             if number in extent.damaged:
                 continue
             if isinstance(record, tfrecord.Damage):
-                return DataError(str(record))
+                return DataError(f"{record} {REPAIR}")
             if number >= extent.first and (extent.stop is None or number < extent.stop):
                 why = reason(record) if reason else ""
                 if why:
