@@ -51,8 +51,8 @@ def test_every_wrong_value_is_named_at_once():
         export=Export(second_signature="image"),
     )
     assert problems(wrong) == [
-        "config.strategy='mirored': use one of auto, one_device, mirrored, multi_worker "
-        "(did you mean 'mirrored'?).",
+        "config.strategy='mirored': use one of auto, one_device, mirrored, multi_worker, "
+        "parameter_server (did you mean 'mirrored'?).",
         "config.training.optimizer='lion': use one of adam, adamw, sgd.",
         "config.training.precision='half': use one of float32, mixed_float16, mixed_bfloat16.",
         "config.communication.implementation='mpi': use one of auto, ring, nccl.",

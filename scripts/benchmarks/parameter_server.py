@@ -11,6 +11,7 @@ workers two steps run at a time. For tf_keras: pip install "tf_keras>=2.20,<2.22
 
 import argparse
 import json
+import logging
 import os
 import pathlib
 import re
@@ -45,6 +46,7 @@ def chief(arguments: argparse.Namespace) -> None:
     import tfdp
 
     strategy = tfdp.strategy("parameter_server", min_shard_bytes=1 << 20)
+    logging.getLogger("tfdp").setLevel(logging.WARNING)  # it says each epoch's staleness
     if arguments.memory:
         memory(strategy)
     else:

@@ -40,6 +40,7 @@ from tfdp.compat.distribute import (
     global_seed,
     hide_replica_count,
     leave_strategy,
+    traced,
 )
 from tfdp.compat.export import (
     add_asset,
@@ -133,6 +134,7 @@ __all__ = [
     "stored_value",
     "supports_jit",
     "synchronized_state",
+    "traced",
     "train_validation_split",
     "variable_key",
     "watch_initial_values",
