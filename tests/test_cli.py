@@ -252,8 +252,8 @@ MISTAKES = [
     (
         "train --config=DIGITS --config.strategy=miror --config.training.precision=f16",
         [
-            "config.strategy='miror': use one of auto, one_device, mirrored, multi_worker "
-            "(did you mean 'mirrored'?).",
+            "config.strategy='miror': use one of auto, one_device, mirrored, multi_worker, "
+            "parameter_server (did you mean 'mirrored'?).",
             "config.training.precision='f16': use one of float32, mixed_float16, mixed_bfloat16.",
         ],
     ),

@@ -10,7 +10,16 @@ Read in this order:
     loss, metrics   why the sums over replicas are exact
     replica         a replica's copies of the variables
     communication   how gradients travel
-    callbacks, gather
+    callbacks, gather, session
+
+and for parameter servers
+
+    parameter_server        epochs, callbacks: batches handed out to workers
+    work, worker_feed       what is out, and what workers read themselves
+    remote_step             one step on a worker, and its report
+    updates, partitions     the optimizer on the servers; variables in partitions
+    summed                  the synchronous step
+    evaluator               fit of the task that evaluates checkpoints
 """
 
 from tfdp.fit.communication import Communication
