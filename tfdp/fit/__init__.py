@@ -14,8 +14,9 @@ Read in this order:
 
 and for parameter servers
 
-    parameter_server        epochs, callbacks: batches handed out to workers
-    work, worker_feed       what is out, and what workers read themselves
+    parameter_server        fit, evaluate, predict: callbacks and logs
+    epochs, work            batches handed out to workers, results taken back
+    worker_feed             data that workers read themselves
     remote_step             one step on a worker, and its report
     updates, partitions     the optimizer on the servers; variables in partitions
     summed                  the synchronous step
@@ -30,7 +31,7 @@ from tfdp.fit.dispatch import (
     set_evaluator,
     set_server_options,
 )
-from tfdp.fit.parameter_server import Options as ServerOptions
+from tfdp.fit.epochs import Options as ServerOptions
 from tfdp.fit.partitions import initialize_by_partition
 
 __all__ = [

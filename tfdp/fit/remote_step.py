@@ -132,7 +132,7 @@ class RemoteSteps:
     def _train(self, number: tf.Tensor, batch: Any) -> tf.Tensor:
         """Train on one batch; return its report."""
         optimizer = self.model.optimizer
-        before = tf.identity(compat.stored_value(optimizer._iterations))
+        before = tf.identity(compat.stored_value(optimizer.iterations))
         applied: list[tf.Tensor] = []
 
         def apply(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
