@@ -3,7 +3,9 @@
     tfdp train --config=configs/recommender.py --chief --workers=2 --ps=2
     tfdp train --config=configs/recommender.py --config.strategy=one_device
 
-RESULT
+The best test AUC that a model can have is 0.933 (tfdp.data.clicks.best_auc). Expect 0.919 after 8
+epochs, on the cluster and on one device: 80 s and 40 s on 2 cores. `quick` stops after one, at about
+0.81.
 """
 
 from tfdp import config
