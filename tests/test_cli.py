@@ -252,8 +252,8 @@ MISTAKES = [
     (
         "train --config=DIGITS --config.strategy=miror --config.training.precision=f16",
         [
-            "config.strategy='miror': use one of auto, one_device, mirrored, multi_worker "
-            "(did you mean 'mirrored'?).",
+            "config.strategy='miror': use one of auto, one_device, mirrored, multi_worker, "
+            "parameter_server (did you mean 'mirrored'?).",
             "config.training.precision='f16': use one of float32, mixed_float16, mixed_bfloat16.",
         ],
     ),
@@ -277,14 +277,21 @@ MISTAKES = [
         ],
     ),
     (
-        "train --config=DIGITS --workers=2 --chief --ps=1",
-        ["tfdp train has no --ps and no --evaluator yet: train with --workers alone."],
+        "train --config=DIGITS --workers=2 --evaluator",
+        ["tfdp train has no --evaluator yet: leave it out."],
+    ),
+    (
+        "train --config=DIGITS --workers=2 --chief --ps=1 --config.strategy=multi_worker",
+        [
+            "config.strategy='multi_worker' does not train on such a cluster: use "
+            "--config.strategy=parameter_server, or change --workers, --chief and --ps."
+        ],
     ),
     (
         "train --config=DIGITS --workers=2 --config.strategy=mirrored",
         [
-            "config.strategy='mirrored' trains in one process: leave out --workers, "
-            "or use --config.strategy=multi_worker."
+            "config.strategy='mirrored' does not train on such a cluster: use "
+            "--config.strategy=multi_worker, or change --workers, --chief and --ps."
         ],
     ),
     (
@@ -323,10 +330,10 @@ MISTAKES_OF_A_TASK = [
     ),
     (
         SERVED,
-        "train --config=DIGITS",
+        "train --config=DIGITS --config.strategy=multi_worker",
         [
-            "tfdp train has no parameter servers and no evaluator yet, but TF_CONFIG makes this "
-            "chief:0 of chief + 1 worker + 1 ps. Take them out of the cluster."
+            "strategy=multi_worker has no parameter servers, but the cluster has chief + 1 worker "
+            "+ 1 ps. Use strategy=parameter_server, or take ps out of the cluster."
         ],
     ),
     (

@@ -12,7 +12,11 @@ from tfdp.config import Communication, Config, ConfigError, Data, Export, Model,
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Each file of configs/ with the variants that its docstring names.
-FILES = {"digits.py": ("", "quick"), "fashion_mnist.py": ("", "quick")}
+FILES = {
+    "digits.py": ("", "quick"),
+    "fashion_mnist.py": ("", "quick"),
+    "recommender.py": ("", "quick"),
+}
 
 
 def with_settings(**settings):

@@ -24,6 +24,7 @@ def stock_keras():
     """Undoes what strategy() does to Keras."""
     yield
     fit.disable()
+    fit.set_evaluator(False)
 
 
 @pytest.fixture
@@ -90,7 +91,9 @@ def machine(monkeypatch, seeds):
         ("auto", 0, tf_config(worker=["a:1"]), "OneDevice", "/CPU:0"),
         ("auto", 2, tf_config(worker=["a:1"]), "Mirrored", ["/GPU:0", "/GPU:1"]),
         ("multi_worker", 0, tf_config(worker=["a:1"]), "MultiWorkerMirrored", None),
-        # The evaluator is not part of the training.
+        # The evaluator is not part of the training, and runs the same script.
+        ("multi_worker", 0, tf_config("evaluator", evaluator=["e:1"]), "OneDevice", "/CPU:0"),
+        ("parameter_server", 0, tf_config("evaluator", evaluator=["e:1"]), "OneDevice", "/CPU:0"),
         ("auto", 0, tf_config("evaluator", evaluator=["e:1"], **TWO), "OneDevice", "/CPU:0"),
     ],
 )
@@ -102,13 +105,59 @@ def test_which_strategy_is_made(name, gpus, config, made, devices, machine):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"min_shard_bytes": 1 << 20},
+            "strategy('one_device') has no parameter servers: leave out min_shard_bytes, or start "
+            "the script with tfdp launch --chief --workers=N --ps=M -- SCRIPT.py.",
+        ),
+        (
+            {"lazy_rows": True},
+            "strategy('one_device') has no parameter servers: leave out max_staleness and "
+            "lazy_rows, or start the script with tfdp launch --chief --workers=N --ps=M -- "
+            "SCRIPT.py.",
+        ),
+        (
+            {"max_staleness": -1},
+            "max_staleness=-1: use a whole number of steps from 0 (0: synchronous), or None for "
+            "no limit.",
+        ),
+    ],
+)
+def test_options_of_parameter_servers(options, message, machine):
+    machine()
+    with pytest.raises(strategies.StrategyError) as raised:
+        tfdp.strategy("one_device", **options)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("max_staleness", "workers", "ahead"),
+    [
+        # One that is out sees those before it and as many after it applied: 2 (ahead - 1) at most.
+        (None, 3, 12),
+        (1, 3, 1),
+        (2, 3, 2),
+        (4, 3, 3),
+        (100, 2, 8),
+    ],
+)
+def test_how_many_batches_are_out(max_staleness, workers, ahead):
+    options = fit.ServerOptions(max_staleness)
+    assert options.ahead(workers) == ahead
+    assert max_staleness is None or 2 * (ahead - 1) <= max_staleness
+
+
+@pytest.mark.parametrize(
     ("name", "config", "error", "message"),
     [
         (
             "horovod",
             None,
             strategies.StrategyError,
-            "strategy('horovod'): use one of auto, one_device, mirrored, multi_worker.",
+            "strategy('horovod'): use one of auto, one_device, mirrored, multi_worker, "
+            "parameter_server.",
         ),
         (
             "multi_worker",
@@ -119,17 +168,17 @@ def test_which_strategy_is_made(name, gpus, config, made, devices, machine):
         ),
         (
             "parameter_server",
-            tf_config("chief", **SERVED),
+            None,
             strategies.StrategyError,
-            "strategy('parameter_server') is not there yet: use a ClusterCoordinator of "
-            "tf.distribute, or multi_worker in a cluster without ps.",
+            "strategy('parameter_server') needs a cluster: start the script with "
+            "tfdp launch --workers=N --chief --ps=M -- SCRIPT.py, or set TF_CONFIG.",
         ),
         (
-            "auto",
-            tf_config("chief", **SERVED),
-            strategies.StrategyError,
-            "strategy('parameter_server') is not there yet: use a ClusterCoordinator of "
-            "tf.distribute, or multi_worker in a cluster without ps.",
+            "parameter_server",
+            tf_config(**TWO),
+            cluster_lib.ClusterError,
+            "strategy=parameter_server needs a chief, a worker and a ps, but the cluster has 2 "
+            "workers. Add chief and ps, or use strategy=multi_worker without ps.",
         ),
         (
             "mirrored",
@@ -137,13 +186,6 @@ def test_which_strategy_is_made(name, gpus, config, made, devices, machine):
             cluster_lib.ClusterError,
             "strategy=mirrored trains in one process, but the cluster has 2 workers. "
             "Use strategy=multi_worker, or unset TF_CONFIG.",
-        ),
-        (
-            "multi_worker",
-            tf_config("evaluator", evaluator=["a:1"]),
-            cluster_lib.ClusterError,
-            "strategy=multi_worker was asked for by evaluator:0, which is not counted as a "
-            "worker: it takes no part in training. Use one_device or mirrored there.",
         ),
         (
             "auto",

@@ -29,12 +29,12 @@ class Embedding(keras.layers.Embedding):
     def call(self, inputs: Any) -> Any:
         """Return the rows of the ids `inputs`, of any shape: (..., output_dim)."""
         parts = [compat.current_value(part) for part in compat.partitions(self._embeddings)]
-        if self.lora_enabled or self.quantization_mode or not all(map(_is_variable, parts)):
+        if self.lora_enabled or self.quantization_mode or any(part is None for part in parts):
             return super().call(inputs)
         if inputs.dtype not in ("int32", "int64"):
             inputs = keras.ops.cast(inputs, "int32")
         ids, where = tf.unique(tf.reshape(inputs, (-1,)))
-        rows = parts[0].sparse_read(ids) if len(parts) == 1 else _look_up(parts, ids)
+        rows = _read(parts[0], ids) if len(parts) == 1 else _look_up(parts, ids)
         rows = tf.gather(tf.cast(rows, self.compute_dtype), where)
         shape = tf.concat([tf.shape(inputs), [self.output_dim]], 0)
         result = tf.reshape(rows, shape)
@@ -59,5 +59,6 @@ def _look_up(parts: list[tf.Variable], ids: tf.Tensor) -> tf.Tensor:
     return tf.dynamic_stitch(places, rows)
 
 
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, tf.Variable)
+def _read(table: Any, ids: tf.Tensor) -> tf.Tensor:
+    """Return rows of a variable, or of what stands for one: a tensor, the copies of replicas."""
+    return table.sparse_read(ids) if hasattr(table, "sparse_read") else tf.gather(table, ids)

@@ -40,6 +40,7 @@ from tfdp.compat.distribute import (
     global_seed,
     hide_replica_count,
     leave_strategy,
+    traced,
 )
 from tfdp.compat.export import (
     add_asset,
@@ -59,6 +60,7 @@ from tfdp.compat.parameter_server import (
     initialize_by_partition,
     is_partitioned,
     is_ready,
+    moving_averages,
     partitions,
     quieten_coordinator,
     remote_spec,
@@ -118,6 +120,7 @@ __all__ = [
     "merge_weights",
     "metric_function",
     "metrics_result_or_logs",
+    "moving_averages",
     "optimizer_on_one_device",
     "partitions",
     "quieten_coordinator",
@@ -133,6 +136,7 @@ __all__ = [
     "stored_value",
     "supports_jit",
     "synchronized_state",
+    "traced",
     "train_validation_split",
     "variable_key",
     "watch_initial_values",

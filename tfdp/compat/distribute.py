@@ -56,3 +56,9 @@ def function(body: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     made = tf.function(body, autograph=False, **options)
     made._omit_frequent_tracing_warning = True
     return made
+
+
+def traced(body: Callable[..., Any], *specs: Any) -> Callable[..., Any]:
+    """Return `body` traced for arguments of these specs: the function for these and no others."""
+    made: Any = function(body)
+    return made.get_concrete_function(*specs)

@@ -165,6 +165,11 @@ def slots(optimizer: keras.optimizers.Optimizer) -> list[list[keras.Variable]]:
     ]
 
 
+def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the averages that an optimizer with use_ema keeps, one for each of its variables."""
+    return list(optimizer._model_variables_moving_average)
+
+
 def built_with(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """Return the variables that an optimizer was built with."""
     return list(optimizer._trainable_variables)

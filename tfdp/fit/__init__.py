@@ -10,7 +10,17 @@ Read in this order:
     loss, metrics   why the sums over replicas are exact
     replica         a replica's copies of the variables
     communication   how gradients travel
-    callbacks, gather
+    callbacks, gather, session
+
+and for parameter servers
+
+    parameter_server        fit, evaluate, predict: callbacks and logs
+    epochs, work            batches handed out to workers, results taken back
+    worker_feed             data that workers read themselves
+    remote_step             one step on a worker, and its report
+    updates, partitions     the optimizer on the servers; variables in partitions
+    summed                  the synchronous step
+    evaluator               fit of the task that evaluates checkpoints
 """
 
 from tfdp.fit.communication import Communication
@@ -21,7 +31,7 @@ from tfdp.fit.dispatch import (
     set_evaluator,
     set_server_options,
 )
-from tfdp.fit.parameter_server import Options as ServerOptions
+from tfdp.fit.epochs import Options as ServerOptions
 from tfdp.fit.partitions import initialize_by_partition
 
 __all__ = [

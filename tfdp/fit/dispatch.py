@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import communication as communication_lib
-from tfdp.fit import evaluator, parameter_server, sync
+from tfdp.fit import epochs, evaluator, parameter_server, sync
 
 METHODS = (
     "fit",
@@ -40,9 +40,7 @@ _communication = communication_lib.Communication()
 _communication_of: "weakref.WeakKeyDictionary[Any, communication_lib.Communication]" = (
     weakref.WeakKeyDictionary()
 )
-_server_options_of: "weakref.WeakKeyDictionary[Any, parameter_server.Options]" = (
-    weakref.WeakKeyDictionary()
-)
+_server_options_of: "weakref.WeakKeyDictionary[Any, epochs.Options]" = weakref.WeakKeyDictionary()
 _is_evaluator = False
 _trainers: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDictionary()
 
@@ -77,7 +75,7 @@ def set_communication(
     _communication_of[strategy] = communication
 
 
-def set_server_options(strategy: tf.distribute.Strategy, options: parameter_server.Options) -> None:
+def set_server_options(strategy: tf.distribute.Strategy, options: epochs.Options) -> None:
     """Train the models of one ParameterServerStrategy like this."""
     _server_options_of[strategy] = options
 
@@ -141,7 +139,7 @@ def trainer_of(model: keras.Model) -> Any:
     _check(model, strategy)
     trainer = _trainers.get(model)
     if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-        options = _server_options_of.get(strategy, parameter_server.Options())
+        options = _server_options_of.get(strategy, epochs.Options())
         if trainer is None or (trainer.strategy, trainer.options) != (strategy, options):
             trainer = _trainers[model] = parameter_server.ServerTrainer(model, strategy, options)
         return trainer

@@ -8,12 +8,9 @@ methods take what Keras's take and return what Keras's return.
     history = trainer.fit(dataset, epochs=3)
 """
 
-import dataclasses
-import functools
 import logging
 import types
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -22,53 +19,14 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import callbacks as callbacks_lib
+from tfdp.fit import epochs as epochs_lib
 from tfdp.fit import evaluator, gather, partitions, remote_step, session, updates, worker_feed
 from tfdp.fit import feed as feed_lib
-from tfdp.fit import summed as summed_lib
-from tfdp.fit import work as work_lib
 
 _log = logging.getLogger("tfdp")
 
-# Batches that are handed out for each worker: the one it has, and some that wait for it.
-_AHEAD = 4
 # Steps between two moves of the progress bar.
 _AGGREGATE_EVERY = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How a model is trained on parameter servers.
-
-    Attributes:
-        max_staleness: The largest number of steps between reading the weights and the update;
-            0 for synchronous training, None for no limit.
-        lazy_rows: Whether a sparse gradient changes the rows it has and no others, whatever the
-            optimizer.
-    """
-
-    max_staleness: int | None = None
-    lazy_rows: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_staleness is not None and (
-            isinstance(self.max_staleness, bool)
-            or not isinstance(self.max_staleness, int)
-            or self.max_staleness < 0
-        ):
-            raise ValueError(
-                f"max_staleness={self.max_staleness!r}: use a whole number of steps from 0 "
-                "(0: synchronous), or None for no limit."
-            )
-
-    def ahead(self, workers: int) -> int:
-        """Return how many batches may be out at a time.
-
-        They are taken back in order. While one is out, at most those before it and as many after
-        it are applied.
-        """
-        if self.max_staleness is None:
-            return _AHEAD * workers
-        return min(_AHEAD * workers, self.max_staleness // 2 + 1)
 
 
 class ServerTrainer:
@@ -80,7 +38,9 @@ class ServerTrainer:
         options: How to train.
     """
 
-    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, options: Options):
+    def __init__(
+        self, model: keras.Model, strategy: tf.distribute.Strategy, options: epochs_lib.Options
+    ):
         self.model = model
         self.strategy = strategy
         self.options = options
@@ -88,8 +48,7 @@ class ServerTrainer:
         compat.quieten_coordinator()
         self._workers = compat.worker_count(strategy)
         self._key: tuple[Any, ...] = ()
-        self._steps: remote_step.RemoteSteps
-        self._number = 0  # of batches handed out, ever
+        self._epochs = epochs_lib.Epochs(model, strategy, self._coordinator, options, self._workers)
 
     # -- the methods of keras.Model -----------------------------------------------------------
 
@@ -222,7 +181,7 @@ class ServerTrainer:
             batches.append(keras.tree.map_structure(_to_tensor, outputs))
             callbacks.on_predict_batch_end(len(batches) - 1, {"outputs": batches[-1]})
 
-        self._run(
+        self._epochs.run(
             "predict", feed, callbacks.on_predict_batch_begin, took, lambda: model.stop_predicting
         )
         callbacks.on_predict_end()
@@ -265,7 +224,7 @@ class ServerTrainer:
         progress = session.progress_is_shown(callbacks)
         hooks = callbacks_lib.BatchHooks(callbacks, "train", progress)
         own = callbacks_lib.BatchHooks(callbacks, "train", progress=False)
-        totals = self._steps.totals("train")
+        totals = self._epochs.steps.totals("train")
         logs: dict[str, Any] = {}
 
         def took(report: Any) -> None:
@@ -277,10 +236,10 @@ class ServerTrainer:
             hooks.end(totals.steps - 1, logs)
 
         if isinstance(feed, worker_feed.WorkerFeed):
-            self._run_reading(feed, hooks.begin, took, lambda: model.stop_training)
+            self._epochs.run_reading(feed, hooks.begin, took, lambda: model.stop_training)
             short = False
         else:
-            run = self._run_summed if self.options.max_staleness == 0 else self._run
+            run = self._epochs.run_summed if self.options.max_staleness == 0 else self._epochs.run
             run("train", feed, hooks.begin, took, lambda: model.stop_training)
             short = feed.steps_per_epoch is not None and totals.steps < feed.steps_per_epoch
         if not model.stop_training and (short or totals.steps == 0):
@@ -309,7 +268,7 @@ class ServerTrainer:
         hooks = callbacks_lib.BatchHooks(callbacks, "test", session.progress_is_shown(callbacks))
         model.stop_evaluating = False
         callbacks.on_test_begin()
-        totals = self._steps.totals("test")
+        totals = self._epochs.steps.totals("test")
         logs: dict[str, Any] = {}
 
         def took(report: Any) -> None:
@@ -320,118 +279,10 @@ class ServerTrainer:
             hooks.end(totals.steps - 1, logs)
 
         feed.restart()
-        self._run("test", feed, hooks.begin, took, lambda: model.stop_evaluating)
+        self._epochs.run("test", feed, hooks.begin, took, lambda: model.stop_evaluating)
         logs = session.to_python(totals.logs())
         callbacks.on_test_end(logs)
         return logs
-
-    def _run(
-        self,
-        kind: str,
-        feed: feed_lib.Feed,
-        begin: Callable[[int], None],
-        took: Callable[[Any], None],
-        stopped: Callable[[], Any],
-    ) -> None:
-        """Hand the batches of one epoch out, and take the results back in order.
-
-        Args:
-            kind: "train", "test" or "predict".
-            feed: The batches.
-            begin: Called with the number of each batch before it is handed out.
-            took: Called with each result, in the order of the batches.
-            stopped: Says whether to hand out no more.
-        """
-        ahead = self.options.ahead(self._workers) if kind == "train" else _AHEAD * self._workers
-        work = work_lib.Work(self.strategy, self._coordinator, ahead)
-        iterator = feed.begin_epoch()
-        exhausted = False
-        while not stopped() and ((left := feed.steps_left()) is None or left > 0):
-            batch = next(iterator, None)
-            if batch is None:
-                exhausted = True
-                break
-            begin(feed.step)
-            feed.took(1)
-            while work.full:
-                took(work.take())
-            number = tf.constant(self._number, tf.int64)
-            self._number += 1
-            function = functools.partial(self._steps.function, kind, feed.spec)
-            self._put(work, function, (number, *remote_step.flatten(batch)))
-        for result in work.drain():
-            took(result)
-        feed.end_epoch(exhausted)
-
-    def _run_reading(
-        self,
-        feed: worker_feed.WorkerFeed,
-        begin: Callable[[int], None],
-        took: Callable[[Any], None],
-        stopped: Callable[[], Any],
-    ) -> None:
-        """Train one epoch on what the workers read: see `_run`."""
-        ahead = self.options.ahead(self._workers)
-        work = work_lib.Work(self.strategy, self._coordinator, ahead)
-        together = max(1, int(self.model.steps_per_execution))
-        done = 0
-        while done < feed.steps and not stopped():
-            begin(done)
-            while work.full:
-                took(work.take())
-            steps = min(together, feed.steps - done)
-            number = tf.constant(self._number, tf.int64)
-            self._number += steps
-            done += steps
-            function = functools.partial(
-                self._steps.reading, feed.spec, compat.remote_spec(feed.iterator), steps
-            )
-            self._put(work, function, (number, feed.iterator))
-        for result in work.drain():
-            took(result)
-
-    def _put(self, work: work_lib.Work, function: Callable[[], Any], args: Any) -> None:
-        """Hand out one call; the first time the step is traced, perhaps more than once."""
-        while True:
-            try:
-                traced = self._traced(function)
-            except remote_step.StateNeeded:
-                continue
-            work.put(traced, args)
-            return
-
-    def _traced(self, function: Callable[[], Any]) -> Any:
-        with self.strategy.scope():
-            return function()
-
-    def _run_summed(
-        self,
-        kind: str,
-        feed: feed_lib.Feed,
-        begin: Callable[[int], None],
-        took: Callable[[Any], None],
-        stopped: Callable[[], Any],
-    ) -> None:
-        """Train on the batches of one epoch, each split over the workers: see `_run`."""
-        assert kind == "train"
-        work = work_lib.Work(self.strategy, self._coordinator, self._workers)
-        key = repr(feed.spec)
-        if key not in self._summed:
-            self._summed[key] = summed_lib.Summed(
-                self._steps, feed.spec, self._workers, self.options.lazy_rows
-            )
-        iterator = feed.begin_epoch()
-        exhausted = False
-        while not stopped() and ((left := feed.steps_left()) is None or left > 0):
-            batch = next(iterator, None)
-            if batch is None:
-                exhausted = True
-                break
-            begin(feed.step)
-            feed.took(1)
-            took(self._summed[key].step(work, self._number, batch))
-            self._number += 1
-        feed.end_epoch(exhausted)
 
     def _on_batch(self, kind: str, data: tuple[Any, ...], return_dict: bool) -> Any:
         x, y, sample_weight, class_weight = data
@@ -439,9 +290,9 @@ class ServerTrainer:
             x, y, sample_weight=sample_weight, batch_size=_count(x), class_weight=class_weight
         )
         self._prepare(feed.spec)
-        totals = self._steps.totals(kind)
+        totals = self._epochs.steps.totals(kind)
         summed = kind == "train" and self.options.max_staleness == 0
-        run = self._run_summed if summed else self._run
+        run = self._epochs.run_summed if summed else self._epochs.run
         run(kind, feed, lambda step: None, totals.add, lambda: False)
         logs = session.to_python(totals.logs())
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
@@ -519,8 +370,7 @@ class ServerTrainer:
             tuple(id(v) for v in model.trainable_variables),
         )
         if key != self._key:
-            self._steps = remote_step.RemoteSteps(model, self.options.lazy_rows)
-            self._summed: dict[str, summed_lib.Summed] = {}
+            self._epochs.use(remote_step.RemoteSteps(model, self.options.lazy_rows))
             self._key = key
 
     def _callbacks(
@@ -540,9 +390,8 @@ class ServerTrainer:
 
     def _finalize(self) -> None:
         """Overwrite the weights by their averages."""
-        optimizer = self.model.optimizer
-        averages = optimizer._model_variables_moving_average
-        for variable, average in zip(self._steps.variables, averages, strict=True):
+        averages = compat.moving_averages(self.model.optimizer)
+        for variable, average in zip(self._epochs.steps.variables, averages, strict=True):
             compat.stored_value(variable).assign(compat.stored_value(average))
 
 

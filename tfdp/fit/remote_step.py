@@ -96,8 +96,7 @@ class RemoteSteps:
                 with compat.leave_strategy():
                     return body(number, unflatten(spec, leaves))
 
-            traced = compat.function(run).get_concrete_function(_NUMBER, *signature(spec))
-            self._functions[key] = traced
+            self._functions[key] = compat.traced(run, _NUMBER, *signature(spec))
         return self._functions[key]
 
     def reading(self, spec: Any, iterator_spec: Any, steps: int = 1) -> Callable[..., Any]:
@@ -121,8 +120,7 @@ class RemoteSteps:
                 )
                 return total
 
-            traced = compat.function(run).get_concrete_function(_NUMBER, iterator_spec)
-            self._functions[key] = traced
+            self._functions[key] = compat.traced(run, _NUMBER, iterator_spec)
         return self._functions[key]
 
     def totals(self, kind: str) -> "Totals":
@@ -134,7 +132,7 @@ class RemoteSteps:
     def _train(self, number: tf.Tensor, batch: Any) -> tf.Tensor:
         """Train on one batch; return its report."""
         optimizer = self.model.optimizer
-        before = tf.identity(compat.stored_value(optimizer._iterations))
+        before = tf.identity(compat.stored_value(optimizer.iterations))
         applied: list[tf.Tensor] = []
 
         def apply(gradients: Sequence[Any], variables: Sequence[Any]) -> None:

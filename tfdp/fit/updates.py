@@ -191,13 +191,13 @@ def apply(
     present = [t for g in kept if g is not None for t in _tensors(g)]
     # Not before: a schedule shall see the step at which this gradient arrives.
     with tf.control_dependencies(present):
-        iterations = tf.identity(compat.stored_value(optimizer._iterations))
+        iterations = tf.identity(compat.stored_value(optimizer.iterations))
     stand_ins = []
     for variable in touched:
         key = compat.variable_key(optimizer, variable)
         stored = compat.stored_value(variable)
         stand_ins.append(StandIn(stored, key, rows_of.get(id(variable))))
-        if variable is optimizer._iterations:
+        if variable is optimizer.iterations:
             stand_ins[-1]._before = stand_ins[-1]._now = iterations
     with (
         compat.leave_stateless_scope(),

@@ -1,0 +1,199 @@
+"""The batches of one epoch, handed out to the workers of parameter servers.
+
+epochs = Epochs(model, strategy, coordinator, Options(max_staleness=4), workers=2)
+epochs.use(steps)
+epochs.run("train", feed, begin, took, stopped)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdp import compat
+from tfdp.fit import feed as feed_lib
+from tfdp.fit import remote_step, worker_feed
+from tfdp.fit import summed as summed_lib
+from tfdp.fit import work as work_lib
+
+# Batches that are handed out for each worker: the one it has, and some that wait for it.
+_AHEAD = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a model is trained on parameter servers.
+
+    Attributes:
+        max_staleness: The largest number of steps between reading the weights and the update;
+            0 for synchronous training, None for no limit.
+        lazy_rows: Whether a sparse gradient changes the rows it has and no others, whatever the
+            optimizer.
+    """
+
+    max_staleness: int | None = None
+    lazy_rows: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_staleness is not None and (
+            isinstance(self.max_staleness, bool)
+            or not isinstance(self.max_staleness, int)
+            or self.max_staleness < 0
+        ):
+            raise ValueError(
+                f"max_staleness={self.max_staleness!r}: use a whole number of steps from 0 "
+                "(0: synchronous), or None for no limit."
+            )
+
+    def ahead(self, workers: int) -> int:
+        """Return how many batches may be out at a time.
+
+        They are taken back in order. While one is out, at most those before it and as many after
+        it are applied.
+        """
+        if self.max_staleness is None:
+            return _AHEAD * workers
+        return min(_AHEAD * workers, self.max_staleness // 2 + 1)
+
+
+class Epochs:
+    """Runs epochs of one model.
+
+    Args:
+        model: The model.
+        strategy: A ParameterServerStrategy.
+        coordinator: Its ClusterCoordinator.
+        options: How to train.
+        workers: Number of workers.
+
+    Attributes:
+        steps: The step functions of the model as it is compiled now.
+    """
+
+    def __init__(
+        self, model: keras.Model, strategy: Any, coordinator: Any, options: Options, workers: int
+    ):
+        self._model = model
+        self._strategy = strategy
+        self._coordinator = coordinator
+        self._options = options
+        self._workers = workers
+        self._number = 0  # of batches handed out, ever
+        self._summed: dict[str, summed_lib.Summed] = {}
+        self.steps: remote_step.RemoteSteps
+
+    def use(self, steps: remote_step.RemoteSteps) -> None:
+        """Go on with these step functions."""
+        self.steps = steps
+        self._summed = {}
+
+    def run(
+        self,
+        kind: str,
+        feed: feed_lib.Feed,
+        begin: Callable[[int], None],
+        took: Callable[[Any], None],
+        stopped: Callable[[], Any],
+    ) -> None:
+        """Hand the batches of one epoch out, and take the results back in order.
+
+        Args:
+            kind: "train", "test" or "predict".
+            feed: The batches.
+            begin: Called with the number of each batch before it is handed out.
+            took: Called with each result, in the order of the batches.
+            stopped: Says whether to hand out no more.
+        """
+        ahead = self._options.ahead(self._workers) if kind == "train" else _AHEAD * self._workers
+        work = work_lib.Work(self._strategy, self._coordinator, ahead)
+        iterator = feed.begin_epoch()
+        exhausted = False
+        while not stopped() and ((left := feed.steps_left()) is None or left > 0):
+            batch = next(iterator, None)
+            if batch is None:
+                exhausted = True
+                break
+            begin(feed.step)
+            feed.took(1)
+            while work.full:
+                took(work.take())
+            number = tf.constant(self._number, tf.int64)
+            self._number += 1
+            function = functools.partial(self.steps.function, kind, feed.spec)
+            self._put(work, function, (number, *remote_step.flatten(batch)))
+        for result in work.drain():
+            took(result)
+        feed.end_epoch(exhausted)
+
+    def run_reading(
+        self,
+        feed: worker_feed.WorkerFeed,
+        begin: Callable[[int], None],
+        took: Callable[[Any], None],
+        stopped: Callable[[], Any],
+    ) -> None:
+        """Train one epoch on what the workers read: see `run`."""
+        ahead = self._options.ahead(self._workers)
+        work = work_lib.Work(self._strategy, self._coordinator, ahead)
+        together = max(1, int(self._model.steps_per_execution))
+        done = 0
+        while done < feed.steps and not stopped():
+            begin(done)
+            while work.full:
+                took(work.take())
+            steps = min(together, feed.steps - done)
+            number = tf.constant(self._number, tf.int64)
+            self._number += steps
+            done += steps
+            function = functools.partial(
+                self.steps.reading, feed.spec, compat.remote_spec(feed.iterator), steps
+            )
+            self._put(work, function, (number, feed.iterator))
+        for result in work.drain():
+            took(result)
+
+    def _put(self, work: work_lib.Work, function: Callable[[], Any], args: Any) -> None:
+        """Hand out one call; the first time the step is traced, perhaps more than once."""
+        while True:
+            try:
+                traced = self._traced(function)
+            except remote_step.StateNeeded:
+                continue
+            work.put(traced, args)
+            return
+
+    def _traced(self, function: Callable[[], Any]) -> Any:
+        with self._strategy.scope():
+            return function()
+
+    def run_summed(
+        self,
+        kind: str,
+        feed: feed_lib.Feed,
+        begin: Callable[[int], None],
+        took: Callable[[Any], None],
+        stopped: Callable[[], Any],
+    ) -> None:
+        """Train on the batches of one epoch, each split over the workers: see `run`."""
+        assert kind == "train"
+        work = work_lib.Work(self._strategy, self._coordinator, self._workers)
+        key = repr(feed.spec)
+        if key not in self._summed:
+            self._summed[key] = summed_lib.Summed(
+                self.steps, feed.spec, self._workers, self._options.lazy_rows
+            )
+        iterator = feed.begin_epoch()
+        exhausted = False
+        while not stopped() and ((left := feed.steps_left()) is None or left > 0):
+            batch = next(iterator, None)
+            if batch is None:
+                exhausted = True
+                break
+            begin(feed.step)
+            feed.took(1)
+            took(self._summed[key].step(work, self._number, batch))
+            self._number += 1
+        feed.end_epoch(exhausted)
