@@ -61,4 +61,6 @@ def _look_up(parts: list[tf.Variable], ids: tf.Tensor) -> tf.Tensor:
 
 def _read(table: Any, ids: tf.Tensor) -> tf.Tensor:
     """Return rows of a variable, or of what stands for one: a tensor, the copies of replicas."""
-    return table.sparse_read(ids) if hasattr(table, "sparse_read") else tf.gather(table, ids)
+    if isinstance(table, tf.Variable) and not isinstance(table, tf.distribute.DistributedValues):
+        return table.sparse_read(ids)
+    return tf.gather(tf.convert_to_tensor(table), ids)
