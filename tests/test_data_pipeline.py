@@ -9,10 +9,11 @@ import pytest
 import tensorflow as tf
 from test_data_damage import example, write, write_array_record
 
-from tfdp import shard_report
+from tfdp import compat, shard_report
 from tfdp.config import Data
 from tfdp.data import function, inputs, ledger, pipeline, reshard, source
 from tfdp.data.errors import SourceError
+from tfdp.fit import feed
 
 
 def context(pipelines, number):
@@ -324,10 +325,10 @@ def test_a_damaged_record_leaves_nothing_behind(folder, tmp_path):
 def test_a_hint_is_found_wherever_it_stands():
     hint = tf.data.experimental.SHARD_HINT
     plain = tf.data.Dataset.range(10)
-    assert not function.has_hint(plain.shard(2, 1).batch(2))
-    assert function.has_hint(plain.shard(hint, hint).map(lambda x: x + 1).batch(2))
+    assert not compat.has_shard_hint(plain.shard(2, 1).batch(2))
+    assert compat.has_shard_hint(plain.shard(hint, hint).map(lambda x: x + 1).batch(2))
     inside = tf.data.Dataset.range(2).interleave(lambda n: plain.shard(hint, hint))
-    assert function.has_hint(inside)
+    assert compat.has_shard_hint(inside)
     with pytest.raises(SourceError) as raised:
         function.with_hint(plain, "mine:data")
     assert str(raised.value) == (
@@ -483,3 +484,17 @@ def test_a_csv_row_that_is_no_number(folder, tmp_path):
     assert str(damage.explained(raised.value, opened.train)) == (
         f"{tmp_path}/a.csv: row 1: the column 'x1' has 'three', which is no number."
     )
+
+
+def test_fit_refuses_the_policy_hint_without_a_hint():
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.HINT
+    hint = tf.data.experimental.SHARD_HINT
+    plain = tf.data.Dataset.range(8)
+    assert (
+        feed._policy(plain.shard(hint, hint).with_options(options), several=True) == "policy HINT"
+    )
+    with pytest.raises(
+        ValueError, match="asks tf.data for auto_shard_policy HINT and holds no hint"
+    ):
+        feed._policy(plain.with_options(options), several=True)

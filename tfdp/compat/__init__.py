@@ -48,6 +48,7 @@ from tfdp.compat.export import (
 from tfdp.compat.inputs import (
     data_adapter,
     dataset,
+    has_shard_hint,
     is_generator_adapter,
     local_spec,
     train_validation_split,
@@ -103,6 +104,7 @@ __all__ = [
     "forget_text",
     "function",
     "global_seed",
+    "has_shard_hint",
     "has_shared_text",
     "hide_replica_count",
     "initial_epoch",

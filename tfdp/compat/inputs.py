@@ -55,3 +55,20 @@ def local_spec(spec: Any) -> Any:
         return leaf._value_specs[0] if hasattr(leaf, "_value_specs") else leaf
 
     return keras.tree.map_structure(first, spec)
+
+
+def has_shard_hint(dataset: tf.data.Dataset) -> bool:
+    """Say whether `shard(SHARD_HINT, SHARD_HINT)` stands in a dataset."""
+    variant = tf.data.experimental.to_variant(dataset)
+    text = tf.raw_ops.DatasetToGraphV2(input_dataset=variant).numpy()
+    graph = tf.compat.v1.GraphDef.FromString(text)
+    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+    for nodes in bodies:
+        constants = {node.name: node.attr["value"].tensor for node in nodes if node.op == "Const"}
+        for node in nodes:
+            if node.op != "ShardDataset":
+                continue
+            shards = constants.get(node.input[1].partition(":")[0])
+            if shards is not None and tf.make_ndarray(shards) == tf.data.experimental.SHARD_HINT:
+                return True
+    return False

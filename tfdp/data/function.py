@@ -16,10 +16,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdp import compat
 from tfdp import config as config_lib
 from tfdp.data.errors import SourceError
-
-_HINT = tf.data.experimental.SHARD_HINT
 
 
 def load(data: config_lib.Data) -> Callable[..., Any]:
@@ -72,7 +71,7 @@ def with_hint(dataset: tf.data.Dataset, name: str) -> tf.data.Dataset:
     Raises:
         SourceError: If there is no hint: every worker would read and train on everything.
     """
-    if not has_hint(dataset):
+    if not compat.has_shard_hint(dataset):
         raise SourceError(
             f"policy 'hint': the dataset of {name!r} has no hint, so that every worker would train "
             "on all of it. Put dataset.shard(tf.data.experimental.SHARD_HINT, "
@@ -81,20 +80,3 @@ def with_hint(dataset: tf.data.Dataset, name: str) -> tf.data.Dataset:
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.HINT
     return dataset.with_options(options)
-
-
-def has_hint(dataset: tf.data.Dataset) -> bool:
-    """Say whether `shard(SHARD_HINT, SHARD_HINT)` stands anywhere in a dataset."""
-    variant = tf.data.experimental.to_variant(dataset)
-    text = tf.raw_ops.DatasetToGraphV2(input_dataset=variant).numpy()
-    graph = tf.compat.v1.GraphDef.FromString(text)
-    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
-    for nodes in bodies:
-        constants = {node.name: node.attr["value"].tensor for node in nodes if node.op == "Const"}
-        for node in nodes:
-            if node.op != "ShardDataset":
-                continue
-            shards = constants.get(node.input[1].partition(":")[0])
-            if shards is not None and tf.make_ndarray(shards) == _HINT:
-                return True
-    return False

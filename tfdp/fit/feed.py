@@ -323,4 +323,10 @@ def _policy(dataset: Any, several: bool) -> str | None:
     policy = dataset.options().experimental_distribute.auto_shard_policy
     if not several or policy in (_Policy.AUTO, _Policy.DATA):
         return None
+    if policy is _Policy.HINT and not compat.has_shard_hint(dataset):
+        raise ValueError(
+            "The dataset asks tf.data for auto_shard_policy HINT and holds no hint: every worker "
+            "would train on all of it. Put dataset.shard(tf.data.experimental.SHARD_HINT, "
+            "tf.data.experimental.SHARD_HINT) behind its reader, or leave the policy out."
+        )
     return f"policy {policy.name}"
