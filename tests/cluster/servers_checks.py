@@ -1,5 +1,6 @@
 """What servers.py checks: each function returns what a test compares."""
 
+import os
 import pathlib
 import tempfile
 import time
@@ -15,7 +16,9 @@ from fit import cases
 import tfdp
 from tfdp import fit
 
-STRATEGY = tfdp.strategy("parameter_server", min_shard_bytes=64, max_shards=3)
+STRATEGY = tfdp.strategy(
+    "parameter_server", min_shard_bytes=64, max_shards=int(os.environ.get("MAX_SHARDS", "3"))
+)
 ONE_DEVICE = tf.distribute.OneDeviceStrategy("/job:chief/replica:0/task:0/device:CPU:0")
 
 # What a batch, a loss, a metric or an optimizer can be, and what partitions make of it.
@@ -37,14 +40,16 @@ def synchronous_cases() -> Iterator[tuple[str, cases.Case]]:
 
 
 def run(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Run the checks whose names contain one of `names`, all of them by default."""
+    """Run the checks of these names, by default all but those that need another cluster's."""
     everything: list[tuple[str, Callable[[], Any]]] = [
         (f"synchronous {name}", lambda case=case: synchronous(case))
         for name, case in synchronous_cases()
     ]
     everything += [(check.__name__, check) for check in CHECKS]
+    if names:
+        everything += [(check.__name__, check) for check in (written, read)]
     for name, check in everything:
-        if names and not any(part in name for part in names):
+        if names and name not in names:
             continue
         line: dict[str, Any] = {"check": name}
         begin = time.perf_counter()
@@ -221,6 +226,45 @@ def saved_and_loaded() -> dict[str, float]:
         found["steps"] = int(again.optimizer.iterations) - before
         again.load_weights(folder / "model.weights.h5")
         found["weights"] = float(np.abs(again.predict(x, verbose=0) - expected).max())
+    return found
+
+
+def written() -> dict[str, int]:
+    """Leave a trained model for clusters of other sizes, in the folder that FOLDER names."""
+    x, y = cases.arrays(64)
+    with STRATEGY.scope():
+        model = keras.Sequential(
+            [keras.Input((6,)), keras.layers.Dense(9, "tanh"), keras.layers.Dense(3, "softmax")]
+        )
+        model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    folder = pathlib.Path(os.environ["FOLDER"])
+    model.save(folder / "model.keras")
+    model.save_weights(folder / "model.weights.h5")
+    np.save(folder / "predicted.npy", model.predict(x, verbose=0))
+    slots: dict[str, Any] = {}
+    model.optimizer.save_own_variables(slots)
+    np.savez(folder / "slots.npz", **slots)
+    return {"partitions": len(model.layers[0].kernel.value.variables)}
+
+
+def read() -> dict[str, float]:
+    """Load what `written` has left."""
+    x, y = cases.arrays(64)
+    folder = pathlib.Path(os.environ["FOLDER"])
+    expected, wanted = np.load(folder / "predicted.npy"), np.load(folder / "slots.npz")
+    with STRATEGY.scope():
+        model = keras.models.load_model(folder / "model.keras")
+    kernel = model.layers[0].kernel.value
+    found: dict[str, float] = {"partitions": len(getattr(kernel, "variables", [kernel]))}
+    found["keras"] = float(np.abs(model.predict(x, verbose=0) - expected).max())
+    slots: dict[str, Any] = {}
+    model.optimizer.save_own_variables(slots)
+    assert sorted(slots) == sorted(wanted)
+    found["optimizer"] = max(float(np.abs(slots[name] - wanted[name]).max()) for name in wanted)
+    model.fit(x, y, batch_size=8, verbose=0)
+    model.load_weights(folder / "model.weights.h5")
+    found["weights"] = float(np.abs(model.predict(x, verbose=0) - expected).max())
     return found
 
 

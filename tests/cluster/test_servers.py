@@ -93,6 +93,30 @@ def test_saved_and_loaded(found):
     assert {name: value for name, value in found.items() if not value <= 1e-6} == {}
 
 
+def test_what_two_servers_save_loads_with_one_and_with_three(tmp_path):
+    def run(check: str, servers: int) -> dict[str, float]:
+        output = tmp_path / f"{check}-{servers}.jsonl"
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "FOLDER": str(tmp_path),
+            "MAX_SHARDS": str(servers),
+        }
+        command = [sys.executable, str(SCRIPT), str(output), "2", str(servers), check]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        line = json.loads(output.read_text())
+        assert "error" not in line, line["error"]
+        return line["found"]
+
+    assert run("written", 2) == {"partitions": 2}
+    for servers in (1, 3):
+        found = run("read", servers)
+        assert found.pop("partitions") == servers
+        assert {name: value for name, value in found.items() if not value <= 1e-6} == {}
+
+
 def test_evaluate_and_predict(found):
     assert {name: value for name, value in found.items() if not value <= 1e-6} == {}
 
