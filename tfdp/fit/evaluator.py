@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -161,7 +162,7 @@ def _load(model: keras.Model, path: str) -> bool:
     """
     try:
         model.load_weights(path)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         if time.time() - os.path.getmtime(path) < _UNREADABLE_SECONDS:
             return False
         raise OSError(f"The checkpoint {path} cannot be read: {error}") from error
