@@ -5,8 +5,9 @@
 
 One chief, 2 workers, 2 ps as processes of this machine. A step takes 256 rows of 20 ids, looks them
 up in a table of width 64, averages, and trains a dense layer on top with SGD. The contestants train
-in turns, in the same processes. A time is the median over the rounds of time / steps: with two
-workers two steps run at a time. For tf_keras: pip install "tf_keras>=2.20,<2.22".
+in turns, in the same processes, worker i and ps i on core i. A time is the median over the rounds
+of time / steps: with two workers two steps run at a time. For tf_keras:
+pip install "tf_keras>=2.20,<2.22".
 """
 
 import argparse
@@ -110,6 +111,7 @@ def times(strategy, arguments: argparse.Namespace) -> None:
     found = {name: [] for name in contestants}
     for run in contestants.values():
         run()  # traces
+    pin()
     for _ in range(rounds):
         for name, run in contestants.items():
             begin = time.perf_counter()
@@ -162,6 +164,24 @@ def memory(strategy) -> None:
 def peaks() -> dict[str, float]:
     """Return the peak resident memory of this cluster's processes in MB, by task."""
     found = {}
+    for (job, index), process in sorted(tasks().items()):
+        peak = re.search(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())
+        found[f"{job}:{index}"] = int(peak[1]) / 1024 if peak else 0.0
+    return found
+
+
+def pin() -> None:
+    """Keep worker i and ps i on core i: two workers on one core are half as fast."""
+    cores = sorted(os.sched_getaffinity(0))
+    for (job, index), process in tasks().items():
+        if job != "chief":
+            for thread in (process / "task").iterdir():
+                os.sched_setaffinity(int(thread.name), {cores[index % len(cores)]})
+
+
+def tasks() -> dict[tuple[str, int], pathlib.Path]:
+    """Return the folder in /proc of each task of this cluster, by type and index."""
+    found = {}
     parent = os.getppid()
     for entry in pathlib.Path("/proc").iterdir():
         try:
@@ -170,12 +190,10 @@ def peaks() -> dict[str, float]:
         except OSError:
             continue
         config = [v for v in environment if v.startswith(b"TF_CONFIG=")]
-        if f"PPid:\t{parent}\n" not in status or not config:
-            continue
-        task = json.loads(config[0].partition(b"=")[2])["task"]
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
-        found[f"{task['type']}:{task['index']}"] = int(peak[1]) / 1024 if peak else 0.0
-    return dict(sorted(found.items()))
+        if f"PPid:\t{parent}\n" in status and config:
+            task = json.loads(config[0].partition(b"=")[2])["task"]
+            found[task["type"], task["index"]] = entry
+    return found
 
 
 if __name__ == "__main__":
