@@ -24,7 +24,7 @@ _log = logging.getLogger("tfdp")
 _POLL_SECONDS = 0.5
 # A file that cannot be read for so long is not one that is still being written.
 _UNREADABLE_SECONDS = 20.0
-_ENDED = "training_ended"
+_ENDED = ".training_ended"
 
 
 def begins(callbacks: Sequence[keras.callbacks.Callback]) -> None:
