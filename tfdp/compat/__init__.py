@@ -56,6 +56,7 @@ from tfdp.compat.inputs import (
 from tfdp.compat.parameter_server import (
     addresses,
     built_with,
+    call_succeeded,
     current_value,
     forget_build,
     initialize_by_partition,
@@ -93,6 +94,7 @@ __all__ = [
     "bind",
     "build",
     "built_with",
+    "call_succeeded",
     "compile_loss",
     "compiled_state",
     "current_value",

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
+from tensorflow.python.distribute.coordinator import remote_value
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 
@@ -123,6 +124,15 @@ def initialize_by_partition(
 def is_ready(remote: Any, seconds: float) -> bool:
     """Wait for a RemoteValue, or its error, for so long at most; say whether it is there."""
     return bool(remote._status_available_event.wait(seconds))
+
+
+def call_succeeded(remote: Any) -> bool:
+    """Say whether the call behind a RemoteValue that is ready has raised nothing.
+
+    Its result then lies on the worker that computed it, until it is fetched.
+    """
+    ready = remote._status is remote_value.RemoteValueStatus.READY
+    return bool(ready and remote._error is None)
 
 
 def remote_spec(values: Any) -> Any:

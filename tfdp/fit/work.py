@@ -25,6 +25,8 @@ _log = logging.getLogger("tfdp")
 _LOOK_SECONDS = 5.0
 _CONNECT_SECONDS = 2.0
 _SAY_SECONDS = 30.0
+# Workers that may die one after the other, each with the result of the same call.
+_RUNS_AGAIN = 5
 
 
 class ServerLostError(RuntimeError):
@@ -59,7 +61,8 @@ class Work:
     def put(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Hand out one call."""
         try:
-            self._out.append(self._coordinator.schedule(function, args=args))
+            remote = self._coordinator.schedule(function, args=args)
+            self._out.append((remote, function, args))
         except tf.errors.OpError as error:
             raise self._explained(error) from None
 
@@ -70,7 +73,25 @@ class Work:
             ServerLostError: A parameter server does not answer.
             tf.errors.OpError: What the call raised.
         """
-        remote = self._out.popleft()
+        remote, function, args = self._out.popleft()
+        for _ in range(_RUNS_AGAIN):
+            self._wait(remote)
+            try:
+                return remote.fetch()
+            except Exception as error:
+                # A worker that died after a call keeps what the call gave: it is run again.
+                if not (compat.call_succeeded(remote) and self._lost_with_worker(error)):
+                    raise self._explained(error) from None
+            _log.warning("The result of a batch was lost with its worker: it is run again.")
+            remote = self._coordinator.schedule(function, args=args)
+        raise self._explained(tf.errors.UnavailableError(None, None, "Workers die too often."))
+
+    def _wait(self, remote: Any) -> None:
+        """Wait until a result is there.
+
+        Raises:
+            ServerLostError: A parameter server does not answer.
+        """
         said = time.monotonic()
         silent: dict[str, int] = {}
         while not compat.is_ready(remote, _LOOK_SECONDS):
@@ -85,11 +106,10 @@ class Work:
                 away = [f"{task} ({address})" for task, address in self._silent("worker").items()]
                 if away:
                     _log.warning("%s: no answer. The others go on.", ", ".join(away))
-        try:
-            return remote.fetch()
-        except Exception as error:
-            self._out.clear()
-            raise self._explained(error) from None
+
+    def _lost_with_worker(self, error: Exception) -> bool:
+        """Say whether a result could not be fetched because its worker died, and no server did."""
+        return isinstance(error, tf.errors.OpError) and not self._silent("ps")
 
     def drain(self) -> Iterator[Any]:
         """Take all that is out, the oldest first."""
