@@ -74,6 +74,20 @@ def test_a_plan_as_json(capsys):
 
 
 @pytest.mark.parametrize(
+    ("reading", "steps", "records"),
+    # Batches of 64 for each who reads.
+    [("coordinator", 23, [1437]), ("shard", 12, [719, 718])],
+)
+def test_who_reads_for_parameter_servers(reading, steps, records, capsys):
+    words = ("--chief", "--workers=2", "--ps=1", f"--config.servers.reading={reading}", "--json")
+    assert tfdp("shards", "--config=digits.py", *words) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert plans["train"]["steps"] == steps
+    assert [share["records"] for share in plans["train"]["shares"]] == records
+    assert len(plans["test"]["shares"]) == 1
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (

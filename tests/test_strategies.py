@@ -114,14 +114,23 @@ def test_which_strategy_is_made(name, gpus, config, made, devices, machine):
         ),
         (
             {"lazy_rows": True},
-            "strategy('one_device') has no parameter servers: leave out max_staleness and "
-            "lazy_rows, or start the script with tfdp launch --chief --workers=N --ps=M -- "
+            "strategy('one_device') has no parameter servers: leave out max_staleness, lazy_rows "
+            "and reading, or start the script with tfdp launch --chief --workers=N --ps=M -- "
             "SCRIPT.py.",
         ),
         (
             {"max_staleness": -1},
             "max_staleness=-1: use a whole number of steps from 0 (0: synchronous), or None for "
             "no limit.",
+        ),
+        (
+            {"reading": "workers"},
+            "reading='workers': use one of coordinator, shard, all.",
+        ),
+        (
+            {"reading": "shard", "max_staleness": 0},
+            "reading='shard': max_staleness=0 splits each batch over the workers, so that the "
+            "coordinator reads. Leave out one of the two.",
         ),
     ],
 )

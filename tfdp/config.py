@@ -23,6 +23,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 IMPLEMENTATIONS = ("auto", "ring", "nccl")
 COMPRESSIONS = ("none", "float16", "bfloat16")
+READINGS = ("coordinator", "shard")
 SECOND_SIGNATURES = ("none", "examples", "images")
 SOURCES = ("tfds", "tfrecord", "array_record", "images", "csv", "numpy")
 AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
@@ -165,11 +166,14 @@ class Servers:
         max_staleness: Steps between reading the weights and the update; 0 is synchronous, -1 sets
             no limit.
         lazy_rows: Whether a sparse gradient changes the rows it has and no others.
+        reading: One of READINGS. "coordinator": the chief reads, and hands each batch out once an
+            epoch. "shard": each worker reads a shard of its own, again and again.
     """
 
     min_shard_bytes: int = 0
     max_staleness: int = -1
     lazy_rows: bool = False
+    reading: str = "coordinator"
 
 
 @dataclasses.dataclass
@@ -275,6 +279,12 @@ def _problems(config: Config) -> Any:
     yield from _at_least("config.communication.timeout_seconds", wire.timeout_seconds, 0)
     yield from _at_least("config.servers.min_shard_bytes", config.servers.min_shard_bytes, 0)
     yield from _at_least("config.servers.max_staleness", config.servers.max_staleness, -1)
+    yield from _choice("config.servers.reading", config.servers.reading, READINGS)
+    if config.servers.reading != "coordinator" and config.servers.max_staleness == 0:
+        yield (
+            f"config.servers.reading={config.servers.reading!r}: with max_staleness=0 the chief "
+            "reads, and splits each batch over the workers. Leave out one of the two."
+        )
     if _is_number(training.learning_rate) and not 0 < training.learning_rate < math.inf:
         yield f"config.training.learning_rate={training.learning_rate!r}: use a number above 0."
     if _is_number(config.model.dropout) and not 0 <= config.model.dropout < 1:

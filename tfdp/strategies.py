@@ -35,6 +35,7 @@ def strategy(
     max_shards: int | None = None,
     max_staleness: int | None = None,
     lazy_rows: bool = False,
+    reading: str = "coordinator",
 ) -> tf.distribute.Strategy:
     """Return the strategy for this task, and teach Keras's fit to use it.
 
@@ -50,6 +51,9 @@ def strategy(
         max_shards: Parameter servers: at most so many partitions of a variable.
         max_staleness: Parameter servers: see fit.ServerOptions.
         lazy_rows: Parameter servers: see fit.ServerOptions.
+        reading: Parameter servers: who reads what fit is given, "coordinator" (each batch once an
+            epoch), "shard" or "all" (each worker its part, or all in its own order): see
+            fit.ServerOptions.
 
     Raises:
         StrategyError: For an unknown name, one that needs a cluster without one, or an option that
@@ -65,11 +69,11 @@ def strategy(
         name = _choose(found)
     servers = _server_settings(name, evaluates, min_shard_bytes, max_shards)
     try:
-        server_options = fit.ServerOptions(max_staleness, lazy_rows)
+        server_options = fit.ServerOptions(max_staleness, lazy_rows, reading)
     except ValueError as error:
         raise StrategyError(str(error)) from None
     if server_options != fit.ServerOptions() and name != "parameter_server" and not evaluates:
-        raise StrategyError(_no_servers(name, "max_staleness and lazy_rows"))
+        raise StrategyError(_no_servers(name, "max_staleness, lazy_rows and reading"))
     if found is not None:
         cluster_lib.check_strategy(found[0], name, found[1])
     elif name in ("multi_worker", "parameter_server"):

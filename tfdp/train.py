@@ -79,7 +79,12 @@ def train(config: config_lib.Config) -> Result:
     workers = found[0].num_workers_in_sync if found is not None and not on_servers else 1
     replicas = strategy.num_replicas_in_sync
     batch = batching.Batch(config.data.global_batch_size, workers, replicas // workers)
-    inputs = inputs_lib.open_inputs(config.data, config.seed, config.training.epochs, workers)
+    apart = 0
+    if found is not None and on_servers and config.servers.reading != "coordinator":
+        apart = len(found[0].worker)
+    inputs = inputs_lib.open_inputs(
+        config.data, config.seed, config.training.epochs, workers, apart
+    )
     # Again: preparing a dataset draws random numbers, and a first run is to be as all that follow.
     keras.utils.set_random_seed(config.seed)
     run_dir = pathlib.Path(config.run_dir or config_lib.new_run_dir(config))
@@ -168,6 +173,7 @@ def _servers(
         "min_shard_bytes": settings.min_shard_bytes or None,
         "max_staleness": None if settings.max_staleness < 0 else settings.max_staleness,
         "lazy_rows": settings.lazy_rows,
+        "reading": settings.reading,
     }
 
 

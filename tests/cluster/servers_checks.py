@@ -1,5 +1,6 @@
 """What servers.py checks: each function returns what a test compares."""
 
+import logging
 import os
 import pathlib
 import tempfile
@@ -15,6 +16,7 @@ from fit import cases
 
 import tfdp
 from tfdp import fit
+from tfdp.fit import worker_feed
 
 STRATEGY = tfdp.strategy(
     "parameter_server", min_shard_bytes=64, max_shards=int(os.environ.get("MAX_SHARDS", "3"))
@@ -27,7 +29,16 @@ SYNCHRONOUS = {
     "inputs": ("ragged", "sparse", "two_inputs_outputs_dataset"),
     "losses": ("function_per_sample", "masked", "regularizers", "two_outputs_weighted"),
     "metrics": ("class_metrics",),
-    "optimizers": ("adam", "frozen", "ftrl", "global_clipnorm"),
+    "optimizers": (
+        "accumulation_clip",
+        "adam",
+        "ema_overwrite",
+        "frozen",
+        "ftrl",
+        "global_clipnorm",
+        "loss_scale_grows",
+    ),
+    "precision": ("mixed_float16", "overflow"),
 }
 
 
@@ -123,6 +134,72 @@ def no_lost_updates() -> dict[str, float]:
         "row": table[3].tolist(),
         "others": float(np.abs(np.delete(table, 3, 0)).max()),
     }
+
+
+def gathered() -> dict[str, float]:
+    """Let every step have a gradient of 1, and every third apply the mean of three."""
+    with STRATEGY.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, "linear")])
+        optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=3)
+        model.compile(optimizer, loss=lambda y, p: keras.ops.sum(p, axis=1))
+    model.fit(np.zeros((600, 1)), np.zeros((600, 1)), batch_size=1, verbose=0)
+    bias, waiting = (
+        float(v.numpy()[0]) for v in (model.layers[-1].bias, optimizer._accumulated_gradients[1])
+    )
+    return {"bias": bias, "all": 3 * bias - waiting, "iterations": int(optimizer.iterations)}
+
+
+def overflowing() -> dict[str, Any]:
+    """Train with a loss scale on batches of which every tenth overflows."""
+    x = np.ones((200, 1), "float32")
+    x[5::10] = np.inf
+    with STRATEGY.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, "linear")])
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0))
+        model.compile(optimizer, loss=lambda y, p: keras.ops.sum(p, axis=1))
+    model.fit(x, x, batch_size=1, verbose=0, shuffle=False)
+    return {
+        "iterations": int(optimizer.iterations),
+        "bias": float(model.layers[-1].bias.numpy()[0]),
+        "scale": float(np.log2(optimizer.dynamic_scale.numpy())),
+    }
+
+
+def bounded_staleness() -> dict[str, int]:
+    """Return the largest staleness with several bounds, where steps take more or less long."""
+    random = np.random.default_rng(0)
+
+    class Slow(keras.layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            def wait(x: np.ndarray) -> np.ndarray:
+                time.sleep(random.exponential(0.005))
+                return x
+
+            outputs = tf.numpy_function(wait, [inputs], tf.float32)
+            outputs.set_shape(inputs.shape)
+            return outputs
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    x, y = cases.arrays(120)
+    found: dict[str, int] = {}
+    log, handler = logging.getLogger("tfdp"), Told()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    for bound in (1, 2, 4, None):
+        told: list[str] = []
+        fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=bound))
+        with STRATEGY.scope():
+            model = cases.classifier(Slow())
+        model.fit(x, y, batch_size=1, verbose=0)
+        line = next(line for line in told if line.startswith("Epoch 1: 120 steps; "))
+        found[str(bound)] = int(line.split("and ")[1].split()[0])
+    log.removeHandler(handler)
+    log.setLevel(level)
+    return found
 
 
 def schedule() -> dict[str, float]:
@@ -342,6 +419,92 @@ def own_train_step() -> dict[str, Any]:
     }
 
 
+class TwoOptimizers(keras.Model):
+    """Updates its two layers by optimizers of their own."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape(persistent=True) as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        for optimizer, layer in zip((self.optimizer, self.second), self.layers[1:], strict=True):
+            gradients = tape.gradient(loss, layer.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, layer.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+def two_optimizers() -> dict[str, Any]:
+    """Train with a train_step that updates twice, with an optimizer that nobody has built."""
+
+    def build() -> keras.Model:
+        keras.utils.set_random_seed(2)
+        inputs = keras.Input((6,))
+        hidden = keras.layers.Dense(2, "tanh")(inputs)
+        model = TwoOptimizers(inputs, keras.layers.Dense(3, "softmax")(hidden))
+        model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+        model.second = keras.optimizers.Adam(0.01)
+        return model
+
+    x, y = cases.arrays(40)
+    fit.disable()
+    alone = build()
+    alone.fit(x, y, batch_size=10, verbose=0, shuffle=False)
+    fit.enable()
+    # One batch at a time is out: nothing is stale.
+    fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=1))
+    with STRATEGY.scope():
+        model = build()
+    model.fit(x, y, batch_size=10, verbose=0, shuffle=False)
+    pairs = zip(alone.get_weights(), model.get_weights(), strict=True)
+    found: dict[str, Any] = {"largest": max(float(np.abs(a - b).max()) for a, b in pairs)}
+    found["iterations"] = [int(model.optimizer.iterations), int(model.second.iterations)]
+    fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=0))
+    try:
+        model.fit(x, y, batch_size=10, verbose=0)
+    except ValueError as error:
+        found["refused"] = str(error)
+    return found
+
+
+def own_train_step_summed() -> dict[str, Any]:
+    """Compare a train_step of the user's own with one device, on ragged batches."""
+
+    class Own(keras.Model):
+        def train_step(self, data: Any) -> dict[str, Any]:
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+            return {**self.compute_metrics(x, y, self(x), None), "again": loss}
+
+    def build() -> keras.Model:
+        keras.utils.set_random_seed(2)
+        inputs = keras.Input((6,))
+        hidden = keras.layers.Dense(2, "tanh")(inputs)
+        model = Own(inputs, keras.layers.Dense(3, "softmax")(hidden))
+        loss = "sparse_categorical_crossentropy"
+        model.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
+        return model
+
+    x, y = cases.arrays(46)
+    settings = {"batch_size": 10, "epochs": 2, "verbose": 0, "shuffle": False}
+    fit.disable()
+    alone = build()
+    expected = alone.fit(x, y, **settings).history
+    fit.enable()
+    fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=0))
+    with STRATEGY.scope():
+        model = build()
+    history = model.fit(x, y, **settings).history
+    pairs = [*zip(alone.get_weights(), model.get_weights(), strict=True)]
+    # Keras logs "again" of the last batch, this package the mean over the rows.
+    pairs += [(np.array(expected["accuracy"]), np.array(history["accuracy"]))]
+    return {
+        "largest": max(float(np.abs(a - b).max()) for a, b in pairs),
+        "logs": sorted(history),
+    }
+
+
 def worker_reads() -> dict[str, Any]:
     """Give a function of InputContext: each worker reads its own shard."""
 
@@ -353,10 +516,50 @@ def worker_reads() -> dict[str, Any]:
 
     with STRATEGY.scope():
         model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-        model.compile(keras.optimizers.SGD(0.0), "mse")
+        model.compile(keras.optimizers.SGD(0.0), "mse", steps_per_execution=4)
     history = model.fit(numbers, epochs=2, verbose=0).history
     model.fit(numbers, steps_per_epoch=5, verbose=0)
     return {"epochs": len(history["loss"]), "iterations": int(model.optimizer.iterations)}
+
+
+def readings() -> dict[str, Any]:
+    """Train 15 passes over what workers read themselves, and count how often each row came."""
+
+    class Counts(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.seen = self.add_weight(shape=(24,), initializer="zeros", trainable=False)
+
+        def call(self, inputs: Any, training: bool = False) -> Any:
+            if training:
+                rows = keras.ops.one_hot(keras.ops.cast(inputs[:, 0], "int32"), 24)
+                self.seen.assign(self.seen + keras.ops.sum(rows, axis=0))
+            return inputs
+
+    rows = np.arange(24, dtype="float32")[:, None]
+    batches = tf.data.Dataset.from_tensor_slices((rows, rows)).shuffle(24).batch(2)
+    orders = worker_feed.reader("all", rows, rows, batch_size=24)
+    firsts = [
+        next(iter(orders.function(tf.distribute.InputContext(3, i, 1))))[0][:, 0].numpy().tolist()
+        for i in range(3)
+    ]
+    found: dict[str, Any] = {"orders": len({tuple(order) for order in firsts})}
+    for reading, x, y in (("shard", rows, rows), ("all", rows, rows), ("shard", batches, None)):
+        fit.set_server_options(STRATEGY, fit.ServerOptions(reading=reading))
+        with STRATEGY.scope():
+            layer = Counts()
+            model = keras.Sequential([keras.Input((1,)), layer, keras.layers.Dense(1)])
+            model.compile("sgd", "mse", metrics=["mae"])
+        settings = {} if y is None else {"y": y, "batch_size": 2}
+        history = model.fit(x, epochs=15, verbose=0, **settings).history
+        seen = layer.seen.numpy()
+        name = f"{reading} of {'arrays' if y is not None else 'a dataset'}"
+        found[name] = {
+            "epochs": len(history["mae"]),
+            "steps": int(model.optimizer.iterations),
+            "seen": float(seen.sum()),
+            "least": float(seen.min()),
+        }
+    return found
 
 
 def refused() -> dict[str, str]:
@@ -372,15 +575,29 @@ def refused() -> dict[str, str]:
 
     with STRATEGY.scope():
         model = cases.classifier()
-        accumulating = cases.classifier(optimizer=cases.sgd(gradient_accumulation_steps=2))
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(2)
+    off = tf.data.Options()
+    off.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+
+    def through_python(x: Any, y: Any) -> Any:
+        return tf.ensure_shape(tf.numpy_function(lambda x: x, [x], tf.float32), x.shape), y
+
     attempts: dict[str, Callable[[], Any]] = {
         "generator": lambda: model.fit(pair for pair in [(x, y)]),
         "PyDataset": lambda: model.fit(Batches()),
-        "accumulation": lambda: accumulating.fit(x, y, verbose=0),
         "endless": lambda: model.fit(tf.data.Dataset.from_tensors((x, y)).repeat()),
+        "shard: endless": lambda: model.fit(batches.repeat()),
+        "shard: Python": lambda: model.fit(batches.map(through_python)),
+        "shard: OFF": lambda: model.fit(batches.with_options(off)),
+        "shard: few": lambda: model.fit(x[:2], y[:2]),
+        "all: dataset": lambda: model.fit(batches),
+        "all: order": lambda: model.fit(x, y, shuffle=False),
     }
     found = {}
     for name, attempt in attempts.items():
+        reading, colon, _ = name.partition(":")
+        options = fit.ServerOptions(reading=reading) if colon else fit.ServerOptions()
+        fit.set_server_options(STRATEGY, options)
         try:
             attempt()
             found[name] = ""
@@ -418,6 +635,9 @@ def step_that_fails() -> dict[str, Any]:
 CHECKS = [
     counters,
     no_lost_updates,
+    gathered,
+    overflowing,
+    bounded_staleness,
     schedule,
     embedding,
     lazy_rows,
@@ -425,7 +645,10 @@ CHECKS = [
     evaluate_and_predict,
     batch_callbacks,
     own_train_step,
+    two_optimizers,
+    own_train_step_summed,
     worker_reads,
+    readings,
     refused,
     step_that_fails,
 ]

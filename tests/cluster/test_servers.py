@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from cluster import processes
+
 pytestmark = pytest.mark.cluster
 
 SCRIPT = pathlib.Path(__file__).parent / "servers.py"
@@ -25,10 +27,15 @@ SYNCHRONOUS = (
     "losses-regularizers",
     "losses-two_outputs_weighted",
     "metrics-class_metrics",
+    "optimizers-accumulation_clip",
     "optimizers-adam",
+    "optimizers-ema_overwrite",
     "optimizers-frozen",
     "optimizers-ftrl",
     "optimizers-global_clipnorm",
+    "optimizers-loss_scale_grows",
+    "precision-mixed_float16",
+    "precision-overflow",
 )
 
 
@@ -71,6 +78,25 @@ def test_counters(found):
 
 def test_no_lost_updates(found):
     assert found == {"bias": -600.0, "row": [-600.0] * 4, "others": 0.0}
+
+
+def test_gathered(found):
+    # Every gradient is in the weights, or waits for the next update.
+    assert found["all"] == pytest.approx(-600.0, abs=1e-2)
+    assert found["bias"] == pytest.approx(-200.0, abs=4.0)
+    assert found["iterations"] == 200
+
+
+def test_overflowing(found):
+    assert (found["iterations"], found["bias"]) == (180, -180.0)
+    # Each of 20 overflows halves the scale, unless it ran beside another.
+    assert -5.0 <= found["scale"] < 15.0
+
+
+def test_bounded_staleness(found):
+    unbounded = found.pop("None")
+    assert {bound: value for bound, value in found.items() if value > int(bound)} == {}
+    assert unbounded >= 2
 
 
 def test_schedule(found):
@@ -117,6 +143,18 @@ def test_what_two_servers_save_loads_with_one_and_with_three(tmp_path):
         assert {name: value for name, value in found.items() if not value <= 1e-6} == {}
 
 
+def test_processes_that_read_for_themselves(tmp_path, environment):
+    script = str(SCRIPT.with_name("scripts") / "reading.py")
+    words = ["launch", "--chief", "--workers=2", "--ps=1", "--", script]
+    done = processes.run(words, tmp_path, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    for reading in ("shard", "files", "all"):
+        steps, seen = found[reading]
+        assert (steps, sum(seen)) == (10 * 12, 10 * 48), reading
+        assert min(seen) >= 1, reading
+
+
 def test_evaluate_and_predict(found):
     assert {name: value for name, value in found.items() if not value <= 1e-6} == {}
 
@@ -133,15 +171,40 @@ def test_own_train_step(found):
     assert found["iterations"] == 4
 
 
+def test_two_optimizers(found):
+    assert found["largest"] <= 1e-6
+    assert found["iterations"] == [4, 4]
+    assert "updates 2 times, and max_staleness=0 sums the gradients of one" in found["refused"]
+
+
+def test_own_train_step_summed(found):
+    assert found["largest"] <= 1e-5
+    assert found["logs"] == ["accuracy", "again", "loss"]
+
+
 def test_worker_reads(found):
     assert found == {"epochs": 2, "iterations": 2 * 12 + 5}
+
+
+def test_readings(found):
+    assert found.pop("orders") == 3
+    assert sorted(found) == ["all of arrays", "shard of a dataset", "shard of arrays"]
+    for seen in found.values():
+        assert (seen["epochs"], seen["steps"], seen["seen"]) == (15, 15 * 12, 15.0 * 24)
+        # How often a row comes depends on which worker is faster, but each comes.
+        assert seen["least"] >= 1
 
 
 def test_refused(found):
     assert found["generator"].startswith("fit on parameter servers takes no generator: ")
     assert found["PyDataset"].startswith("fit on parameter servers takes no Batches: ")
-    assert "Use larger batches instead." in found["accumulation"]
     assert "give steps_per_epoch=" in found["endless"]
+    assert "give steps_per_epoch=" in found["shard: endless"]
+    assert found["shard: Python"].startswith("The data goes through Python code ")
+    assert found["shard: OFF"].startswith("The dataset's auto_shard_policy is OFF, ")
+    assert found["shard: few"].startswith("Pipeline 2 of 3 has no batch: ")
+    assert found["all: dataset"].startswith("reading='all' shuffles arrays for each worker; ")
+    assert found["all: order"].startswith("reading='all' with shuffle=False ")
 
 
 def test_step_that_fails(found):

@@ -51,6 +51,8 @@ from tfdp.compat.inputs import (
     has_shard_hint,
     is_generator_adapter,
     local_spec,
+    runs_python,
+    shardable,
     train_validation_split,
 )
 from tfdp.compat.parameter_server import (
@@ -73,12 +75,14 @@ from tfdp.compat.parameter_server import (
 )
 from tfdp.compat.variables import (
     bind,
+    decide_updates,
     leave_stateless_scope,
     optimizer_on_one_device,
     replace_apply,
     replace_value,
     restore_apply,
     seed_states,
+    step_count,
     synchronized_state,
 )
 
@@ -100,6 +104,7 @@ __all__ = [
     "current_value",
     "data_adapter",
     "dataset",
+    "decide_updates",
     "enlarge_receive_chunks",
     "flatten_metrics_in_order",
     "forget_build",
@@ -133,10 +138,13 @@ __all__ = [
     "replace_losses",
     "replace_value",
     "restore_apply",
+    "runs_python",
     "seed_states",
+    "shardable",
     "share_text",
     "shared_text",
     "slots",
+    "step_count",
     "stored_value",
     "supports_jit",
     "synchronized_state",

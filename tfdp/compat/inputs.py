@@ -1,5 +1,6 @@
 """What fit, evaluate and predict are given."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ import tensorflow as tf
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+from tensorflow.python.data.util import structure
 
 
 def data_adapter(
@@ -59,11 +61,7 @@ def local_spec(spec: Any) -> Any:
 
 def has_shard_hint(dataset: tf.data.Dataset) -> bool:
     """Say whether `shard(SHARD_HINT, SHARD_HINT)` stands in a dataset."""
-    variant = tf.data.experimental.to_variant(dataset)
-    text = tf.raw_ops.DatasetToGraphV2(input_dataset=variant).numpy()
-    graph = tf.compat.v1.GraphDef.FromString(text)
-    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
-    for nodes in bodies:
+    for nodes in _bodies(dataset):
         constants = {node.name: node.attr["value"].tensor for node in nodes if node.op == "Const"}
         for node in nodes:
             if node.op != "ShardDataset":
@@ -72,3 +70,48 @@ def has_shard_hint(dataset: tf.data.Dataset) -> bool:
             if shards is not None and tf.make_ndarray(shards) == tf.data.experimental.SHARD_HINT:
                 return True
     return False
+
+
+def runs_python(dataset: tf.data.Dataset) -> bool:
+    """Say whether a dataset calls Python functions, which live in this process alone."""
+    calls = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
+    return any(node.op in calls for nodes in _bodies(dataset) for node in nodes)
+
+
+def shardable(dataset: tf.data.Dataset) -> Callable[[int, int], tf.data.Dataset]:
+    """Return a function of (shard_count, shard_index) that makes a shard where it is called.
+
+    On a worker too: the dataset travels as a graph. Sharded is by its own auto_shard_policy.
+    """
+    policy = dataset.options().experimental_distribute.auto_shard_policy
+    graph, spec = _graph(dataset), dataset.element_spec
+    types = {
+        "output_types": structure.get_flat_tensor_types(spec),
+        "output_shapes": structure.get_flat_tensor_shapes(spec),
+    }
+
+    def shard(count: int, index: int) -> tf.data.Dataset:
+        variant = tf.raw_ops.DatasetFromGraph(graph_def=graph)
+        sharded = tf.raw_ops.AutoShardDataset(
+            input_dataset=variant,
+            num_workers=tf.constant(count, tf.int64),
+            index=tf.constant(index, tf.int64),
+            auto_shard_policy=policy.value,
+            num_replicas=count,
+            **types,
+        )
+        return tf.data.experimental.from_variant(sharded, spec)
+
+    return shard
+
+
+def _graph(dataset: tf.data.Dataset) -> tf.Tensor:
+    """Return a dataset as a serialized graph."""
+    variant = tf.data.experimental.to_variant(dataset)
+    return tf.raw_ops.DatasetToGraphV2(input_dataset=variant, strip_device_assignment=True)
+
+
+def _bodies(dataset: tf.data.Dataset) -> list[Any]:
+    """Return the nodes of a dataset's graph, and of each function in it."""
+    graph = tf.compat.v1.GraphDef.FromString(_graph(dataset).numpy())
+    return [graph.node, *(function.node_def for function in graph.library.function)]

@@ -188,6 +188,9 @@ def built_with(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
 def forget_build(optimizer: keras.optimizers.Optimizer) -> None:
     """Make an optimizer as if it had not been built: without slots."""
     dropped = {id(slot) for row in slots(optimizer) for slot in row}
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        forget_build(optimizer.inner_optimizer)
+        dropped = {id(optimizer.step_counter), id(optimizer.dynamic_scale)}
     optimizer._variables[:] = [v for v in optimizer._variables if id(v) not in dropped]
     optimizer._trainable_variables = []
     optimizer._trainable_variables_indices = {}

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.optimizers import base_optimizer
 
 from tfdp.compat.distribute import leave_strategy
 
@@ -52,6 +53,53 @@ def optimizer_on_one_device(optimizer: keras.optimizers.Optimizer) -> Iterator[N
         finally:
             for one, strategy in zip(optimizers, saved, strict=True):
                 one._distribution_strategy = strategy
+
+
+def step_count(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Return the variable that counts an optimizer's steps.
+
+    `iterations` divides it by gradient_accumulation_steps.
+    """
+    return getattr(optimizer, "inner_optimizer", optimizer)._iterations
+
+
+@contextlib.contextmanager
+def decide_updates(
+    optimizer: keras.optimizers.Optimizer, outcomes: Sequence[bool]
+) -> Iterator[None]:
+    """Let the conditions inside an optimizer's update come out like this, without a `cond`.
+
+    Keras writes them as `ops.cond`, in this order: whether gathered gradients are applied
+    (gradient_accumulation_steps), whether averages overwrite the weights (ema_overwrite_frequency).
+    Keras 3.13 and 3.15, optimizers/base_optimizer.py, `_backend_apply_gradients`.
+    """
+    if not outcomes:
+        yield
+        return
+    left = list(outcomes)
+    own = optimizer._backend_apply_gradients
+    keras_ops = base_optimizer.ops
+
+    class Decided:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(keras_ops, name)
+
+        def cond(self, predicate: Any, if_true: Any, if_false: Any) -> Any:
+            del predicate
+            return if_true() if left.pop(0) else if_false()
+
+    def apply_gradients(*args: Any) -> None:
+        base_optimizer.ops = Decided()
+        try:
+            own(*args)
+        finally:
+            base_optimizer.ops = keras_ops
+
+    object.__setattr__(optimizer, "_backend_apply_gradients", apply_gradients)
+    try:
+        yield
+    finally:
+        object.__delattr__(optimizer, "_backend_apply_gradients")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@
     model.fit(inputs.training, steps_per_epoch=inputs.steps, validation_data=inputs.evaluation)
 
 One pipeline is a dataset of global batches, of which fit gives each replica its rows. Several are a
-function: tf.distribute calls it on every worker, with the InputContext of its pipeline.
+function: tf.distribute calls it on every worker, with the InputContext of its pipeline. Workers of
+parameter servers that read for themselves get whole batches, each another: `apart`.
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ import tensorflow as tf
 from tfdp import config as config_lib
 from tfdp import shard_report
 from tfdp.data import damage, function, pipeline, source
-from tfdp.data.errors import DataError
+from tfdp.data import records as records_lib
+from tfdp.data.errors import DataError, SourceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Inputs:
     explained: Callable[[BaseException], DataError | None]
 
 
-def open_inputs(data: config_lib.Data, seed: int, epochs: int, pipelines: int) -> Inputs:
+def open_inputs(
+    data: config_lib.Data, seed: int, epochs: int, pipelines: int, apart: int = 0
+) -> Inputs:
     """Open what a config names, and plan who reads what.
 
     Args:
@@ -59,31 +63,41 @@ def open_inputs(data: config_lib.Data, seed: int, epochs: int, pipelines: int) -
         seed: Of the order and the augmentation.
         epochs: Of the run.
         pipelines: One for each worker that trains in sync.
+        apart: Workers that each read a shard and batches of their own; a step takes one of these.
 
     Raises:
         SourceError: If the data cannot be opened.
         ShardingError: If a pipeline would starve.
     """
     if data.function:
-        return _of_function(data, pipelines)
+        return _of_function(data, pipelines, apart)
     opened = source.open_source(data)
-    plan = pipeline.plan_training(opened, data, pipelines)
+    shared = pipeline.batches_apart(data, apart)
+    plan = pipeline.plan_training(opened, shared, apart or pipelines)
     test_plan = pipeline.plan_evaluation(opened, data, pipelines)
     # With a ledger the data ends where the run ends: nothing is fetched, and written, beyond.
     last = epochs if data.ledger and plan.steps is not None else None
 
     def training(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return pipeline.training(opened, data, seed, context, last)
+        return pipeline.training(opened, shared, seed, context, last)
 
     def evaluation(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return pipeline.evaluation(opened, data, context)
 
     several = pipelines > 1
     one = tf.distribute.InputContext()
+    steps = plan.steps
+    if apart:
+        _check_apart(opened.train, data)
+        # The check is Python code, which other processes do not have.
+        opened = dataclasses.replace(
+            opened, train=dataclasses.replace(opened.train, unchanging=False)
+        )
+        steps = steps and steps * apart
     return Inputs(
-        training if several else training(one),
+        training if several or apart else training(one),
         evaluation if several else evaluation(one),
-        plan.steps,
+        steps,
         test_plan.steps,
         (opened.train.count, opened.test.count),
         shard_report.lines(plan, "train"),
@@ -95,7 +109,23 @@ def open_inputs(data: config_lib.Data, seed: int, epochs: int, pipelines: int) -
     )
 
 
-def _of_function(data: config_lib.Data, pipelines: int) -> Inputs:
+def _check_apart(records: records_lib.Records, data: config_lib.Data) -> None:
+    """Refuse what other processes cannot read, or not for themselves."""
+    reasons = {
+        "these records are read by Python code, which is in the chief alone": records.by_index,
+        "damaged records are skipped in the chief alone": data.bad_records,
+        "the ledger is written by the chief": data.ledger,
+        "nobody has counted the records, so an epoch has no end": records.count is None,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise SourceError(
+                f"config.servers.reading='shard': {reason}. Let the chief read: "
+                "config.servers.reading='coordinator'."
+            )
+
+
+def _of_function(data: config_lib.Data, pipelines: int, apart: int) -> Inputs:
     made = function.load(data)
     name = data.function
 
@@ -110,7 +140,10 @@ def _of_function(data: config_lib.Data, pipelines: int) -> Inputs:
     x: Any = training
     y: Any = evaluation
     how = f"{name} shards for each of {pipelines} pipelines, nothing is checked"
-    if data.policy == "hint":
+    if apart:
+        y = evaluation(one)
+        how = f"{name} shards for each of {apart} workers, nothing is checked"
+    elif data.policy == "hint":
         x, y = function.with_hint(first, name), function.with_hint(evaluation(one), name)
         how = f"policy HINT: tf.data shards {name} for {pipelines} pipelines where its hint stands"
     elif pipelines == 1:

@@ -19,6 +19,7 @@ and for parameter servers
     worker_feed             data that workers read themselves
     remote_step             one step on a worker, and its report
     updates, partitions     the optimizer on the servers; variables in partitions
+    decisions               whether a step updates: loss scale, accumulation
     summed                  the synchronous step
     evaluator               fit of the task that evaluates checkpoints
 """

@@ -7,7 +7,7 @@ epochs.run("train", feed, begin, took, stopped)
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -32,10 +32,14 @@ class Options:
             0 for synchronous training, None for no limit.
         lazy_rows: Whether a sparse gradient changes the rows it has and no others, whatever the
             optimizer.
+        reading: Who reads the arrays or the dataset that fit is given. "coordinator": it hands
+            out each batch once in each epoch. "shard" and "all": each worker reads for itself,
+            see worker_feed.reader. evaluate and predict always read in the coordinator.
     """
 
     max_staleness: int | None = None
     lazy_rows: bool = False
+    reading: str = "coordinator"
 
     def __post_init__(self) -> None:
         if self.max_staleness is not None and (
@@ -46,6 +50,15 @@ class Options:
             raise ValueError(
                 f"max_staleness={self.max_staleness!r}: use a whole number of steps from 0 "
                 "(0: synchronous), or None for no limit."
+            )
+        if self.reading not in worker_feed.READINGS:
+            raise ValueError(
+                f"reading={self.reading!r}: use one of {', '.join(worker_feed.READINGS)}."
+            )
+        if self.reading != "coordinator" and self.max_staleness == 0:
+            raise ValueError(
+                f"reading={self.reading!r}: max_staleness=0 splits each batch over the workers, so "
+                "that the coordinator reads. Leave out one of the two."
             )
 
     def ahead(self, workers: int) -> int:
@@ -81,7 +94,7 @@ class Epochs:
         self._coordinator = coordinator
         self._options = options
         self._workers = workers
-        self._number = 0  # of batches handed out, ever
+        self._numbers: dict[str, int] = {}  # of the next batch of each kind
         self._summed: dict[str, summed_lib.Summed] = {}
         self.steps: remote_step.RemoteSteps
 
@@ -109,24 +122,15 @@ class Epochs:
         """
         ahead = self._options.ahead(self._workers) if kind == "train" else _AHEAD * self._workers
         work = work_lib.Work(self._strategy, self._coordinator, ahead)
-        iterator = feed.begin_epoch()
-        exhausted = False
-        while not stopped() and ((left := feed.steps_left()) is None or left > 0):
-            batch = next(iterator, None)
-            if batch is None:
-                exhausted = True
-                break
-            begin(feed.step)
-            feed.took(1)
+        for batch in _batches(feed, begin, stopped):
             while work.full:
                 took(work.take())
-            number = tf.constant(self._number, tf.int64)
-            self._number += 1
+            number = self._next(kind)
             function = functools.partial(self.steps.function, kind, feed.spec)
-            self._put(work, function, (number, *remote_step.flatten(batch)))
+            arguments = (tf.constant(number, tf.int64), *remote_step.flatten(batch))
+            self._put(work, function, arguments)
         for result in work.drain():
             took(result)
-        feed.end_epoch(exhausted)
 
     def run_reading(
         self,
@@ -145,15 +149,26 @@ class Epochs:
             while work.full:
                 took(work.take())
             steps = min(together, feed.steps - done)
-            number = tf.constant(self._number, tf.int64)
-            self._number += steps
+            number = self._next("train", steps)
             done += steps
             function = functools.partial(
                 self.steps.reading, feed.spec, compat.remote_spec(feed.iterator), steps
             )
-            self._put(work, function, (number, feed.iterator))
+            self._put(work, function, (tf.constant(number, tf.int64), feed.iterator))
         for result in work.drain():
             took(result)
+
+    def _next(self, kind: str, steps: int = 1) -> int:
+        """Return the number of the next batch of a kind, and count `steps` of them.
+
+        Training goes on where the optimizer's own counter stands, in a run that was resumed too.
+        """
+        if kind not in self._numbers:
+            trained = kind == "train" and self._model.optimizer.built
+            self._numbers[kind] = int(compat.step_count(self._model.optimizer)) if trained else 0
+        number = self._numbers[kind]
+        self._numbers[kind] += steps
+        return number
 
     def _put(self, work: work_lib.Work, function: Callable[[], Any], args: Any) -> None:
         """Hand out one call; the first time the step is traced, perhaps more than once."""
@@ -161,6 +176,10 @@ class Epochs:
             try:
                 traced = self._traced(function)
             except remote_step.StateNeeded:
+                continue
+            except remote_step.BuildNeeded as needed:
+                with self._strategy.scope():
+                    needed.optimizer.build(needed.variables)
                 continue
             work.put(traced, args)
             return
@@ -185,15 +204,22 @@ class Epochs:
             self._summed[key] = summed_lib.Summed(
                 self.steps, feed.spec, self._workers, self._options.lazy_rows
             )
-        iterator = feed.begin_epoch()
-        exhausted = False
-        while not stopped() and ((left := feed.steps_left()) is None or left > 0):
-            batch = next(iterator, None)
-            if batch is None:
-                exhausted = True
-                break
-            begin(feed.step)
-            feed.took(1)
-            took(self._summed[key].step(work, self._number, batch))
-            self._number += 1
-        feed.end_epoch(exhausted)
+        for batch in _batches(feed, begin, stopped):
+            took(self._summed[key].step(work, self._next(kind), batch))
+
+
+def _batches(
+    feed: feed_lib.Feed, begin: Callable[[int], None], stopped: Callable[[], Any]
+) -> Iterator[Any]:
+    """Give the batches of one epoch, until `stopped`; `begin` is told the number of each."""
+    iterator = feed.begin_epoch()
+    exhausted = False
+    while not stopped() and ((left := feed.steps_left()) is None or left > 0):
+        batch = next(iterator, None)
+        if batch is None:
+            exhausted = True
+            break
+        begin(feed.step)
+        feed.took(1)
+        yield batch
+    feed.end_epoch(exhausted)

@@ -79,27 +79,18 @@ class ServerTrainer:
             (x, y, sample_weight), validation_data = compat.train_validation_split(
                 (x, y, sample_weight), validation_split
             )
+        given = {
+            "sample_weight": sample_weight,
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+            "class_weight": class_weight,
+        }
         feed: feed_lib.Feed | worker_feed.WorkerFeed
-        if feed_lib.is_distributed(x):
-            if y is not None or sample_weight is not None or class_weight is not None:
-                raise ValueError("A function of InputContext gives labels and weights itself.")
-            if self.options.max_staleness == 0:
-                raise ValueError(
-                    "max_staleness=0 splits each batch over the workers, so the coordinator reads "
-                    "the data: give a tf.data.Dataset or arrays, not a function of InputContext."
-                )
-            steps = session.limit_steps(steps_per_epoch)
-            feed = worker_feed.WorkerFeed(self._coordinator, self._workers, x, steps)
+        if feed_lib.is_distributed(x) or self.options.reading != "coordinator":
+            reader = self._reader(x, y, steps=session.limit_steps(steps_per_epoch), **given)
+            feed = worker_feed.WorkerFeed(self._coordinator, self._workers, reader)
         else:
-            feed = self._feed(
-                x,
-                y,
-                sample_weight=sample_weight,
-                batch_size=batch_size,
-                steps=steps_per_epoch,
-                shuffle=shuffle,
-                class_weight=class_weight,
-            )
+            feed = self._feed(x, y, steps=steps_per_epoch, **given)
         self._prepare(feed.spec)
         _log.info("Input: %s.", self._description(feed))
         evaluation = None
@@ -136,7 +127,7 @@ class ServerTrainer:
             callbacks.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
-        if epochs > 0 and model.optimizer.use_ema:
+        if epochs > 0 and updates.innermost(model.optimizer).use_ema:
             self._finalize()
         callbacks.on_train_end(logs=logs)
         evaluator.ended(callbacks.callbacks)
@@ -310,17 +301,7 @@ class ServerTrainer:
         shuffle: Any = False,
         class_weight: Any = None,
     ) -> feed_lib.Feed:
-        if isinstance(x, types.GeneratorType) or isinstance(x, keras.utils.PyDataset):
-            raise ValueError(
-                f"fit on parameter servers takes no {type(x).__name__}: it cannot be read again "
-                "when a worker has died. Give arrays, a tf.data.Dataset (from_generator makes "
-                "one), or a function of tf.distribute.InputContext that returns one."
-            )
-        if isinstance(x, tf.distribute.DistributedDataset):
-            raise ValueError(
-                "The dataset is distributed already. Give the tf.data.Dataset itself, or a "
-                "function of tf.distribute.InputContext."
-            )
+        _check_readable(x)
         if feed_lib.is_distributed(x):
             x = x(tf.distribute.InputContext())  # every record once
         data = session.adapter(
@@ -333,6 +314,21 @@ class ServerTrainer:
             class_weight=class_weight,
         )
         return feed_lib.Feed(self.strategy, 0, data, session.limit_steps(steps))
+
+    def _reader(self, x: Any, y: Any, steps: int | None, **given: Any) -> worker_feed.Reader:
+        """Return what the workers read themselves."""
+        _check_readable(x)
+        if not feed_lib.is_distributed(x):
+            return worker_feed.reader(self.options.reading, x, y, steps=steps, **given)
+        weights = given["sample_weight"], given["class_weight"]
+        if any(one is not None for one in (y, *weights)):
+            raise ValueError("A function of InputContext gives labels and weights itself.")
+        if self.options.max_staleness == 0:
+            raise ValueError(
+                "max_staleness=0 splits each batch over the workers, so the coordinator reads "
+                "the data: give a tf.data.Dataset or arrays, not a function of InputContext."
+            )
+        return worker_feed.Reader(x, steps)
 
     def _description(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> str:
         if isinstance(feed, worker_feed.WorkerFeed):
@@ -352,8 +348,6 @@ class ServerTrainer:
         """Build the model from the spec of a batch, its optimizer and its steps."""
         model = self.model
         optimizer = getattr(model, "optimizer", None)
-        if labelled and optimizer is not None:
-            updates.check(optimizer)
         if not compat.is_built(model, compiled=labelled):
             with self.strategy.scope():
                 compat.build(
@@ -390,9 +384,24 @@ class ServerTrainer:
 
     def _finalize(self) -> None:
         """Overwrite the weights by their averages."""
-        averages = compat.moving_averages(self.model.optimizer)
+        averages = compat.moving_averages(updates.innermost(self.model.optimizer))
         for variable, average in zip(self._epochs.steps.variables, averages, strict=True):
             compat.stored_value(variable).assign(compat.stored_value(average))
+
+
+def _check_readable(x: Any) -> None:
+    """Refuse data that cannot be read again when a worker has died, or is split already."""
+    if isinstance(x, types.GeneratorType) or isinstance(x, keras.utils.PyDataset):
+        raise ValueError(
+            f"fit on parameter servers takes no {type(x).__name__}: it cannot be read again "
+            "when a worker has died. Give arrays, a tf.data.Dataset (from_generator makes "
+            "one), or a function of tf.distribute.InputContext that returns one."
+        )
+    if isinstance(x, tf.distribute.DistributedDataset):
+        raise ValueError(
+            "The dataset is distributed already. Give the tf.data.Dataset itself, or a "
+            "function of tf.distribute.InputContext."
+        )
 
 
 def _to_tensor(leaf: Any) -> Any:

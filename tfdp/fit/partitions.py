@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import updates
 
 _log = logging.getLogger("tfdp")
 
@@ -47,6 +48,23 @@ def initialize_by_partition(strategy: tf.distribute.Strategy) -> None:
 def expand(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     """Return the variables with each partitioned one replaced by its partitions."""
     return [part for variable in variables for part in compat.partitions(variable)]
+
+
+def read(variable: keras.Variable) -> tf.Tensor:
+    """Return the whole value of a variable."""
+    parts = [compat.stored_value(part).read_value() for part in compat.partitions(variable)]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, 0)
+
+
+def add(variable: keras.Variable, change: tf.Tensor) -> None:
+    """Add to a variable, each part where it lies."""
+    start = 0
+    for part in compat.partitions(variable):
+        stored = compat.stored_value(part)
+        rows = stored.shape[0] if compat.is_partitioned(variable) else None
+        mine = change if rows is None else change[start : start + rows]
+        start += rows or 0
+        stored.assign_add(tf.cast(mine, stored.dtype))
 
 
 def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: Any) -> None:
@@ -79,21 +97,19 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
         compat.forget_build(optimizer)
     with strategy.scope():
         optimizer.build(variables)
+    inner = updates.innermost(optimizer)
     if cut:
         object.__setattr__(model, "export", functools.partial(_export, model))
-        _check_slots(optimizer, variables)
-        if optimizer.clipnorm is not None or isinstance(optimizer, _BY_VARIABLE):
+        _check_slots(inner, variables)
+        if inner.clipnorm is not None or isinstance(inner, _BY_VARIABLE):
             _log.warning(
                 "%s looks at the norm of each variable: of %s it takes that of each partition.",
-                type(optimizer).__name__ + "(clipnorm)" * (optimizer.clipnorm is not None),
+                type(inner).__name__ + "(clipnorm)" * (inner.clipnorm is not None),
                 ", ".join(v.path for v in cut),
             )
-        object.__setattr__(
-            optimizer, "save_own_variables", functools.partial(_save, optimizer, model)
-        )
-        object.__setattr__(
-            optimizer, "load_own_variables", functools.partial(_load, optimizer, model)
-        )
+        for one in {id(o): o for o in (optimizer, inner)}.values():  # Keras saves both
+            object.__setattr__(one, "save_own_variables", functools.partial(_save, one, model))
+            object.__setattr__(one, "load_own_variables", functools.partial(_load, one, model))
     if values:
         optimizer.load_own_variables(values)
 
@@ -220,7 +236,8 @@ def _logical(optimizer: Any, model: keras.Model) -> list[list[keras.Variable]]:
     """Return an optimizer's variables as one device orders them, each a list of its partitions."""
     first_of: dict[int, list[keras.Variable]] = {}
     rest: set[int] = set()
-    slots = dict(zip(map(id, compat.built_with(optimizer)), compat.slots(optimizer), strict=True))
+    inner = updates.innermost(optimizer)
+    slots = dict(zip(map(id, compat.built_with(inner)), compat.slots(inner), strict=True))
     for variable in model.trainable_variables:
         parts = compat.partitions(variable)
         for column in zip(*[slots[id(part)] for part in parts], strict=True):

@@ -20,9 +20,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import decisions, partitions, replica, user_step
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import loss as loss_lib
-from tfdp.fit import partitions, replica, updates
 
 # Far apart, so that the draws of one step never meet another's.
 _SEED_STRIDE = 0x9E3779B1
@@ -46,6 +46,20 @@ class StateNeeded(Exception):
     """A layer assigns a variable whose value a step did not read at its beginning: trace again."""
 
 
+class BuildNeeded(Exception):
+    """A train_step of the user's own applies an optimizer that is not built: build, trace again.
+
+    Attributes:
+        optimizer: Which.
+        variables: What it shall be built with.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]):
+        super().__init__(optimizer.name)
+        self.optimizer = optimizer
+        self.variables = list(variables)
+
+
 class RemoteSteps:
     """The step functions of one compiled model.
 
@@ -55,12 +69,15 @@ class RemoteSteps:
 
     Attributes:
         variables: What is trained, partitions one by one.
+        optimizers: The model's, and those that a train_step of the user's own applies.
     """
 
     def __init__(self, model: keras.Model, lazy_rows: bool = False):
         self.model = model
         self._lazy_rows = lazy_rows
         self.variables = partitions.expand(model.trainable_variables)
+        self.optimizers = user_step.optimizers(model)
+        self._scales: dict[int, tf.Tensor] = {}
         self.own_train = type(model).train_step is not keras.Model.train_step
         self._own_test = type(model).test_step is not keras.Model.test_step
         self._seeds = {id(v): v for v in compat.seed_states(model)}
@@ -132,13 +149,21 @@ class RemoteSteps:
     def _train(self, number: tf.Tensor, batch: Any) -> tf.Tensor:
         """Train on one batch; return its report."""
         optimizer = self.model.optimizer
-        before = tf.identity(compat.stored_value(optimizer.iterations))
+        before = tf.identity(compat.stored_value(compat.step_count(optimizer)))
         applied: list[tf.Tensor] = []
 
-        def apply(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+        def apply(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+            if not optimizer.built:
+                raise BuildNeeded(optimizer, variables)
             applied.append(
-                updates.apply(
-                    optimizer, gradients, variables, lazy_rows=self._lazy_rows, alone=False
+                decisions.apply(
+                    optimizer,
+                    gradients,
+                    variables,
+                    number=number,
+                    scale=self._scales.get(id(optimizer)),
+                    lazy_rows=self._lazy_rows,
+                    alone=False,
                 )
             )
 
@@ -148,9 +173,9 @@ class RemoteSteps:
                 def own(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
                     given = self.model.trainable_variables if variables is None else variables
                     with compat.restore_apply(optimizer):
-                        apply(list(gradients), list(given))
+                        apply(optimizer, list(gradients), list(given))
 
-                with compat.replace_apply([optimizer], own):
+                with compat.replace_apply(self.optimizers, own):
                     logs = self.model.train_step(batch)
                 rows = _rows(batch)
             else:
@@ -162,19 +187,18 @@ class RemoteSteps:
                 )
                 rows, logs = self._measure(loss, outputs)
         if not self.own_train:
-            apply(gradients, self.variables)
+            apply(optimizer, gradients, self.variables)
         staleness = applied[0] - before if applied else tf.zeros((), tf.int64)
         for variable, old, new in self.state_changes(scope):
-            stored = compat.stored_value(variable)
-            if stored.dtype in (tf.bool, tf.string):
-                stored.assign(new)
+            if old.dtype in (tf.bool, tf.string):
+                compat.stored_value(variable).assign(new)
             else:
-                stored.assign_add(tf.cast(new - old, stored.dtype))
+                partitions.add(variable, new - old)
         return self.report("train", scope, rows, staleness, logs)
 
     def _test(self, number: tf.Tensor, batch: Any) -> tf.Tensor:
         """Test on one batch; return its report."""
-        with self.scope(number) as scope:
+        with self.scope(-1 - 2 * number) as scope:  # no number of a training step
             if self._own_test:
                 logs, rows = self.model.test_step(batch), _rows(batch)
             else:
@@ -182,14 +206,14 @@ class RemoteSteps:
         return self.report("test", scope, rows, tf.zeros((), tf.int64), logs)
 
     def _predict(self, number: tf.Tensor, batch: Any) -> Any:
-        with self.scope(number):
+        with self.scope(-2 - 2 * number):
             return self.model.predict_step(batch)
 
     def scope(self, number: tf.Tensor) -> _Scope:
         """Return a scope of the layers' state and fresh metrics, which keeps what is assigned."""
         self._entered = []
         for variable in self._state:
-            value = tf.identity(compat.stored_value(variable))
+            value = partitions.read(variable)
             if self.is_seed(variable):
                 # Two steps at a time read the same state: each draws from a place of its own.
                 offset = tf.cast(number * _SEED_STRIDE % 2**31, value.dtype)
@@ -199,6 +223,13 @@ class RemoteSteps:
         fresh = [tf.constant(start) for start in self.starts]
         self._fresh = {id(v): value for v, value in zip(self.metrics, fresh, strict=True)}
         mapping += list(zip(self.metrics, fresh, strict=True))
+        self._scales = {}
+        for optimizer in self.optimizers:
+            scale = decisions.scale_of(optimizer)
+            if scale is not None:
+                # Once: another step may change it between the loss and the gradients.
+                self._scales[id(optimizer)] = tf.identity(compat.stored_value(scale))
+                mapping.append((scale, self._scales[id(optimizer)]))
         return _Scope(mapping, collect_losses=True)
 
     def state_changes(self, scope: _Scope) -> list[tuple[keras.Variable, Any, Any]]:

@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import decisions, partitions, remote_step, replica, updates, user_step
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
-from tfdp.fit import remote_step, replica, updates
 from tfdp.fit import work as work_lib
 
 
@@ -33,19 +33,11 @@ class Summed:
         spec: The structure of a batch.
         parts: Into how many parts a batch is split.
         lazy_rows: Whether a sparse gradient changes the rows it has and no others.
-
-    Raises:
-        ValueError: If the model has a train_step of its own.
     """
 
     def __init__(
         self, steps: remote_step.RemoteSteps, spec: Any, parts: int, lazy_rows: bool = False
     ):
-        if steps.own_train:
-            raise ValueError(
-                f"Model {steps.model.name!r} has a train_step of its own, which updates the "
-                "weights itself: its gradients cannot be summed first. Leave out max_staleness=0."
-            )
         self._steps = steps
         self._spec = spec
         self._parts = parts
@@ -99,28 +91,15 @@ class Summed:
         self, number: tf.Tensor, rows: tf.Tensor, divisors: tf.Tensor, *leaves: Any
     ) -> dict[str, Any]:
         """Return the gradients of a part's share of the loss, its report, and state to add."""
-        steps, model = self._steps, self._steps.model
+        steps = self._steps
         batch = remote_step.unflatten(self._spec, leaves)
         mine = feed_lib.rows(batch)
         totals = loss_lib.Totals(mine, rows, divisors if self._sums_divisors else None)
         share = loss_lib.share(totals)
         with compat.leave_strategy(), self._installed(), steps.scope(number) as scope:
-            view = replica.View(scope, model, steps.metrics)
-            with (
-                metrics_lib.exact(view, totals),
-                loss_lib.exact(totals, self._parts),
-                tf.GradientTape() as tape,
-            ):
-                loss, outputs = steps.forward(batch, training=True)
-                objective = model.optimizer.scale_loss(loss) * tf.cast(share, loss.dtype)
-            gradients = tape.gradient(objective, [compat.stored_value(v) for v in steps.variables])
-            x, y, y_pred, sample_weight = outputs
-            with metrics_lib.exact(view, totals):
-                # Keras logs the mean of what it adds up with reduction=None.
-                mean = tf.reduce_mean(loss) * share if loss.shape.rank else loss
-                rows_here = tf.cast(mine, tf.float32)
-                compat.loss_tracker(model).update_state(mean, sample_weight=rows_here)
-                logs = model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+            view = replica.View(scope, steps.model, steps.metrics)
+            step = self._own if steps.own_train else self._stock
+            gradients, logs = step(batch, totals, view)
         changes = steps.state_changes(scope)
         self._state = [variable for variable, _, _ in changes]
         self._sparse = [None if g is None else isinstance(g, tf.IndexedSlices) for g in gradients]
@@ -138,6 +117,64 @@ class Summed:
                 for _, old, new in changes
             ],
         }
+
+    def _stock(
+        self, batch: Any, totals: loss_lib.Totals, view: replica.View
+    ) -> tuple[list[Any], Any]:
+        """Return the gradients of this part's share of the loss, and logs."""
+        steps, model, share = self._steps, self._steps.model, loss_lib.share(totals)
+        with (
+            metrics_lib.exact(view, totals),
+            loss_lib.exact(totals, self._parts),
+            tf.GradientTape() as tape,
+        ):
+            loss, outputs = steps.forward(batch, training=True)
+            objective = model.optimizer.scale_loss(loss) * tf.cast(share, loss.dtype)
+        gradients = tape.gradient(objective, [compat.stored_value(v) for v in steps.variables])
+        x, y, y_pred, sample_weight = outputs
+        with metrics_lib.exact(view, totals):
+            # Keras logs the mean of what it adds up with reduction=None.
+            mean = tf.reduce_mean(loss) * share if loss.shape.rank else loss
+            rows_here = tf.cast(totals.mine, tf.float32)
+            compat.loss_tracker(model).update_state(mean, sample_weight=rows_here)
+            logs = model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return gradients, logs
+
+    def _own(
+        self, batch: Any, totals: loss_lib.Totals, view: replica.View
+    ) -> tuple[list[Any], Any]:
+        """Return what a train_step of the user's own hands to the optimizer, and its logs.
+
+        They are gradients of a mean over the rows of this part: see user_step.
+
+        Raises:
+            ValueError: If it updates more than once: the second gradients would be those of
+                weights that the first update has not changed yet.
+        """
+        steps, model = self._steps, self._steps.model
+        taken: list[tuple[Any, list[Any], list[Any]]] = []
+
+        def take(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
+            given = steps.variables if variables is None else variables
+            taken.append((optimizer, list(gradients), list(given)))
+
+        with (
+            loss_lib.exact(totals, self._parts, own_divisors=False),
+            metrics_lib.exact(view, totals),
+            compat.replace_apply(steps.optimizers, take),
+        ):
+            logs = model.train_step(batch)
+        if [optimizer for optimizer, _, _ in taken] != [model.optimizer]:
+            raise ValueError(
+                f"The train_step of model {model.name!r} updates {len(taken)} times, and "
+                "max_staleness=0 sums the gradients of one update by model.optimizer. Leave out "
+                "max_staleness=0."
+            )
+        _, gradients, variables = taken[0]
+        by_variable = dict(zip(map(id, variables), gradients, strict=True))
+        share = loss_lib.share(totals)
+        mine = [by_variable.get(id(v)) for v in steps.variables]
+        return [user_step.scaled(gradient, share) for gradient in mine], logs
 
     def _collect(self, number: tf.Tensor, rows: tf.Tensor, *leaves: Any) -> tf.Tensor:
         """Return the divisors of a part's losses, of those that need their own."""
@@ -178,8 +215,7 @@ class Summed:
             change = _sum(changes) if floating else changes[0]
             if self._steps.is_seed(variable):
                 change = results[0]["state"][position]
-            stored = compat.stored_value(variable)
-            stored.assign_add(tf.cast(change, stored.dtype))
+            partitions.add(variable, tf.constant(change))
 
     def _on_servers(self, *leaves: Any) -> None:
         given = iter(leaves)
@@ -193,10 +229,14 @@ class Summed:
             else:
                 gradients.append(next(given))
         with compat.leave_strategy():
-            updates.apply(
-                self._steps.model.optimizer,
+            optimizer = self._steps.model.optimizer
+            scale = decisions.scale_of(optimizer)
+            decisions.apply(
+                optimizer,
                 gradients,
                 self._steps.variables,
+                number=tf.zeros((), tf.int64),
+                scale=None if scale is None else tf.identity(compat.stored_value(scale)),
                 lazy_rows=self._lazy_rows,
                 alone=True,
             )

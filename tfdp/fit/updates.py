@@ -119,36 +119,17 @@ class StandIn:
                 variable.assign_add(value)
 
 
-def check(optimizer: keras.optimizers.Optimizer) -> None:
-    """Refuse what cannot be had on parameter servers.
-
-    Raises:
-        ValueError: With what to use instead.
-    """
-    name = type(optimizer).__name__
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        raise ValueError(
-            f"{name} decides about a step by the gradients of all: workers of parameter servers do "
-            "not wait for each other. Use float32 or mixed_bfloat16, which need no loss scale."
-        )
-    if optimizer.gradient_accumulation_steps:
-        raise ValueError(
-            f"{name}(gradient_accumulation_steps={optimizer.gradient_accumulation_steps}): workers "
-            "of parameter servers apply each gradient at once. Use larger batches instead."
-        )
-    if optimizer.use_ema and optimizer.ema_overwrite_frequency:
-        raise ValueError(
-            f"{name}(ema_overwrite_frequency={optimizer.ema_overwrite_frequency}): on parameter "
-            "servers averages overwrite the weights at the end of fit only. Leave it out."
-        )
-
-
 def moves_only_rows(optimizer: keras.optimizers.Optimizer) -> bool:
     """Say whether a row without gradient stays what it is, and its slots too."""
     plain = optimizer.weight_decay is None and not optimizer.use_ema
     if type(optimizer) is keras.optimizers.SGD:
         return plain and optimizer.momentum == 0
     return plain and type(optimizer) is keras.optimizers.Adagrad
+
+
+def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return the optimizer that updates: the one inside a LossScaleOptimizer."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def apply(
@@ -173,7 +154,9 @@ def apply(
     """
     known = compat.built_with(optimizer)
     slots = dict(zip(map(id, known), compat.slots(optimizer), strict=True))
-    only_rows = lazy_rows or moves_only_rows(optimizer)
+    # What is gathered from several steps has the rows of all of them.
+    gathers = bool(optimizer.gradient_accumulation_steps)
+    only_rows = (lazy_rows or moves_only_rows(optimizer)) and not gathers
     kept: list[Any] = []
     rows_of: dict[int, Any] = {}
     for gradient, variable in zip(gradients, variables, strict=True):
@@ -185,19 +168,21 @@ def apply(
                 for one in [variable, *slots[id(variable)]]:
                     rows_of[id(one)] = rows
                 gradient = gradient.values
+            elif gathers:
+                gradient = _dense(gradient, compat.stored_value(variable))
         kept.append(gradient)
 
     touched = list({id(v): v for v in [*known, *optimizer.variables]}.values())
     present = [t for g in kept if g is not None for t in _tensors(g)]
     # Not before: a schedule shall see the step at which this gradient arrives.
     with tf.control_dependencies(present):
-        iterations = tf.identity(compat.stored_value(optimizer.iterations))
+        iterations = tf.identity(compat.stored_value(compat.step_count(optimizer)))
     stand_ins = []
     for variable in touched:
         key = compat.variable_key(optimizer, variable)
         stored = compat.stored_value(variable)
         stand_ins.append(StandIn(stored, key, rows_of.get(id(variable))))
-        if variable is optimizer.iterations:
+        if variable is compat.step_count(optimizer):
             stand_ins[-1]._before = stand_ins[-1]._now = iterations
     with (
         compat.leave_stateless_scope(),
@@ -228,8 +213,7 @@ def _at_the_variable(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     def at_the_variable(gradient: Any, variable: Any, *args: Any, **kwargs: Any) -> Any:
         with tf.device(variable._variable.device):
             if isinstance(gradient, tf.IndexedSlices):
-                shape = tf.shape(variable._variable, out_type=gradient.indices.dtype)
-                gradient = tf.scatter_nd(gradient.indices[:, None], gradient.values, shape)
+                gradient = _dense(gradient, variable._variable)
             return update_step(gradient, variable, *args, **kwargs)
 
     object.__setattr__(optimizer, "update_step", at_the_variable)
@@ -237,6 +221,13 @@ def _at_the_variable(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
         yield
     finally:
         object.__delattr__(optimizer, "update_step")
+
+
+def _dense(gradient: tf.IndexedSlices, variable: tf.Variable) -> tf.Tensor:
+    """Return a sparse gradient whose rows differ as a dense one, made where the variable lies."""
+    with tf.device(variable.device):
+        shape = tf.shape(variable, out_type=gradient.indices.dtype)
+        return tf.scatter_nd(gradient.indices[:, None], gradient.values, shape)
 
 
 def _tensors(gradient: Any) -> list[tf.Tensor]:

@@ -107,25 +107,26 @@ class UserTrainStep:
 
 def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """Return the optimizers that a model has as attributes."""
-    found = [model.optimizer, *vars(model).values()]
+    found = [getattr(model, "optimizer", None), *vars(model).values()]
     return replica_lib.unique(o for o in found if isinstance(o, keras.optimizers.Optimizer))
 
 
 def scaled(gradient: Any, factor: Any) -> Any:
     """Return a gradient (a tensor, IndexedSlices or None) times a scalar."""
-    return _map(lambda t: t * tf.cast(factor, t.dtype), gradient)
+    return map_values(lambda t: t * tf.cast(factor, t.dtype), gradient)
 
 
 def zero_unless(condition: Any, gradients: list[Any]) -> list[Any]:
     """Return the gradients where `condition` holds, zeros elsewhere (NaN in an empty batch)."""
     return tf.cond(
         condition,
-        lambda: [_map(tf.identity, g) for g in gradients],
-        lambda: [_map(tf.zeros_like, g) for g in gradients],
+        lambda: [map_values(tf.identity, g) for g in gradients],
+        lambda: [map_values(tf.zeros_like, g) for g in gradients],
     )
 
 
-def _map(function: Any, gradient: Any) -> Any:
+def map_values(function: Any, gradient: Any) -> Any:
+    """Return a gradient (a tensor, IndexedSlices or None) with its values mapped."""
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices):

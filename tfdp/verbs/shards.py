@@ -20,7 +20,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("workers", 1, "Workers: each has an input pipeline.", flag_values=values)
     flags.DEFINE_bool("chief", False, "With a chief beside the workers.", flag_values=values)
     flags.DEFINE_integer(
-        "ps", 0, "Parameter servers; they read nothing, and the chief neither.", flag_values=values
+        "ps",
+        0,
+        "Parameter servers: the chief reads, or config.servers.reading.",
+        flag_values=values,
     )
     flags.DEFINE_bool("json", False, "Print the plans as JSON.", flag_values=values)
 
@@ -36,8 +39,13 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         raise UsageError(
             f"config.data.function={data.function!r} shards itself: there is no plan to show."
         )
-    # The chief of a cluster with parameter servers coordinates; otherwise it trains as well.
-    pipelines = values.workers + (1 if values.chief and not values.ps else 0)
+    # The chief trains as well. With parameter servers it reads for all, unless the workers read
+    # what they train on.
+    readers = testers = values.workers + values.chief
+    apart = 0
+    if values.ps:
+        apart = values.workers if values.config.servers.reading == "shard" else 0
+        readers, testers = apart or 1, 1
     sys.path.insert(0, os.getcwd())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Reading features takes no GPU, and leaves those that there are to others.
@@ -51,8 +59,8 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     try:
         opened = source.open_source(data)
         plans = {
-            "train": pipeline.plan_training(opened, data, pipelines),
-            "test": pipeline.plan_evaluation(opened, data, pipelines),
+            "train": pipeline.plan_training(opened, pipeline.batches_apart(data, apart), readers),
+            "test": pipeline.plan_evaluation(opened, data, testers),
         }
     except ValueError as error:
         if type(error).__module__.partition(".")[0] != "tfdp":
