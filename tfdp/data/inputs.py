@@ -53,6 +53,13 @@ class Inputs:
     explained: Callable[[BaseException], DataError | None]
 
 
+def batches_apart(data: config_lib.Data, workers: int) -> config_lib.Data:
+    """Return the settings with which each of several workers gets whole batches; 0 for as it is."""
+    if not workers:
+        return data
+    return dataclasses.replace(data, global_batch_size=data.global_batch_size * workers)
+
+
 def open_inputs(
     data: config_lib.Data, seed: int, epochs: int, pipelines: int, apart: int = 0
 ) -> Inputs:
@@ -72,7 +79,7 @@ def open_inputs(
     if data.function:
         return _of_function(data, pipelines, apart)
     opened = source.open_source(data)
-    shared = pipeline.batches_apart(data, apart)
+    shared = batches_apart(data, apart)
     plan = pipeline.plan_training(opened, shared, apart or pipelines)
     test_plan = pipeline.plan_evaluation(opened, data, pipelines)
     # With a ledger the data ends where the run ends: nothing is fetched, and written, beyond.

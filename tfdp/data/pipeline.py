@@ -50,13 +50,6 @@ class _Pipeline:
         return self.plan.shares[self.number]
 
 
-def batches_apart(data: config_lib.Data, workers: int) -> config_lib.Data:
-    """Return the settings with which each of several workers gets whole batches; 0 for as it is."""
-    if not workers:
-        return data
-    return dataclasses.replace(data, global_batch_size=data.global_batch_size * workers)
-
-
 def plan_training(
     source: source_lib.Source, data: config_lib.Data, pipelines: int
 ) -> sharding.Plan:

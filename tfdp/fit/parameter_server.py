@@ -9,7 +9,6 @@ methods take what Keras's take and return what Keras's return.
 """
 
 import logging
-import types
 import warnings
 from typing import Any
 
@@ -86,8 +85,15 @@ class ServerTrainer:
             "class_weight": class_weight,
         }
         feed: feed_lib.Feed | worker_feed.WorkerFeed
-        if feed_lib.is_distributed(x) or self.options.reading != "coordinator":
-            reader = self._reader(x, y, steps=session.limit_steps(steps_per_epoch), **given)
+        reading = self.options.reading
+        if feed_lib.is_distributed(x) or reading != "coordinator":
+            if self.options.max_staleness == 0:
+                raise ValueError(
+                    "max_staleness=0 splits each batch over the workers, so the coordinator reads "
+                    "the data: give a tf.data.Dataset or arrays, not a function of InputContext."
+                )
+            steps = session.limit_steps(steps_per_epoch)
+            reader = worker_feed.reader(reading, x, y, steps=steps, **given)
             feed = worker_feed.WorkerFeed(self._coordinator, self._workers, reader)
         else:
             feed = self._feed(x, y, steps=steps_per_epoch, **given)
@@ -301,7 +307,7 @@ class ServerTrainer:
         shuffle: Any = False,
         class_weight: Any = None,
     ) -> feed_lib.Feed:
-        _check_readable(x)
+        worker_feed.check_readable(x)
         if feed_lib.is_distributed(x):
             x = x(tf.distribute.InputContext())  # every record once
         data = session.adapter(
@@ -314,21 +320,6 @@ class ServerTrainer:
             class_weight=class_weight,
         )
         return feed_lib.Feed(self.strategy, 0, data, session.limit_steps(steps))
-
-    def _reader(self, x: Any, y: Any, steps: int | None, **given: Any) -> worker_feed.Reader:
-        """Return what the workers read themselves."""
-        _check_readable(x)
-        if not feed_lib.is_distributed(x):
-            return worker_feed.reader(self.options.reading, x, y, steps=steps, **given)
-        weights = given["sample_weight"], given["class_weight"]
-        if any(one is not None for one in (y, *weights)):
-            raise ValueError("A function of InputContext gives labels and weights itself.")
-        if self.options.max_staleness == 0:
-            raise ValueError(
-                "max_staleness=0 splits each batch over the workers, so the coordinator reads "
-                "the data: give a tf.data.Dataset or arrays, not a function of InputContext."
-            )
-        return worker_feed.Reader(x, steps)
 
     def _description(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> str:
         if isinstance(feed, worker_feed.WorkerFeed):
@@ -387,21 +378,6 @@ class ServerTrainer:
         averages = compat.moving_averages(updates.innermost(self.model.optimizer))
         for variable, average in zip(self._epochs.steps.variables, averages, strict=True):
             compat.stored_value(variable).assign(compat.stored_value(average))
-
-
-def _check_readable(x: Any) -> None:
-    """Refuse data that cannot be read again when a worker has died, or is split already."""
-    if isinstance(x, types.GeneratorType) or isinstance(x, keras.utils.PyDataset):
-        raise ValueError(
-            f"fit on parameter servers takes no {type(x).__name__}: it cannot be read again "
-            "when a worker has died. Give arrays, a tf.data.Dataset (from_generator makes "
-            "one), or a function of tf.distribute.InputContext that returns one."
-        )
-    if isinstance(x, tf.distribute.DistributedDataset):
-        raise ValueError(
-            "The dataset is distributed already. Give the tf.data.Dataset itself, or a "
-            "function of tf.distribute.InputContext."
-        )
 
 
 def _to_tensor(leaf: Any) -> Any:

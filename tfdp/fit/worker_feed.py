@@ -14,6 +14,7 @@ record once.
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import feed as feed_lib
 from tfdp.fit import session
 
 _OFF = tf.data.experimental.AutoShardPolicy.OFF
@@ -39,7 +41,7 @@ class Reader:
 
     function: Callable[[tf.distribute.InputContext], tf.data.Dataset]
     steps: int | None
-    what: str = "what the function gives for its InputContext"
+    what: str
 
 
 def reader(
@@ -59,7 +61,7 @@ def reader(
         reading: "shard": worker i of n reads rows i, i + n, ... of arrays, shuffled anew each
             time; of a dataset what tf.data's auto-sharding gives it, files or batches.
             "all": every worker reads all rows of arrays, in an order of its own.
-        x: Arrays, or a tf.data.Dataset.
+        x: Arrays, a tf.data.Dataset, or a function of InputContext, which `reading` leaves alone.
         y: As for fit.
         sample_weight: As for fit.
         batch_size: As for fit.
@@ -70,6 +72,11 @@ def reader(
     Raises:
         ValueError: If that cannot be read so.
     """
+    check_readable(x)
+    if feed_lib.is_distributed(x):
+        if any(one is not None for one in (y, sample_weight, class_weight)):
+            raise ValueError("A function of InputContext gives labels and weights itself.")
+        return Reader(x, steps, "what the function gives for its InputContext")
     dataset = isinstance(x, tf.data.Dataset)
     # Keras checks arrays, casts them and puts them together: as one batch of all rows.
     rows = 0 if dataset else int(keras.tree.flatten(x)[0].shape[0])
@@ -144,6 +151,21 @@ def _of_dataset(reading: str, dataset: tf.data.Dataset, steps: int | None) -> Re
         size if steps is None else steps,
         "its shard of the dataset",
     )
+
+
+def check_readable(x: Any) -> None:
+    """Refuse data that cannot be read again when a worker has died, or is split already."""
+    if isinstance(x, types.GeneratorType) or isinstance(x, keras.utils.PyDataset):
+        raise ValueError(
+            f"fit on parameter servers takes no {type(x).__name__}: it cannot be read again "
+            "when a worker has died. Give arrays, a tf.data.Dataset (from_generator makes "
+            "one), or a function of tf.distribute.InputContext that returns one."
+        )
+    if isinstance(x, tf.distribute.DistributedDataset):
+        raise ValueError(
+            "The dataset is distributed already. Give the tf.data.Dataset itself, or a "
+            "function of tf.distribute.InputContext."
+        )
 
 
 class WorkerFeed:

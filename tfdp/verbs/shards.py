@@ -54,12 +54,12 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     from tfdp import shard_report
 
     run_lib.import_tensorflow()
-    from tfdp.data import pipeline, source
+    from tfdp.data import inputs, pipeline, source
 
     try:
         opened = source.open_source(data)
         plans = {
-            "train": pipeline.plan_training(opened, pipeline.batches_apart(data, apart), readers),
+            "train": pipeline.plan_training(opened, inputs.batches_apart(data, apart), readers),
             "test": pipeline.plan_evaluation(opened, data, testers),
         }
     except ValueError as error:
