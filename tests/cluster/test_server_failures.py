@@ -54,6 +54,23 @@ def test_the_training_goes_on_when_a_worker_is_killed(restarts, tmp_path, enviro
         assert "The training goes on with 1 worker." in err
 
 
+def test_the_training_goes_on_without_a_worker_that_read_for_itself(tmp_path, environment):
+    command = ["launch", *CLUSTER, "--", SCRIPT, "8"]
+    environment = {**environment, "READING": "shard"}
+    with processes.started(command, tmp_path, environment) as launcher:
+        chief = tmp_path / "logs" / "chief-0.log"
+        processes.wait_for_text(chief, "Epoch 2 has ended", 90, launcher)
+        os.kill(pid_of(processes.family(launcher.pid), "worker:1"), signal.SIGKILL)
+        out, err = launcher.communicate(timeout=90)
+    assert launcher.returncode == 0, err
+    rows = [int(line.split()[4]) for line in out.splitlines() if "has ended" in line]
+    assert len(rows) == 8
+    # The other goes round its 101 rows in 26 batches, the last of one row: 51 steps hold it once or
+    # twice.
+    assert set(rows[3:]) <= {51 * 4 - 3, 51 * 4 - 6}
+    assert "The training goes on with 1 worker." in err
+
+
 def test_fit_resumes_when_a_server_was_killed(tmp_path, environment):
     command = ["launch", *CLUSTER, "--max-restarts=1", "--", SCRIPT, "12", "backup"]
     with processes.started(command, tmp_path, environment) as launcher:

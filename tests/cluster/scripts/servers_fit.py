@@ -3,6 +3,7 @@
 servers_fit.py EPOCHS [BACKUP_FOLDER]
 """
 
+import os
 import sys
 
 import keras
@@ -35,7 +36,9 @@ class Size(keras.metrics.Metric):
         return self.count
 
 
-strategy = tfdp.strategy("parameter_server", min_shard_bytes=64)
+strategy = tfdp.strategy(
+    "parameter_server", min_shard_bytes=64, reading=os.environ.get("READING", "coordinator")
+)
 with strategy.scope():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(1)])
     model.compile("adam", "mse", metrics=[Size()])
