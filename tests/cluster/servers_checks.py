@@ -438,7 +438,7 @@ def two_optimizers() -> dict[str, Any]:
     def build() -> keras.Model:
         keras.utils.set_random_seed(2)
         inputs = keras.Input((6,))
-        hidden = keras.layers.Dense(2, "tanh")(inputs)
+        hidden = keras.layers.Dense(4, "tanh")(inputs)
         model = TwoOptimizers(inputs, keras.layers.Dense(3, "softmax")(hidden))
         model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
         model.second = keras.optimizers.Adam(0.01)
@@ -456,6 +456,7 @@ def two_optimizers() -> dict[str, Any]:
     model.fit(x, y, batch_size=10, verbose=0, shuffle=False)
     pairs = zip(alone.get_weights(), model.get_weights(), strict=True)
     found: dict[str, Any] = {"largest": max(float(np.abs(a - b).max()) for a, b in pairs)}
+    found["partitions"] = len(model.layers[1].kernel.value.variables)
     found["iterations"] = [int(model.optimizer.iterations), int(model.second.iterations)]
     fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=0))
     try:
@@ -472,15 +473,16 @@ def own_train_step_summed() -> dict[str, Any]:
         def train_step(self, data: Any) -> dict[str, Any]:
             x, y = data
             with tf.GradientTape() as tape:
-                loss = self.compute_loss(x, y, self(x, training=True))
+                y_pred = self(x, training=True)
+                loss = self.compute_loss(x, y, y_pred)
             gradients = tape.gradient(loss, self.trainable_variables)
             self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-            return {**self.compute_metrics(x, y, self(x), None), "again": loss}
+            return {**self.compute_metrics(x, y, y_pred, None), "again": loss}
 
     def build() -> keras.Model:
         keras.utils.set_random_seed(2)
         inputs = keras.Input((6,))
-        hidden = keras.layers.Dense(2, "tanh")(inputs)
+        hidden = keras.layers.Dense(4, "tanh")(inputs)
         model = Own(inputs, keras.layers.Dense(3, "softmax")(hidden))
         loss = "sparse_categorical_crossentropy"
         model.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
@@ -501,6 +503,7 @@ def own_train_step_summed() -> dict[str, Any]:
     pairs += [(np.array(expected["accuracy"]), np.array(history["accuracy"]))]
     return {
         "largest": max(float(np.abs(a - b).max()) for a, b in pairs),
+        "partitions": len(model.layers[1].kernel.value.variables),
         "logs": sorted(history),
     }
 

@@ -173,12 +173,14 @@ def test_own_train_step(found):
 
 def test_two_optimizers(found):
     assert found["largest"] <= 1e-6
+    assert found["partitions"] > 1
     assert found["iterations"] == [4, 4]
     assert "updates 2 times, and max_staleness=0 sums the gradients of one" in found["refused"]
 
 
 def test_own_train_step_summed(found):
     assert found["largest"] <= 1e-5
+    assert found["partitions"] > 1
     assert found["logs"] == ["accuracy", "again", "loss"]
 
 

@@ -76,6 +76,7 @@ from tfdp.compat.parameter_server import (
 from tfdp.compat.variables import (
     bind,
     decide_updates,
+    layers,
     leave_stateless_scope,
     optimizer_on_one_device,
     replace_apply,
@@ -121,6 +122,7 @@ __all__ = [
     "is_partitioned",
     "is_ready",
     "keras_mask",
+    "layers",
     "leaf_metrics",
     "leave_stateless_scope",
     "leave_strategy",

@@ -131,10 +131,15 @@ def restore_apply(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
         object.__setattr__(optimizer, "apply", replacement)
 
 
+def layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return a model and all layers in it, at any depth."""
+    return list(model._flatten_layers())
+
+
 def seed_states(model: keras.Model) -> list[Any]:
     """Return the states of the model's seed generators (Keras variables of shape (2,))."""
     generators: dict[int, Any] = {}
-    for layer in model._flatten_layers():
+    for layer in layers(model):
         for generator in getattr(layer, "_seed_generators", []):
             generators.setdefault(id(generator.state), generator.state)
     return list(generators.values())
@@ -144,7 +149,7 @@ def synchronized_state(model: keras.Model) -> list[Any]:
     """Return the variables of layers that communicate with their copies on other replicas."""
     return [
         variable
-        for layer in model._flatten_layers()
+        for layer in layers(model)
         if getattr(layer, "synchronized", False)
         for variable in layer.variables
     ]

@@ -9,13 +9,14 @@ with two servers they load with three, or on one device.
     variables = expand(model.trainable_variables)
 """
 
+import contextlib
 import functools
 import logging
 import math
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -50,6 +51,42 @@ def expand(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     return [part for variable in variables for part in compat.partitions(variable)]
 
 
+@contextlib.contextmanager
+def expanded(model: keras.Model) -> Iterator[None]:
+    """Let `trainable_variables` of a model and its layers be the partitions.
+
+    Of a whole partitioned variable tape.gradient makes no gradient.
+    """
+    changed = []
+    for layer in compat.layers(model):
+        if any(compat.is_partitioned(v) for v in layer.trainable_variables):
+            changed.append((layer, type(layer)))
+            object.__setattr__(layer, "__class__", _expanded(type(layer)))
+    try:
+        yield
+    finally:
+        for layer, own in changed:
+            object.__setattr__(layer, "__class__", own)
+
+
+def _expanded(own: type) -> type:
+    class Expanded(own):
+        @property
+        def trainable_variables(self) -> list[keras.Variable]:
+            return _unique(expand(super().trainable_variables))
+
+        @property
+        def trainable_weights(self) -> list[keras.Variable]:
+            return _unique(expand(super().trainable_weights))
+
+    return Expanded
+
+
+def _unique(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+    # A model asks its layers, which have expanded theirs.
+    return list({id(v): v for v in variables}.values())
+
+
 def read(variable: keras.Variable) -> tf.Tensor:
     """Return the whole value of a variable."""
     parts = [compat.stored_value(part).read_value() for part in compat.partitions(variable)]
@@ -80,13 +117,6 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
     for variable in model.trainable_variables:
         _check_constraint(variable)
     cut = [v for v in model.trainable_variables if compat.is_partitioned(v)]
-    own_step = type(model).train_step is not keras.Model.train_step
-    if cut and own_step:
-        raise ValueError(
-            f"Model {model.name!r} has a train_step of its own, and {cut[0].path!r} lies in "
-            "partitions, of which tape.gradient makes no one gradient. Leave out min_shard_bytes "
-            "and max_shards, or the train_step."
-        )
     values: dict[str, Any] = {}
     if optimizer.built:
         if [id(v) for v in compat.built_with(optimizer)] == [id(v) for v in variables]:

@@ -175,7 +175,7 @@ class RemoteSteps:
                     with compat.restore_apply(optimizer):
                         apply(optimizer, list(gradients), list(given))
 
-                with compat.replace_apply(self.optimizers, own):
+                with partitions.expanded(self.model), compat.replace_apply(self.optimizers, own):
                     logs = self.model.train_step(batch)
                 rows = _rows(batch)
             else:

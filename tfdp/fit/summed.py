@@ -161,6 +161,7 @@ class Summed:
         with (
             loss_lib.exact(totals, self._parts, own_divisors=False),
             metrics_lib.exact(view, totals),
+            partitions.expanded(model),
             compat.replace_apply(steps.optimizers, take),
         ):
             logs = model.train_step(batch)
