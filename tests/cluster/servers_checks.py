@@ -32,6 +32,7 @@ SYNCHRONOUS = {
     "optimizers": (
         "accumulation_clip",
         "adam",
+        "clipnorm",
         "ema_overwrite",
         "frozen",
         "ftrl",
@@ -224,6 +225,8 @@ def embedding() -> dict[str, float]:
         "adagrad": lambda: keras.optimizers.Adagrad(0.1),
         "adam": lambda: keras.optimizers.Adam(0.05),
         "rmsprop": lambda: keras.optimizers.RMSprop(0.02),
+        "clipnorm": lambda: keras.optimizers.Adam(0.05, clipnorm=0.01),
+        "accumulation": lambda: keras.optimizers.Adagrad(0.1, gradient_accumulation_steps=2),
     }.items():
 
         def build(layer: Any, optimizer: Any = optimizer) -> keras.Model:

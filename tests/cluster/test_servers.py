@@ -29,6 +29,7 @@ SYNCHRONOUS = (
     "metrics-class_metrics",
     "optimizers-accumulation_clip",
     "optimizers-adam",
+    "optimizers-clipnorm",
     "optimizers-ema_overwrite",
     "optimizers-frozen",
     "optimizers-ftrl",

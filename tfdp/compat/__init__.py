@@ -71,10 +71,12 @@ from tfdp.compat.parameter_server import (
     slots,
     stored_value,
     variable_key,
+    whole_of,
     worker_count,
 )
 from tfdp.compat.variables import (
     bind,
+    clip_norms_together,
     decide_updates,
     layers,
     leave_stateless_scope,
@@ -100,6 +102,7 @@ __all__ = [
     "build",
     "built_with",
     "call_succeeded",
+    "clip_norms_together",
     "compile_loss",
     "compiled_state",
     "current_value",
@@ -155,5 +158,6 @@ __all__ = [
     "variable_key",
     "watch_initial_values",
     "watch_metric_function",
+    "whole_of",
     "worker_count",
 ]

@@ -44,6 +44,7 @@ def partitions(variable: keras.Variable) -> list[keras.Variable]:
                 autocast=variable._autocast,
             )
             made.constraint = variable.constraint
+            made.tfdp_whole = variable
             parts.append(made)
         value.tfdp_partitions = parts
         _let_numpy_read(value)
@@ -62,6 +63,11 @@ def _let_numpy_read(value: ShardedVariable) -> None:
         return array
 
     value.__array__ = value.numpy = whole
+
+
+def whole_of(variable: keras.Variable) -> keras.Variable:
+    """Return what a variable is a partition of; itself if it is none."""
+    return getattr(variable, "tfdp_whole", variable)
 
 
 def is_partitioned(variable: keras.Variable) -> bool:

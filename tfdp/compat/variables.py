@@ -103,6 +103,42 @@ def decide_updates(
 
 
 @contextlib.contextmanager
+def clip_norms_together(
+    optimizer: keras.optimizers.Optimizer, owners: Sequence[Any]
+) -> Iterator[None]:
+    """Let `clipnorm` look at gradients together that are parts of one.
+
+    Args:
+        optimizer: With a clipnorm.
+        owners: For each gradient that is not None, what it is a part of.
+    """
+
+    def scaled(gradient: Any, factor: tf.Tensor) -> Any:
+        if isinstance(gradient, tf.IndexedSlices):
+            values = gradient.values * factor
+            return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+        return gradient * factor
+
+    def clip(gradients: Sequence[Any]) -> list[Any]:
+        squares: dict[int, list[tf.Tensor]] = {}
+        for gradient, owner in zip(gradients, owners, strict=True):
+            values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+            squares.setdefault(id(owner), []).append(tf.reduce_sum(values * values))
+        limit = optimizer.clipnorm
+        factors = {
+            owner: limit / tf.maximum(tf.sqrt(tf.add_n(parts)), limit)
+            for owner, parts in squares.items()
+        }
+        return [scaled(g, factors[id(o)]) for g, o in zip(gradients, owners, strict=True)]
+
+    object.__setattr__(optimizer, "_clip_gradients", clip)
+    try:
+        yield
+    finally:
+        object.__delattr__(optimizer, "_clip_gradients")
+
+
+@contextlib.contextmanager
 def replace_apply(
     optimizers: Sequence[keras.optimizers.Optimizer], apply: Callable[..., Any]
 ) -> Iterator[None]:

@@ -131,10 +131,10 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
     if cut:
         object.__setattr__(model, "export", functools.partial(_export, model))
         _check_slots(inner, variables)
-        if inner.clipnorm is not None or isinstance(inner, _BY_VARIABLE):
+        if isinstance(inner, _BY_VARIABLE):
             _log.warning(
                 "%s looks at the norm of each variable: of %s it takes that of each partition.",
-                type(inner).__name__ + "(clipnorm)" * (inner.clipnorm is not None),
+                type(inner).__name__,
                 ", ".join(v.path for v in cut),
             )
         for one in {id(o): o for o in (optimizer, inner)}.values():  # Keras saves both

@@ -189,6 +189,7 @@ def apply(
         compat.optimizer_on_one_device(optimizer),
         compat.bind(touched, stand_ins),
         _at_the_variable(optimizer),
+        _clip(optimizer, kept, variables),
         tf.control_dependencies([iterations]),
     ):
         optimizer.apply(kept, list(variables))
@@ -203,6 +204,19 @@ def merged(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
     values = tf.reshape(gradient.values, tf.concat([[-1], tf.shape(gradient.values)[1:]], 0))
     values = tf.math.unsorted_segment_sum(values, where, tf.size(rows))
     return tf.IndexedSlices(values, rows, gradient.dense_shape)
+
+
+def _clip(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[Any],
+    variables: Sequence[keras.Variable],
+) -> contextlib.AbstractContextManager[None]:
+    """Let clipnorm see whole variables, not each of their partitions."""
+    pairs = zip(gradients, variables, strict=True)
+    owners = [compat.whole_of(v) for g, v in pairs if g is not None]
+    if not optimizer.clipnorm or len({id(owner) for owner in owners}) == len(owners):
+        return contextlib.nullcontext()
+    return compat.clip_norms_together(optimizer, owners)
 
 
 @contextlib.contextmanager
