@@ -111,6 +111,7 @@ def _teach_keras() -> None:
     from tfdp.fit import session
 
     fit.enable()
+    strategies.tell_evaluator()
     if os.environ.get(progress.FILE_VARIABLE):
         session.tell_progress(progress.report_progress)
     strategies.tune_collectives()
