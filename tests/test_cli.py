@@ -277,8 +277,11 @@ MISTAKES = [
         ],
     ),
     (
-        "train --config=DIGITS --workers=2 --evaluator",
-        ["tfdp train has no --evaluator yet: leave it out."],
+        "train --config=DIGITS --evaluator",
+        [
+            "--evaluator evaluates the checkpoints of other tasks, and there are no workers: add "
+            "--workers=1 or more, or leave it out."
+        ],
     ),
     (
         "train --config=DIGITS --workers=2 --chief --ps=1 --config.strategy=multi_worker",
@@ -316,8 +319,8 @@ MISTAKES_OF_A_TASK = [
         TASK,
         "train --config=DIGITS --workers=2",
         [
-            "TF_CONFIG is set: this process is a task of a cluster already. Leave out --workers "
-            "and --chief to train as that task, or unset TF_CONFIG."
+            "TF_CONFIG is set: this process is a task of a cluster already. Leave out "
+            "--workers, --chief, --ps and --evaluator to train as it, or unset TF_CONFIG."
         ],
     ),
     (
@@ -334,6 +337,15 @@ MISTAKES_OF_A_TASK = [
         [
             "strategy=multi_worker has no parameter servers, but the cluster has chief + 1 worker "
             "+ 1 ps. Use strategy=parameter_server, or take ps out of the cluster."
+        ],
+    ),
+    # An evaluator of this cluster, or this task itself, would look elsewhere.
+    (
+        {**TASK, "TFDP_EVALUATOR": "1"},
+        "train --config=DIGITS",
+        [
+            "config.run_dir is empty: an evaluator waits for the checkpoints of other tasks, and "
+            "has to know their folder. Give all of them the same --config.run_dir=DIR."
         ],
     ),
     (
@@ -524,6 +536,36 @@ class TestLaunchedTraining:
         assert run_dir.startswith("out/digits-")
         assert f"--config.run_dir={run_dir}" in plan[0].command
         assert plan[0].command == plan[1].command
+
+    def test_the_evaluator_runs_the_same(self, launched):
+        with pytest.raises(SystemExit):
+            cli.main(words("train --config=DIGITS --workers=2 --evaluator --config.output_dir=out"))
+        ((plan, _),) = launched
+        assert [str(process.task) for process in plan] == ["worker:0", "worker:1", "evaluator:0"]
+        assert plan[2].command == plan[0].command
+        (name,) = {process.environment["TFDP_EVALUATOR"] for process in plan}
+        assert name
+
+    def test_the_evaluator_finds_no_checkpoints_of_another_run(self, launched, tmp_path, capsys):
+        folder = tmp_path / "checkpoints"
+        line = words(f"train --config=DIGITS --workers=2 --config.run_dir={tmp_path} --evaluator")
+        folder.mkdir()
+        with pytest.raises(SystemExit) as exited:
+            cli.main(line)
+        assert (exited.value.code, len(launched)) == (0, 1)
+        (folder / "0001.weights.h5").touch()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            cli.main(line)
+        assert (exited.value.code, len(launched)) == (2, 1)
+        assert capsys.readouterr().err == (
+            f"tfdp: {folder} holds checkpoints of an earlier run, which the evaluator would take "
+            "for those of this one: remove them, or choose another --config.run_dir.\n"
+        )
+        # Who trains without an evaluator is in nobody's way.
+        with pytest.raises(SystemExit) as exited:
+            cli.main(line[:-1])
+        assert (exited.value.code, len(launched)) == (0, 2)
 
     def test_logs_where_asked(self, launched):
         with pytest.raises(SystemExit):

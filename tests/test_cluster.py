@@ -318,6 +318,28 @@ def test_an_environment_with_a_bad_one():
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "variable", "run"),
+    [
+        (None, None, None),
+        (text(), None, None),
+        (text(), "", None),
+        # What the launcher says: it names no evaluator in the cluster of those who train.
+        (text(), "a-17", "a-17"),
+        (None, "a-17", "a-17"),
+        # Clusters that are made by hand.
+        (text(worker=["a:1"], evaluator=["e:1"]), None, ""),
+        (text(worker=["a:1"], evaluator=["e:1"]), "a-17", "a-17"),
+        (text("evaluator", evaluator=["e:1"]), None, ""),
+        (text("evaluator", worker=["a:1"]), None, ""),
+    ],
+)
+def test_whether_there_is_an_evaluator(config, variable, run):
+    environ = {"TF_CONFIG": config, "TFDP_EVALUATOR": variable}
+    environ = {name: value for name, value in environ.items() if value is not None}
+    assert cluster_lib.evaluated_run(environ) == run
+
+
 WORKERS = Cluster(worker=("a:1", "b:1"))
 
 

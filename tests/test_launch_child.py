@@ -8,7 +8,7 @@ import pytest
 
 from tfdp.launch import child
 
-TIED = "import os\nfrom tfdp.launch import child\nchild.tie_to_launcher(os.environ)\n"
+TIED = "import os\nfrom tfdp.launch import child\ntied = child.tie_to_launcher(os.environ)\n"
 
 
 def wait_for_end(pid, seconds=30):
@@ -33,7 +33,7 @@ def wait_for_end(pid, seconds=30):
     ],
 )
 def test_without_a_launcher_nothing_happens(environ):
-    child.tie_to_launcher(environ)
+    assert child.tie_to_launcher(environ) is False
     assert environ == {"A": "1"}
 
 
@@ -52,14 +52,14 @@ def run_tied(program, environ, **named):
 def test_a_task_of_a_living_launcher_goes_on():
     read_end, write_end = os.pipe()
     done = run_tied(
-        f"print(sorted(k for k in os.environ if 'TFDP_LAUNCHER' in k), "
+        f"print(tied, sorted(k for k in os.environ if 'TFDP_LAUNCHER' in k), "
         f"os.get_inheritable({read_end}))",
         {child.PID_VARIABLE: str(os.getpid()), child.FD_VARIABLE: str(read_end)},
         pass_fds=[read_end],
     )
     os.close(read_end)
     os.close(write_end)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[] False\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True [] False\n", "")
 
 
 @pytest.mark.parametrize("has_pipe", [True, False])

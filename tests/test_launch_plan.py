@@ -89,9 +89,15 @@ def test_whole_plan():
         log_dir="runs/a",
         python="/venv/bin/python",
         environ={"HTTP_PROXY": "none", "TFDP_SEED": "8"},
+        run="a-17",
     )
     command = ("/venv/bin/python", "-m", "tfdp.run", "train.py", "--name=a b")
-    common = {"HTTP_PROXY": "none", "TFDP_SEED": "7", "PYTHONUNBUFFERED": "1"}
+    common = {
+        "HTTP_PROXY": "none",
+        "TFDP_SEED": "7",
+        "TFDP_EVALUATOR": "a-17",
+        "PYTHONUNBUFFERED": "1",
+    }
     workers = '{"cluster": {"worker": ["127.0.0.1:2001", "127.0.0.1:2002"]}, "task": '
     assert processes == [
         TaskProcess(
@@ -129,6 +135,15 @@ def test_whole_plan():
             pathlib.Path("runs/a/evaluator-0.log"),
         ),
     ]
+
+
+@pytest.mark.parametrize("evaluator", [False, True])
+def test_all_tasks_hear_of_an_evaluator(evaluator):
+    ports = range(2000, 2002 + evaluator)
+    cluster = plan.local_cluster(workers=2, evaluator=evaluator, ports=ports)
+    processes = plan.plan(cluster, ["train.py"], seed=7)
+    heard = [process.environment.get("TFDP_EVALUATOR") for process in processes]
+    assert heard == (["1"] * 3 if evaluator else [None] * 2)
 
 
 @pytest.mark.parametrize(

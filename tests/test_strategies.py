@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import tfdp
 from tfdp import cluster as cluster_lib
-from tfdp import compat, fit, strategies
+from tfdp import compat, fit, run, strategies
 
 
 def tf_config(task_type="worker", index=0, **jobs):
@@ -102,6 +102,28 @@ def test_which_strategy_is_made(name, gpus, config, made, devices, machine):
     strategy = tfdp.strategy(name)
     assert (strategy.name, strategy.devices) == (made, devices)
     assert hasattr(keras.Model.fit, "tfdp")
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "told"),
+    [
+        (None, "", (False, None)),
+        (tf_config(**TWO), "", (False, None)),
+        (tf_config(**TWO), "a-17", (False, "a-17")),
+        (tf_config(evaluator=["e:1"], **TWO), "", (False, "")),
+        (tf_config("evaluator", evaluator=["e:1"]), "a-17", (True, "a-17")),
+        (tf_config("evaluator", **TWO), "", (True, "")),
+    ],
+)
+# strategy() tells it; tfdp.run does where a script makes its strategy by itself.
+@pytest.mark.parametrize("tell", [tfdp.strategy, run._teach_keras.__wrapped__])
+def test_what_fit_is_told_of_the_evaluator(tell, config, name, told, machine, monkeypatch):
+    machine(0, config)
+    monkeypatch.setenv("TFDP_EVALUATOR", name)
+    heard = []
+    monkeypatch.setattr(fit, "set_evaluator", lambda *words: heard.append(words))
+    tell()
+    assert heard == [told]
 
 
 @pytest.mark.parametrize(

@@ -168,10 +168,13 @@ def _train(values: flags.FlagValues, positional: list[str], script: list[str]) -
         if os.environ.get("TF_CONFIG"):
             raise UsageError(
                 "TF_CONFIG is set: this process is a task of a cluster already. Leave out "
-                "--workers and --chief to train as that task, or unset TF_CONFIG."
+                "--workers, --chief, --ps and --evaluator to train as it, or unset TF_CONFIG."
             )
-        if values.evaluator:
-            raise UsageError("tfdp train has no --evaluator yet: leave it out.")
+        if values.evaluator and not values.workers:
+            raise UsageError(
+                "--evaluator evaluates the checkpoints of other tasks, and there are no workers: "
+                "add --workers=1 or more, or leave it out."
+            )
         fitting = "parameter_server" if values.ps else "multi_worker"
         if values.config.strategy not in ("auto", fitting):
             raise UsageError(
@@ -243,16 +246,31 @@ def _launch_training(values: flags.FlagValues) -> int:
     script = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
     script += [f"--config.{name}={value}" for name, value in settings.items()]
     log_dir = values.log_dir or os.path.join(run_dir, "logs")
+    if values.evaluator:
+        _check_no_checkpoints(run_dir)
     return launch_verb.launch_tasks(values, script, log_dir, seed=values.config.seed)
+
+
+def _check_no_checkpoints(run_dir: str) -> None:
+    from tfdp import train
+
+    folder = os.path.join(run_dir, train.CHECKPOINTS)
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise UsageError(
+            f"{folder} holds checkpoints of an earlier run, which the evaluator would take for "
+            "those of this one: remove them, or choose another --config.run_dir."
+        )
 
 
 # -- help -----------------------------------------------------------------------------------------
 
 VERBS = {
     "train": _Verb(
-        "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--chief --ps=M]\n\n"
+        "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--chief --ps=M]\n"
+        "           [--evaluator]\n\n"
         "Train, evaluate and export what a config names: in this process, or with --workers in\n"
-        "N processes of this machine. In a process that has a TF_CONFIG it is that task.",
+        "N processes of this machine. In a process that has a TF_CONFIG it is that task. With\n"
+        "--evaluator one more process evaluates a checkpoint of each epoch while training goes on.",
         _define_train,
         _train,
     ),

@@ -19,6 +19,9 @@ from typing import Any
 
 from tfdp import address
 
+# Names the run to the training tasks and their evaluator, where there is one.
+EVALUATOR_VARIABLE = "TFDP_EVALUATOR"
+
 _JOBS = ("chief", "worker", "ps", "evaluator")
 _STRATEGIES = ("one_device", "mirrored", "multi_worker", "parameter_server")
 _EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -280,6 +283,27 @@ def from_environment(environ: Mapping[str, str]) -> tuple[Cluster, Task] | None:
     """
     text = environ.get("TF_CONFIG")
     return None if text is None else _read(text)
+
+
+def evaluated_run(environ: Mapping[str, str]) -> str | None:
+    """Says whether checkpoints of this run are evaluated by a task of their own.
+
+    The launcher names no evaluator to the training tasks (see Cluster.spec): it sets TFDP_EVALUATOR
+    to a name of the run, for all tasks. So may whoever starts tasks by hand. Without it a cluster
+    that names an evaluator tells the same.
+
+    Returns:
+      The name of the run, "" for one without a name; None when there is no evaluator.
+
+    Raises:
+      ClusterError: TF_CONFIG is there and bad.
+    """
+    if name := environ.get(EVALUATOR_VARIABLE, ""):
+        return name
+    found = from_environment(environ)
+    if found is None or not (found[0].evaluator or found[1].type == "evaluator"):
+        return None
+    return ""
 
 
 def _read(text: str) -> tuple[Cluster, Task] | None:

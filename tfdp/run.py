@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     Args:
         argv: "SCRIPT.py" or "-m", "MODULE", then the script's arguments.
     """
-    child.tie_to_launcher(os.environ)
+    has_launcher = child.tie_to_launcher(os.environ)
     child.claim_terminal(os.environ)
     if argv[:1] == ["--trust-network"]:
         os.environ[network.TRUST_VARIABLE] = "1"
@@ -71,7 +71,8 @@ def main(argv: list[str]) -> None:
         import_tensorflow()
         from tfdp import server
 
-        server.serve(*found)
+        # A launcher knows what has become of the chief, which may prepare its data for hours.
+        server.serve(*found, start_seconds=0.0 if has_launcher else rendezvous.seconds(os.environ))
         return
     show_log(chief=found is None or found[1] == found[0].chief_task())
     # When the script imports them: one that does something else first need not wait.
@@ -110,6 +111,7 @@ def _teach_keras() -> None:
     from tfdp.fit import session
 
     fit.enable()
+    strategies.tell_evaluator()
     if os.environ.get(progress.FILE_VARIABLE):
         session.tell_progress(progress.report_progress)
     strategies.tune_collectives()

@@ -85,7 +85,7 @@ def strategy(
     if name in ("multi_worker", "parameter_server"):
         rendezvous.join(os.environ)
     fit.enable()
-    fit.set_evaluator(evaluates)
+    tell_evaluator()
     share_seed()
     options = communication or fit.Communication()
     if name == "parameter_server":
@@ -114,6 +114,13 @@ def use_cpu_replicas(count: int) -> None:
 def tune_collectives() -> None:
     """Let collectives between hosts move large chunks; without effect once TensorFlow was used."""
     compat.enlarge_receive_chunks(_RECEIVE_CHUNK_BYTES)
+
+
+def tell_evaluator() -> None:
+    """Tell fit whether this task is an evaluator, or trains for one."""
+    found = cluster_lib.from_environment(os.environ)
+    evaluates = found is not None and found[1].type == "evaluator"
+    fit.set_evaluator(evaluates, cluster_lib.evaluated_run(os.environ))
 
 
 def share_seed() -> None:

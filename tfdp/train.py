@@ -24,15 +24,21 @@ from tfdp import config as config_lib
 
 _log = logging.getLogger("tfdp")
 
+# Where a run keeps what its evaluator evaluates.
+CHECKPOINTS = "checkpoints"
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What a run reached.
 
     Attributes:
-        history: fit's history: a list of one value per epoch for each metric.
-        test: evaluate's results on the test split, by metric.
-        examples_per_second: Median throughput of the epochs after the first, over all replicas.
+        history: fit's history: a list of one value per epoch for each metric; of the evaluator,
+            one per checkpoint.
+        test: evaluate's results on the test split, by metric; of the evaluator, those of the last
+            checkpoint.
+        examples_per_second: Median throughput of the epochs after the first, over all replicas;
+            NaN where nothing was trained.
         model: The trained model, as .keras; None where this task is not the chief.
         exported: The SavedModel's version folder; None where this task is not the chief.
     """
@@ -47,13 +53,18 @@ class Result:
 def train(config: config_lib.Config) -> Result:
     """Train, evaluate and export; in a cluster, every task calls it.
 
+    With an evaluator the training leaves a checkpoint of each epoch for it, instead of validating
+    there, and the evaluator writes below the run's tensorboard/evaluator, and nothing else.
+
     Raises:
         ValueError: For a setting that cannot be, with what is allowed: see is_mistake.
     """
     config_lib.validate(config)
     found = cluster_lib.from_environment(os.environ)
-    chief = found is None or found[1] == found[0].chief_task()
-    _check_cluster(config, found)
+    evaluates = found is not None and found[1].type == "evaluator"
+    has_evaluator = cluster_lib.evaluated_run(os.environ) is not None
+    chief = not evaluates and (found is None or found[1] == found[0].chief_task())
+    _check_cluster(config, found, has_evaluator)
 
     # Only here, when the settings are known to be good: TensorFlow takes seconds to import.
     run.import_tensorflow()
@@ -75,16 +86,18 @@ def train(config: config_lib.Config) -> Result:
     )
 
     on_servers = found is not None and found[0].is_parameter_server
-    # On parameter servers each batch is one worker's.
-    workers = found[0].num_workers_in_sync if found is not None and not on_servers else 1
+    # On parameter servers each batch is one worker's; an evaluator works alone.
+    in_sync = found is not None and not on_servers and not evaluates
+    workers = found[0].num_workers_in_sync if found is not None and in_sync else 1
     replicas = strategy.num_replicas_in_sync
     batch = batching.Batch(config.data.global_batch_size, workers, replicas // workers)
+    data = config.data
+    if evaluates:
+        data = dataclasses.replace(data, ledger="")  # of what is trained on: the chief's file
     apart = 0
-    if found is not None and on_servers and config.servers.reading != "coordinator":
-        apart = len(found[0].worker)
-    inputs = inputs_lib.open_inputs(
-        config.data, config.seed, config.training.epochs, workers, apart
-    )
+    if found is not None and on_servers and not evaluates:
+        apart = len(found[0].worker) if config.servers.reading != "coordinator" else 0
+    inputs = inputs_lib.open_inputs(data, config.seed, config.training.epochs, workers, apart)
     # Again: preparing a dataset draws random numbers, and a first run is to be as all that follow.
     keras.utils.set_random_seed(config.seed)
     run_dir = pathlib.Path(config.run_dir or config_lib.new_run_dir(config))
@@ -94,6 +107,14 @@ def train(config: config_lib.Config) -> Result:
         print(_records(config.data, inputs.records), flush=True)
         for line in inputs.plan_lines:
             _log.info(line)
+        if has_evaluator:
+            print(
+                f"A checkpoint of each epoch goes to {run_dir / CHECKPOINTS}, for the evaluator, "
+                "and stays there.",
+                flush=True,
+            )
+    elif evaluates:
+        print(f"Waits for checkpoints in {run_dir / CHECKPOINTS}.", flush=True)
 
     with strategy.scope():
         if not inputs.classes:
@@ -117,18 +138,25 @@ def train(config: config_lib.Config) -> Result:
     # Before hours of training, not after them.
     export.check_second_signature(model, config.export.second_signature)
     clock = _clock(inputs.records[0], config.data.global_batch_size)
+    callbacks = [
+        clock,
+        keras.callbacks.TensorBoard(str(run_dir / "tensorboard"), write_graph=False),
+        keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
+    ]
+    if has_evaluator:
+        path = run_dir / CHECKPOINTS / "{epoch:04d}.weights.h5"
+        callbacks.append(keras.callbacks.ModelCheckpoint(str(path), save_weights_only=True))
     try:
         history = model.fit(
             inputs.training,
             epochs=config.training.epochs,
             steps_per_epoch=inputs.steps,
-            validation_data=inputs.evaluation,
-            callbacks=[
-                clock,
-                keras.callbacks.TensorBoard(str(run_dir / "tensorboard"), write_graph=False),
-                keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
-            ],
+            validation_data=inputs.evaluation if evaluates or not has_evaluator else None,
+            callbacks=callbacks,
         )
+        if evaluates:
+            last = {name: values[-1] for name, values in history.history.items()}
+            return Result(history.history, last, math.nan, None, None)
         test = model.evaluate(inputs.evaluation, return_dict=True, verbose=0)
     except (tf.errors.OpError, UnicodeDecodeError) as error:
         reason = inputs.explained(error)
@@ -183,8 +211,15 @@ def is_mistake(error: ValueError) -> bool:
 
 
 def _check_cluster(
-    config: config_lib.Config, found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None
+    config: config_lib.Config,
+    found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None,
+    has_evaluator: bool,
 ) -> None:
+    if has_evaluator and not config.run_dir:
+        raise config_lib.ConfigError(
+            "config.run_dir is empty: an evaluator waits for the checkpoints of other tasks, and "
+            "has to know their folder. Give all of them the same --config.run_dir=DIR."
+        )
     if found is None:
         flags = {"multi_worker": "--workers=2", "parameter_server": "--chief --workers=2 --ps=1"}
         if config.strategy in flags:
@@ -194,12 +229,8 @@ def _check_cluster(
             )
         return
     cluster, task = found
-    if task.type == "evaluator":
-        raise cluster_lib.ClusterError(
-            f"tfdp train has no evaluator yet, but TF_CONFIG makes this {task}. Take it out of the "
-            "cluster."
-        )
-    if config.strategy != "auto":
+    # The evaluator is told the strategy of those who train, and takes what its own devices make.
+    if config.strategy != "auto" and task.type != "evaluator":
         cluster_lib.check_strategy(cluster, config.strategy, task)
 
 

@@ -4,6 +4,7 @@ Everything else in tfdp uses public names. Each function says what it stands for
 is no public way; tried with TensorFlow 2.20 and 2.21, Keras 3.13.2 to 3.15.1.
 """
 
+from tfdp.compat.checkpoints import saved_iterations
 from tfdp.compat.collectives import enlarge_receive_chunks
 from tfdp.compat.compiled import (
     ACTIVITY_LOSSES_ARE_MEANS,
@@ -144,6 +145,7 @@ __all__ = [
     "replace_value",
     "restore_apply",
     "runs_python",
+    "saved_iterations",
     "seed_states",
     "shardable",
     "share_text",

@@ -80,10 +80,17 @@ def set_server_options(strategy: tf.distribute.Strategy, options: epochs.Options
     _server_options_of[strategy] = options
 
 
-def set_evaluator(evaluates: bool) -> None:
-    """Let `fit` of this process evaluate the checkpoints that another one writes."""
+def set_evaluator(evaluates: bool, run: str | None = None) -> None:
+    """Say whether there is an evaluator, and whether it is this process.
+
+    Args:
+        evaluates: Let `fit` of this process evaluate the checkpoints that another one writes.
+        run: What the run is called by those who train and by its evaluator, "" where nobody has
+            named it; None without an evaluator: then no `fit` leaves word for one.
+    """
     global _is_evaluator
     _is_evaluator = evaluates
+    evaluator.set_run(run)
 
 
 def _dispatcher(name: str) -> Callable[..., Any]:
@@ -93,6 +100,8 @@ def _dispatcher(name: str) -> Callable[..., Any]:
     def method(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         trainer = trainer_of(self)
         if trainer is None:
+            if name == "fit" and _is_evaluator:
+                evaluator.check_stock_fit(self, kwargs.get("callbacks", args[5:6]))
             return stock(self, *args, **kwargs)
         return getattr(trainer, name)(*args, **kwargs)
 

@@ -120,7 +120,7 @@ class SyncTrainer:
             )
         with callbacks_lib.chief_writes(model, self._chief):
             model.stop_training = False
-            if self._several and self._chief:
+            if self._chief:
                 evaluator.begins(callbacks.callbacks)
             callbacks.on_train_begin()
             initial_epoch = self._agree_on_start(callbacks, initial_epoch)
@@ -149,7 +149,7 @@ class SyncTrainer:
             if model.optimizer is not None and epochs > 0:
                 loop.finalize()
             callbacks.on_train_end(logs=logs)
-            if self._several and self._chief:
+            if self._chief:
                 evaluator.ended(callbacks.callbacks)
         return model.history
 

@@ -25,16 +25,19 @@ TERMINAL_VARIABLE = "TFDP_TERMINAL"
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def tie_to_launcher(environ: MutableMapping[str, str]) -> None:
+def tie_to_launcher(environ: MutableMapping[str, str]) -> bool:
     """Makes this process end when the launcher that started it does; ends it if that is gone.
 
     Call it from the main thread, once. The two variables are removed from environ: a launcher
     started by this task is another one.
+
+    Returns:
+      Whether there is a launcher.
     """
     pid = environ.pop(PID_VARIABLE, "")
     fd = _pipe_end(environ.pop(FD_VARIABLE, ""))
     if not pid.isdecimal():
-        return
+        return False
     if sys.platform == "linux":
         # For every other signal a busy interpreter, or TensorFlow, could stand in the way.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -50,6 +53,7 @@ def tie_to_launcher(environ: MutableMapping[str, str]) -> None:
             # Not on Linux: the kernel does it there, and a thread would make every fork of the
             # user's script one of a process with several threads.
             threading.Thread(target=_watch, args=(fd,), daemon=True).start()
+    return True
 
 
 def claim_terminal(environ: MutableMapping[str, str]) -> None:

@@ -16,7 +16,7 @@ import types
 from collections.abc import Mapping, Sequence
 
 from tfdp import batching
-from tfdp.cluster import Cluster, ClusterError, Task
+from tfdp.cluster import EVALUATOR_VARIABLE, Cluster, ClusterError, Task
 
 # Far above what one machine trains with, far below what exhausts its ports and processes.
 _MOST_TASKS = 1000
@@ -139,6 +139,7 @@ def plan(
     python: str = sys.executable,
     directory: str | pathlib.Path | None = None,
     environ: Mapping[str, str] | None = None,
+    run: str = "1",
 ) -> list[TaskProcess]:
     """The processes of a cluster, in the order of cluster.tasks.
 
@@ -152,6 +153,8 @@ def plan(
       python: The interpreter.
       directory: The folder the tasks run in; None for the one that their platform chooses.
       environ: Variables every task is given besides; those of the plan win.
+      run: What the run is called in TFDP_EVALUATOR, where there is an evaluator: another name for
+        each launch, the same after a restart.
 
     Raises:
       ClusterError: No script, a bad seed, or GPUs that cannot be divided.
@@ -173,6 +176,7 @@ def plan(
                 "TF_CONFIG": cluster.tf_config(task),
                 **({"CUDA_VISIBLE_DEVICES": visible[task]} if visible else {}),
                 "TFDP_SEED": str(seed),
+                **({EVALUATOR_VARIABLE: run} if cluster.evaluator else {}),
                 # Else the last lines before a crash would be lost in a buffer.
                 "PYTHONUNBUFFERED": "1",
             },

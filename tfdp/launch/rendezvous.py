@@ -38,20 +38,30 @@ def join(environ: Mapping[str, str]) -> None:
     """
     global _has_joined
     found = from_environment(environ)
-    text = environ.get(TIMEOUT_VARIABLE) or "300"
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
-        raise ClusterError(f"{TIMEOUT_VARIABLE}={text!r} is no number of seconds. Use 300, say.")
+    timeout = seconds(environ)
     trusts = network.is_trusted(environ)
     if found is None or _has_joined:
         return
     if not trusts and len(found[0].tasks) > 1:
         network.refuse_public(found[0])
-    if not float(text):
+    if not timeout:
         return
     facts = {name: _version(names) for name, names in _PACKAGES.items()}
     facts["seed of the launcher (TFDP_SEED)"] = environ.get("TFDP_SEED") or "none"
-    meet(*found, facts, timeout_seconds=float(text), trust_network=trusts)
+    meet(*found, facts, timeout_seconds=timeout, trust_network=trusts)
     _has_joined = True
+
+
+def seconds(environ: Mapping[str, str]) -> float:
+    """How long to wait for tasks that are missing, in seconds; 0: without looking and without end.
+
+    Raises:
+      ClusterError: TFDP_START_TIMEOUT is no such number.
+    """
+    text = environ.get(TIMEOUT_VARIABLE) or "300"
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
+        raise ClusterError(f"{TIMEOUT_VARIABLE}={text!r} is no number of seconds. Use 300, say.")
+    return float(text)
 
 
 def meet(

@@ -100,6 +100,7 @@ def launch_tasks(
     }
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "little") >> 1
+    run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
     def make_cluster() -> cluster_lib.Cluster:
         return plan.local_cluster(ports=machine.free_ports(plan.count_tasks(**shape)), **shape)
@@ -112,6 +113,7 @@ def launch_tasks(
             gpus=gpus,
             log_dir=log_dir,
             directory=os.getcwd(),
+            run=run_name,
         )
 
     try:
