@@ -60,8 +60,17 @@ def export(
     Raises:
         EncodedError: If the model's inputs do not fit the second signature.
     """
-    directory = pathlib.Path(directory)
-    model = partitions.whole(model)
+    with partitions.whole(model):
+        return _export(model, pathlib.Path(directory), labels, second_signature, config)
+
+
+def _export(
+    model: keras.Model,
+    directory: pathlib.Path,
+    labels: Sequence[str],
+    second_signature: str,
+    config: Mapping[str, Any] | None,
+) -> pathlib.Path:
     served = _specs(model)
     inputs = [tf.TensorSpec(spec.shape, _at_the_edge(spec.dtype), spec.name) for spec in served]
     # A Sequential model has one input, and one output named by its last layer.

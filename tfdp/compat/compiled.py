@@ -51,15 +51,13 @@ def compiled_state(model: keras.Model) -> tuple[Any, ...]:
 def replace_losses(compile_loss: Any, wrap: Any) -> Iterator[None]:
     """Put `wrap(loss)` in the place of each loss of a CompileLoss.
 
-    They are made at the first call, from strings and functions, so an unbuilt object builds
-    them wrapped as well.
+    They are made at the first call, from strings and functions.
     """
-    if compile_loss is None:
+    # Not built by now: the model has a compute_loss of its own, which does not use them.
+    saved = None if compile_loss is None else compile_loss._flat_losses
+    if saved is None:
         yield
         return
-    saved = compile_loss._flat_losses
-    if saved is None:
-        raise AssertionError("The losses are built before a step is traced.")
     compile_loss._flat_losses = [entry._replace(loss=wrap(entry.loss)) for entry in saved]
     try:
         yield
@@ -104,9 +102,16 @@ def is_built(model: keras.Model, compiled: bool = True) -> bool:
     """
     # A model that was never compiled has no optimizer attribute.
     parts = (model._compile_loss, model._compile_metrics, getattr(model, "optimizer", None))
-    return all(layer.built for layer in model._flatten_layers()) and (
+    # One without a call(), whose own train_step runs its layers, has no state beside theirs.
+    layers = [layer for layer in model._flatten_layers() if layer is not model or has_call(model)]
+    return all(layer.built for layer in layers) and (
         not compiled or all(part is None or part.built for part in parts)
     )
+
+
+def has_call(model: keras.Model) -> bool:
+    """Say whether a model can be called: the steps of its own may use its layers alone."""
+    return type(model).call is not keras.Model.call
 
 
 def build(model: keras.Model, spec: Any, compiled: bool = True, optimizer: bool = True) -> None:
@@ -121,6 +126,9 @@ def build(model: keras.Model, spec: Any, compiled: bool = True, optimizer: bool 
         spec: `tf.TypeSpec`s of (x, y, sample_weight) as fit takes them, of any kind.
         compiled: Whether to build more than the layers: losses and metrics need y.
         optimizer: Whether to build a compiled model's optimizer.
+
+    Raises:
+        ValueError: If the model has no call(), and a layer is not built.
     """
 
     def trace(batch: Any) -> None:
@@ -134,8 +142,16 @@ def build(model: keras.Model, spec: Any, compiled: bool = True, optimizer: bool 
         if model._compile_loss is not None and not model._compile_loss.built:
             model._compute_loss(x, y, y_pred, sample_weight, training=False)
 
-    with keras.StatelessScope(), SymbolicScope():
-        tf.function(trace, autograph=False).get_concrete_function(spec)
+    if has_call(model):
+        with keras.StatelessScope(), SymbolicScope():
+            tf.function(trace, autograph=False).get_concrete_function(spec)
+    else:
+        for layer in model._flatten_layers(include_self=False):
+            if not layer.built:
+                raise ValueError(
+                    f"Model {model.name!r} has no call(), which would build its layers, and "
+                    f"{layer.name!r} is not built: give it a keras.Input, or call its build()."
+                )
     own = getattr(model, "optimizer", None)
     if compiled and optimizer and own is not None and not own.built:
         own.build(model.trainable_variables)

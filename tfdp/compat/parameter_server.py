@@ -127,6 +127,21 @@ def initialize_by_partition(
     extended._create_variable = create_variable
 
 
+def lock(variable: tf.Variable) -> tf.Tensor:
+    """Take the lock of a variable, in a graph and on the device that is current: the variable's.
+
+    Who waits for it waits asynchronously. It is free again when it is unlocked, or when the step
+    that has it is over, for whatever reason.
+    """
+    mutex = tf.raw_ops.MutexV2(container="", shared_name=f"tfdp_{variable._unique_id}")
+    return tf.raw_ops.MutexLock(mutex=mutex)
+
+
+def unlock(lock: tf.Tensor) -> None:
+    """Let the next one have a lock."""
+    tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+
+
 def is_ready(remote: Any, seconds: float) -> bool:
     """Wait for a RemoteValue, or its error, for so long at most; say whether it is there."""
     return bool(remote._status_available_event.wait(seconds))
@@ -197,7 +212,11 @@ def forget_build(optimizer: keras.optimizers.Optimizer) -> None:
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         forget_build(optimizer.inner_optimizer)
         dropped = {id(optimizer.step_counter), id(optimizer.dynamic_scale)}
-    optimizer._variables[:] = [v for v in optimizer._variables if id(v) not in dropped]
+    dropped.add(id(getattr(optimizer, "_u_product", None)))  # Nadam's, which its build makes anew
+    kept = [v for v in optimizer._variables if id(v) not in dropped]
+    # Where a slice is set TensorFlow's list asks variables whether they are equal.
+    optimizer._variables.clear()
+    optimizer._variables.extend(kept)
     optimizer._trainable_variables = []
     optimizer._trainable_variables_indices = {}
     optimizer.built = False

@@ -4,9 +4,9 @@
     model.fit(...)          # under the strategy the model was made in
     disable()
 
-It replaces six methods on `keras.Model` by one that looks at the model's strategy, and the one
-that says what jit_compile="auto" means there. A model that was made and is fitted outside of any
-strategy goes to Keras's own code.
+It replaces six methods on `keras.Model` by one that looks at the model's strategy, the one that
+says what jit_compile="auto" means there, and `export`, which takes no partitions of variables. A
+model that was made and is fitted outside of any strategy goes to Keras's own code.
 """
 
 import functools
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import communication as communication_lib
-from tfdp.fit import epochs, evaluator, parameter_server, sync
+from tfdp.fit import epochs, evaluator, parameter_server, partitions, sync
 
 METHODS = (
     "fit",
@@ -59,10 +59,14 @@ def enable(communication: communication_lib.Communication | None = None) -> None
             setattr(keras.Model, name, _dispatcher(name))
     if compat.RESOLVE_AUTO_JIT not in vars(keras.Model):
         setattr(keras.Model, compat.RESOLVE_AUTO_JIT, _auto_jit())
+    if not hasattr(keras.Model.export, "tfdp"):
+        keras.Model.export = _export_whole()
 
 
 def disable() -> None:
     """Give `keras.Model` its own methods back."""
+    if hasattr(keras.Model.export, "tfdp"):
+        keras.Model.export = keras.Model.export.tfdp
     for name in (*METHODS, compat.RESOLVE_AUTO_JIT):
         if hasattr(vars(keras.Model).get(name), "tfdp"):
             delattr(keras.Model, name)
@@ -121,6 +125,18 @@ def _auto_jit() -> Callable[[keras.Model], bool]:
         return stock(self)
 
     method.tfdp = True  # type: ignore[attr-defined]
+    return method
+
+
+def _export_whole() -> Callable[..., Any]:
+    stock = keras.Model.export
+
+    @functools.wraps(stock)
+    def method(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        with partitions.whole(self):
+            return stock(self, *args, **kwargs)
+
+    method.tfdp = stock  # type: ignore[attr-defined]
     return method
 
 

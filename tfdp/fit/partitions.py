@@ -13,8 +13,6 @@ import contextlib
 import functools
 import logging
 import math
-import pathlib
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -129,7 +127,6 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
         optimizer.build(variables)
     inner = updates.innermost(optimizer)
     if cut:
-        object.__setattr__(model, "export", functools.partial(_export, model))
         _check_slots(inner, variables)
         if isinstance(inner, _BY_VARIABLE):
             _log.warning(
@@ -144,17 +141,20 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
         optimizer.load_own_variables(values)
 
 
-def whole(model: keras.Model) -> keras.Model:
-    """Return the model, or a copy on this process's device where variables are in partitions.
+@contextlib.contextmanager
+def whole(model: keras.Model) -> Iterator[None]:
+    """Let a model's partitioned variables be whole ones of this process, to be exported.
 
     A SavedModel cannot hold partitions that lie on servers.
     """
-    if not any(compat.is_partitioned(v) for v in model.variables):
-        return model
-    with tempfile.TemporaryDirectory() as folder, compat.leave_strategy():
-        file = pathlib.Path(folder, "model.keras")
-        model.save(file)
-        return keras.models.load_model(file, compile=False)
+    cut = [v for v in model.variables if compat.is_partitioned(v)]
+    with contextlib.ExitStack() as stack:
+        if cut:
+            stack.enter_context(compat.leave_strategy())
+            stack.enter_context(tf.device("cpu:0"))
+            copies = [tf.Variable(v.numpy(), trainable=v.trainable, name=v.name) for v in cut]
+            stack.enter_context(compat.bind(cut, copies))
+        yield
 
 
 # -- initializers ---------------------------------------------------------------------------------
@@ -281,11 +281,6 @@ def _save(optimizer: Any, model: keras.Model, store: Any) -> None:
     for number, parts in enumerate(_logical(optimizer, model)):
         values = [part.numpy() for part in parts]
         store[str(number)] = values[0] if len(values) == 1 else np.concatenate(values)
-
-
-def _export(model: keras.Model, *args: Any, **kwargs: Any) -> Any:
-    """Stand for `model.export` of a model with partitions."""
-    return whole(model).export(*args, **kwargs)
 
 
 def _load(optimizer: Any, model: keras.Model, store: Any) -> None:

@@ -275,7 +275,7 @@ class RemoteSteps:
             held = dict(self.model.get_metrics_result())
         tracker = compat.loss_tracker(self.model)
         if tracker is not None and all(
-            scope.get_current_value(v) is self._fresh[id(v)] for v in tracker.variables
+            scope.get_current_value(v) is self._fresh.get(id(v), self) for v in tracker.variables
         ):
             held.pop(tracker.name, None)  # a train_step of the user's own gives the loss itself
         logs = replica.flat_logs(logs) if isinstance(logs, dict) else {}

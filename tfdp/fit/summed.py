@@ -111,11 +111,7 @@ class Summed:
                 for g in sparse
                 if g is not None
             ],
-            "state": [
-                # Averages are averaged by rows; what counts goes on by one step, not by each part.
-                (new - old) * tf.cast(share, old.dtype) if old.dtype.is_floating else new - old
-                for _, old, new in changes
-            ],
+            "state": [_change(old, new, share) for _, old, new in changes],
         }
 
     def _stock(
@@ -212,6 +208,9 @@ class Summed:
         self._update(*map(tf.constant, leaves))
         for position, variable in enumerate(self._state):
             changes = [result["state"][position] for result in results]
+            if not np.issubdtype(changes[0].dtype, np.number):
+                compat.stored_value(variable).assign(changes[0])
+                continue
             floating = np.issubdtype(changes[0].dtype, np.floating)
             change = _sum(changes) if floating else changes[0]
             if self._steps.is_seed(variable):
@@ -241,6 +240,15 @@ class Summed:
                 lazy_rows=self._lazy_rows,
                 alone=True,
             )
+
+
+def _change(old: tf.Tensor, new: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Return what a part of a batch makes of a layer's state."""
+    if old.dtype in (tf.bool, tf.string):
+        return new
+    if old.dtype.is_floating:  # averages are averaged by rows
+        return (new - old) * tf.cast(share, old.dtype)
+    return new - old  # what counts goes on by one step, not by each part
 
 
 def _sum(values: Sequence[np.ndarray]) -> np.ndarray:

@@ -4,8 +4,10 @@ A gradient travels once; what the optimizer computes with it is placed on the se
 variable and its slots. An optimizer is Keras's own, any of them: it sees stand-ins of its
 variables, which are read once and written once.
 
-Written is the difference, by one atomic addition. `variable.assign(new)` of two workers at the same
-time would lose one of the two updates; here both arrive, whatever their order.
+Of a weight the difference is written, by one atomic addition. `variable.assign(new)` of two workers
+at the same time would lose one of the two updates; here both arrive, whatever their order. The
+slots of a variable are read and written under a lock beside it, one update after the other: a step
+that read the momentum of another and not yet its square would divide by nothing.
 
 A sparse gradient (IndexedSlices) has the rows of a batch. Where an optimizer leaves a row without
 gradient as it is (SGD without momentum, Adagrad), it is run on those rows alone. Where it moves
@@ -32,11 +34,14 @@ class StandIn:
         variable: What it stands for.
         key: By what the optimizer knows it.
         rows: The rows that it stands for, a vector of int; None for all.
+        adds: Whether what two steps make of it at the same time adds up. A product does not
+            (Nadam's of its momenta): the later value stays.
     """
 
-    def __init__(self, variable: tf.Variable, key: Any, rows: Any = None):
+    def __init__(self, variable: tf.Variable, key: Any, rows: Any = None, adds: bool = True):
         self._variable = variable
         self._rows = rows
+        self._adds = adds
         self._before: Any = None
         self._now: Any = None
         self._added: Any = None  # to what was not read
@@ -94,8 +99,8 @@ class StandIn:
     __radd__ = __add__
     __rmul__ = __mul__
 
-    def write(self, alone: bool) -> None:
-        """Write what has changed.
+    def write(self, alone: bool) -> list[Any]:
+        """Write what has changed; return the operation that does it, if there is one.
 
         Args:
             alone: Whether nothing else writes at the same time: then the value itself is written,
@@ -103,20 +108,24 @@ class StandIn:
         """
         read = self._now is not None
         if self._now is self._before and (read or self._added is None):
-            return
+            return []
         variable = self._variable
         with tf.device(variable.device):
             if not read:
                 value, alone = self._added, False
             else:
+                alone = alone or not self._adds
                 value = self._now if alone else self._now - self._before
             if self._rows is not None:
                 slices = tf.IndexedSlices(value, self._rows)
-                (variable.scatter_update if alone else variable.scatter_add)(slices)
+                written = (variable.scatter_update if alone else variable.scatter_add)(slices)
             elif alone:
-                variable.assign(value)
+                written = variable.assign(value)
             else:
-                variable.assign_add(value)
+                written = variable.assign_add(value)
+        # What is written now is not written again.
+        self._before, self._added = self._now, None
+        return [written.op if isinstance(written, tf.Tensor) else written]
 
 
 def moves_only_rows(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -173,6 +182,8 @@ def apply(
         kept.append(gradient)
 
     touched = list({id(v): v for v in [*known, *optimizer.variables]}.values())
+    adding = {id(v) for v in [*known, *(slot for row in slots.values() for slot in row)]}
+    adding.add(id(compat.step_count(optimizer)))
     present = [t for g in kept if g is not None for t in _tensors(g)]
     # Not before: a schedule shall see the step at which this gradient arrives.
     with tf.control_dependencies(present):
@@ -181,14 +192,19 @@ def apply(
     for variable in touched:
         key = compat.variable_key(optimizer, variable)
         stored = compat.stored_value(variable)
-        stand_ins.append(StandIn(stored, key, rows_of.get(id(variable))))
+        adds = id(variable) in adding
+        stand_ins.append(StandIn(stored, key, rows_of.get(id(variable)), adds))
         if variable is compat.step_count(optimizer):
             stand_ins[-1]._before = stand_ins[-1]._now = iterations
+    by_variable = dict(zip(map(id, touched), stand_ins, strict=True))
+    slots_of = {
+        id(by_variable[id(v)]): [by_variable[id(slot)] for slot in slots[id(v)]] for v in known
+    }
     with (
         compat.leave_stateless_scope(),
         compat.optimizer_on_one_device(optimizer),
         compat.bind(touched, stand_ins),
-        _at_the_variable(optimizer),
+        _at_the_variable(optimizer, {} if alone else slots_of, iterations),
         _clip(optimizer, kept, variables),
         tf.control_dependencies([iterations]),
     ):
@@ -220,15 +236,37 @@ def _clip(
 
 
 @contextlib.contextmanager
-def _at_the_variable(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Let an optimizer compute its steps on the device of the variable."""
+def _at_the_variable(
+    optimizer: keras.optimizers.Optimizer, slots: dict[int, list[StandIn]], iterations: tf.Tensor
+) -> Iterator[None]:
+    """Let an optimizer compute its steps on the device of the variable.
+
+    Args:
+        optimizer: Which.
+        slots: What to read and write under a lock, by the id of the variable's stand-in.
+        iterations: The optimizer's counter.
+    """
     update_step = optimizer.update_step
 
-    def at_the_variable(gradient: Any, variable: Any, *args: Any, **kwargs: Any) -> Any:
-        with tf.device(variable._variable.device):
+    def at_the_variable(gradient: Any, variable: StandIn, learning_rate: Any) -> None:
+        stored = variable._variable
+        with tf.device(stored.device):
             if isinstance(gradient, tf.IndexedSlices):
-                gradient = _dense(gradient, variable._variable)
-            return update_step(gradient, variable, *args, **kwargs)
+                gradient = _dense(gradient, stored)
+            guarded = slots.get(id(variable))
+            if not guarded:
+                update_step(gradient, variable, learning_rate)
+                return
+            # All that comes from elsewhere is there before the lock is taken.
+            gradient = tf.identity(gradient)
+            learning_rate = tf.identity(learning_rate)
+            with tf.control_dependencies([gradient, learning_rate, tf.identity(iterations)]):
+                lock = compat.lock(stored)
+            with tf.control_dependencies([lock]):
+                update_step(gradient, variable, learning_rate)
+            written = [op for slot in guarded for op in slot.write(alone=True)]
+            with tf.control_dependencies(written):
+                compat.unlock(lock)
 
     object.__setattr__(optimizer, "update_step", at_the_variable)
     try:
