@@ -203,6 +203,65 @@ def bounded_staleness() -> dict[str, int]:
     return found
 
 
+def moving_state() -> dict[str, Any]:
+    """Train what forgets soon and a float that counts, on three workers at a time."""
+
+    class Counter(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.count = self.add_weight(shape=(20,), initializer="zeros", trainable=False)
+
+        def call(self, inputs: Any, training: bool = False) -> Any:
+            if training:
+                self.count.assign(self.count + 1.0)
+            return inputs
+
+    random = np.random.default_rng(0)
+    x = random.normal(3.0, 2.0, size=(600, 6)).astype("float32")
+    found: dict[str, Any] = {}
+    for momentum in (0.0, 0.5):
+        with STRATEGY.scope():
+            normal, counter = keras.layers.BatchNormalization(momentum=momentum), Counter()
+            dense = keras.layers.Dense(16, "relu")
+            model = keras.Sequential(
+                [keras.Input((6,)), counter, normal, dense, keras.layers.Dense(1)]
+            )
+            model.compile("adam", "mse")
+        model.fit(x, x.sum(axis=1), batch_size=2, verbose=0)
+        found[str(momentum)] = {
+            "variance": float(normal.moving_variance.numpy().min()),
+            "mean": float(np.abs(normal.moving_mean.numpy()).max()),
+            "counted": [float(counter.count.numpy().min()), float(counter.count.numpy().max())],
+        }
+    return found
+
+
+def near_serial() -> dict[str, list[float]]:
+    """Train a table with optimizers that divide by what they keep: at once, and step by step."""
+    random = np.random.default_rng(0)
+    ids = random.zipf(1.3, (600, 5)) % 500
+    y = np.sin(ids.sum(axis=1, keepdims=True)).astype("float32")
+    found: dict[str, list[float]] = {}
+    for name in ("Adam", "Adamax", "Nadam"):
+        for bound in (None, 1):
+            keras.utils.set_random_seed(1)
+            fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=bound))
+            with STRATEGY.scope():
+                table = tfdp.layers.Embedding(500, 16)
+                model = keras.Sequential(
+                    [
+                        keras.Input((5,), dtype="int64"),
+                        table,
+                        keras.layers.Flatten(),
+                        keras.layers.Dense(16, "relu"),
+                        keras.layers.Dense(1),
+                    ]
+                )
+                model.compile(getattr(keras.optimizers, name)(), "mse")
+            model.fit(ids, y, batch_size=4, verbose=0)
+            found.setdefault(name, []).append(float(np.abs(table.embeddings.numpy()).max()))
+    return found
+
+
 def schedule() -> dict[str, float]:
     """Train with a rate of 1 for the first 200 steps and 0 after."""
     rate = keras.optimizers.schedules.PiecewiseConstantDecay([199], [1.0, 0.0])
@@ -588,12 +647,18 @@ def refused() -> dict[str, str]:
     def through_python(x: Any, y: Any) -> Any:
         return tf.ensure_shape(tf.numpy_function(lambda x: x, [x], tf.float32), x.shape), y
 
+    def eagerly(x: Any, y: Any) -> Any:
+        return tf.ensure_shape(tf.py_function(lambda x: x, [x], tf.float32), x.shape), y
+
     attempts: dict[str, Callable[[], Any]] = {
         "generator": lambda: model.fit(pair for pair in [(x, y)]),
         "PyDataset": lambda: model.fit(Batches()),
         "endless": lambda: model.fit(tf.data.Dataset.from_tensors((x, y)).repeat()),
         "shard: endless": lambda: model.fit(batches.repeat()),
         "shard: Python": lambda: model.fit(batches.map(through_python)),
+        "shard: eager Python": lambda: model.fit(batches.map(eagerly)),
+        "shard: empty": lambda: model.fit(x[:0], y[:0]),
+        "shard: list": lambda: model.fit([[1.0, 2.0]], [0]),
         "shard: OFF": lambda: model.fit(batches.with_options(off)),
         "shard: few": lambda: model.fit(x[:2], y[:2]),
         "all: dataset": lambda: model.fit(batches),
@@ -644,6 +709,8 @@ CHECKS = [
     gathered,
     overflowing,
     bounded_staleness,
+    moving_state,
+    near_serial,
     schedule,
     embedding,
     lazy_rows,

@@ -100,6 +100,21 @@ def test_bounded_staleness(found):
     assert unbounded >= 2
 
 
+def test_moving_state(found):
+    assert sorted(found) == ["0.0", "0.5"]
+    for seen in found.values():
+        # Batches of two from a normal distribution around 3.
+        assert 0.0 <= seen["variance"]
+        assert seen["mean"] < 10.0
+        assert seen["counted"] == [300.0, 300.0]
+
+
+def test_near_serial(found):
+    assert sorted(found) == ["Adam", "Adamax", "Nadam"]
+    for name, (at_once, step_by_step) in found.items():
+        assert at_once == pytest.approx(step_by_step, rel=0.5), name
+
+
 def test_schedule(found):
     # Each step reads how many were applied before it; at most all three workers' at once.
     assert -203.0 <= found["bias"] <= -200.0
@@ -204,6 +219,9 @@ def test_refused(found):
     assert "give steps_per_epoch=" in found["endless"]
     assert "give steps_per_epoch=" in found["shard: endless"]
     assert found["shard: Python"].startswith("The data goes through Python code ")
+    assert found["shard: eager Python"] == found["shard: Python"]
+    assert found["shard: empty"] == "The arrays hold no row."
+    assert found["shard: list"].startswith("Unrecognized data type")
     assert found["shard: OFF"].startswith("The dataset's auto_shard_policy is OFF, ")
     assert found["shard: few"].startswith("Pipeline 2 of 3 has no batch: ")
     assert found["all: dataset"].startswith("reading='all' shuffles arrays for each worker; ")

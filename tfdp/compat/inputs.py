@@ -84,7 +84,7 @@ def shardable(dataset: tf.data.Dataset) -> Callable[[int, int], tf.data.Dataset]
     On a worker too: the dataset travels as a graph. Sharded is by its own auto_shard_policy.
     """
     policy = dataset.options().experimental_distribute.auto_shard_policy
-    graph, spec = _graph(dataset), dataset.element_spec
+    graph, spec = _graph(dataset, strip_devices=True), dataset.element_spec
     types = {
         "output_types": structure.get_flat_tensor_types(spec),
         "output_shapes": structure.get_flat_tensor_shapes(spec),
@@ -105,10 +105,13 @@ def shardable(dataset: tf.data.Dataset) -> Callable[[int, int], tf.data.Dataset]
     return shard
 
 
-def _graph(dataset: tf.data.Dataset) -> tf.Tensor:
-    """Return a dataset as a serialized graph."""
+def _graph(dataset: tf.data.Dataset, strip_devices: bool = False) -> tf.Tensor:
+    """Return a dataset as a serialized graph.
+
+    Without devices it runs in other processes; TensorFlow crashes where a tf.py_function has one.
+    """
     variant = tf.data.experimental.to_variant(dataset)
-    return tf.raw_ops.DatasetToGraphV2(input_dataset=variant, strip_device_assignment=True)
+    return tf.raw_ops.DatasetToGraphV2(input_dataset=variant, strip_device_assignment=strip_devices)
 
 
 def _bodies(dataset: tf.data.Dataset) -> list[Any]:

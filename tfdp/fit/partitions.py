@@ -141,6 +141,30 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
         optimizer.load_own_variables(values)
 
 
+def move(variable: keras.Variable, kept: tf.Tensor, added: tf.Tensor) -> None:
+    """Make a variable `kept` times itself plus `added`, each part where it lies; in a graph.
+
+    The difference to a value that was read k steps ago would swing more and more where a moving
+    average forgets soon: its gain times the delay is more than a feedback takes.
+    """
+    start = 0
+    for part in compat.partitions(variable):
+        stored = compat.stored_value(part)
+        rows = slice(None)
+        if compat.is_partitioned(variable):
+            rows = slice(start, start + stored.shape[0])
+            start = rows.stop
+        with tf.device(stored.device):
+            factor = tf.identity(kept[rows] if kept.shape.rank else kept)
+            put = tf.identity(added[rows] if added.shape.rank else added)
+            with tf.control_dependencies([factor, put]):
+                lock = compat.lock(stored)
+            with tf.control_dependencies([lock]):
+                written = stored.assign(tf.cast(factor * stored.read_value() + put, stored.dtype))
+            with tf.control_dependencies([written]):
+                compat.unlock(lock)
+
+
 @contextlib.contextmanager
 def whole(model: keras.Model) -> Iterator[None]:
     """Let a model's partitioned variables be whole ones of this process, to be exported.

@@ -5,7 +5,8 @@ that is run again would count twice. A step starts from fresh metrics and report
 them, in one vector; the coordinator adds that up in float64. Each batch is therefore counted once,
 also when the worker that had it died and another one ran it again.
 
-State that layers assign (moving averages, seeds) is written as a difference, like the weights.
+State that layers assign is written by what a step makes of the value that is there by then: a
+counter by what was added, a moving average by the part that is kept and what is put to it.
 
     steps = RemoteSteps(model)
     report = steps.function("train", spec)(number, *tensors)     # scheduled on a worker
@@ -167,7 +168,11 @@ class RemoteSteps:
                 )
             )
 
-        with self.scope(number) as scope:
+        scope = self.scope(number)
+        # How the state that is left depends on the state that was found: it alone is watched.
+        state_tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+        with scope, state_tape:
+            state_tape.watch([value for value in self._entered if value.dtype.is_floating])
             if self.own_train:
 
                 def own(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
@@ -192,6 +197,9 @@ class RemoteSteps:
         for variable, old, new in self.state_changes(scope):
             if old.dtype in (tf.bool, tf.string):
                 compat.stored_value(variable).assign(new)
+            elif old.dtype.is_floating:
+                kept = state_tape.gradient(new, old, unconnected_gradients="zero")
+                partitions.move(variable, kept, new - kept * old)
             else:
                 partitions.add(variable, new - old)
         return self.report("train", scope, rows, staleness, logs)

@@ -79,7 +79,8 @@ def reader(
         return Reader(x, steps, "what the function gives for its InputContext")
     dataset = isinstance(x, tf.data.Dataset)
     # Keras checks arrays, casts them and puts them together: as one batch of all rows.
-    rows = 0 if dataset else int(keras.tree.flatten(x)[0].shape[0])
+    shapes = [getattr(leaf, "shape", None) for leaf in keras.tree.flatten(x)]
+    rows = int(shapes[0][0]) if shapes and shapes[0] and not dataset else 0
     adapter = session.adapter(
         x, y, sample_weight=sample_weight, batch_size=rows or batch_size, class_weight=class_weight
     )
@@ -90,6 +91,8 @@ def reader(
             "reading='all' with shuffle=False would train each batch once on every worker: use "
             "reading='shard', or leave out shuffle=False."
         )
+    if not rows:
+        raise ValueError("The arrays hold no row.")
     arrays = next(iter(compat.dataset(adapter)))
     if any(isinstance(leaf, tf.SparseTensor) for leaf in keras.tree.flatten(arrays)):
         raise ValueError(
@@ -139,6 +142,7 @@ def _of_dataset(reading: str, dataset: tf.data.Dataset, steps: int | None) -> Re
             "The dataset's auto_shard_policy is OFF, so that every worker would read the same: "
             "set another, or let the coordinator read (reading='coordinator')."
         )
+    _check_python(dataset)
     size = int(dataset.cardinality())
     if steps is None and size < 0:
         raise ValueError(
@@ -151,6 +155,15 @@ def _of_dataset(reading: str, dataset: tf.data.Dataset, steps: int | None) -> Re
         size if steps is None else steps,
         "its shard of the dataset",
     )
+
+
+def _check_python(dataset: tf.data.Dataset) -> None:
+    if compat.runs_python(dataset):
+        raise ValueError(
+            "The data goes through Python code (py_function, numpy_function, from_generator), "
+            "which the workers do not have. Use TensorFlow's own functions, or let the "
+            "coordinator read: give fit the dataset itself, with reading='coordinator'."
+        )
 
 
 def check_readable(x: Any) -> None:
@@ -202,12 +215,7 @@ class WorkerFeed:
                 f"Pipeline {sizes.index(0)} of {workers} has no batch: give every worker data, or "
                 "start fewer workers."
             )
-        if compat.runs_python(datasets[0]):
-            raise ValueError(
-                "The data goes through Python code (py_function, numpy_function, from_generator), "
-                "which the workers do not have. Use TensorFlow's own functions, or let the "
-                "coordinator read: give fit the dataset itself, with reading='coordinator'."
-            )
+        _check_python(datasets[0])
         self.steps = sum(sizes) if reader.steps is None else reader.steps
         self.spec = datasets[0].element_spec
         self.description = (
