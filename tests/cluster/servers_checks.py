@@ -1,5 +1,6 @@
 """What servers.py checks: each function returns what a test compares."""
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -481,19 +482,6 @@ def own_train_step() -> dict[str, Any]:
     }
 
 
-class TwoOptimizers(keras.Model):
-    """Updates its two layers by optimizers of their own."""
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        x, y = data
-        with tf.GradientTape(persistent=True) as tape:
-            loss = self.compute_loss(x, y, self(x, training=True))
-        for optimizer, layer in zip((self.optimizer, self.second), self.layers[1:], strict=True):
-            gradients = tape.gradient(loss, layer.trainable_variables)
-            optimizer.apply_gradients(zip(gradients, layer.trainable_variables, strict=True))
-        return {"loss": loss}
-
-
 def two_optimizers() -> dict[str, Any]:
     """Train with a train_step that updates twice, with an optimizer that nobody has built."""
 
@@ -501,7 +489,7 @@ def two_optimizers() -> dict[str, Any]:
         keras.utils.set_random_seed(2)
         inputs = keras.Input((6,))
         hidden = keras.layers.Dense(4, "tanh")(inputs)
-        model = TwoOptimizers(inputs, keras.layers.Dense(3, "softmax")(hidden))
+        model = cases.TwoOptimizers(inputs, keras.layers.Dense(3, "softmax")(hidden))
         model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
         model.second = keras.optimizers.Adam(0.01)
         return model
@@ -568,6 +556,120 @@ def own_train_step_summed() -> dict[str, Any]:
         "partitions": len(model.layers[1].kernel.value.variables),
         "logs": sorted(history),
     }
+
+
+class Switch(keras.layers.Layer):
+    """Has state that is no number."""
+
+    def build(self, shape: Any) -> None:
+        self.on = self.add_weight(shape=(), dtype="bool", initializer="zeros", trainable=False)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if training:
+            self.on.assign(keras.ops.convert_to_tensor(True))
+        return inputs
+
+
+def models_of_all_kinds() -> dict[str, Any]:
+    """Compare with Keras on one device: both ways of training, step by step."""
+    x, _ = cases.arrays(40)
+    y = x.sum(axis=1, keepdims=True)
+    switches: list[Switch] = []
+
+    def autoencoder() -> keras.Model:
+        model = cases.Autoencoder()
+        model.compile(keras.optimizers.Adam(0.01))
+        return model
+
+    def own_loss() -> keras.Model:
+        inputs = keras.Input((6,))
+        model = cases.UnusedLoss(inputs, keras.layers.Dense(1)(inputs))
+        model.compile("adam", "mse")
+        return model
+
+    def switched() -> keras.Model:
+        switches.append(Switch())
+        model = keras.Sequential([keras.Input((6,)), switches[-1], keras.layers.Dense(1)])
+        model.compile(keras.optimizers.Nadam(0.01), "mse")
+        return model
+
+    found: dict[str, Any] = {}
+    for build, target in ((autoencoder, None), (own_loss, y), (switched, y)):
+
+        def trained(scope: Any, build: Any = build, target: Any = target) -> list[np.ndarray]:
+            keras.utils.set_random_seed(4)
+            with scope:
+                model = build()
+            model.fit(x, target, batch_size=8, epochs=2, verbose=0, shuffle=False)
+            return model.get_weights()
+
+        fit.disable()
+        expected = trained(contextlib.nullcontext())
+        fit.enable()
+        for bound in (0, 1):
+            fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=bound))
+            pairs = zip(expected, trained(STRATEGY.scope()), strict=True)
+            different = max(float(np.abs(np.float32(a) - np.float32(b)).max()) for a, b in pairs)
+            found[f"{build.__name__} {bound}"] = different
+    found["on"] = [bool(switch.on.numpy()) for switch in switches]
+    return found
+
+
+def loaded_again() -> dict[str, float]:
+    """Train on what was loaded into partitions, and export what was never trained."""
+    x, _ = cases.arrays(40)
+    y = x.sum(axis=1, keepdims=True)
+    fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=0))
+    with STRATEGY.scope():
+        model = keras.Sequential(
+            [keras.Input((6,)), keras.layers.Dense(16, "tanh"), keras.layers.Dense(1)]
+        )
+        model.compile(keras.optimizers.Nadam(0.01), "mse")
+    model.fit(x, y, verbose=0, epochs=2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        model.save(folder / "model.keras")
+        with STRATEGY.scope():
+            again = keras.models.load_model(folder / "model.keras")
+        again.export(folder / "export", verbose=False)
+        served = tf.saved_model.load(folder / "export")
+        rows = again.predict(x, verbose=0)
+        found = {"export": float(np.abs(np.array(served.serve(x)) - rows).max())}
+        again.fit(x, y, verbose=0, shuffle=False)
+        again.save(folder / "again.keras")
+        fit.disable()
+        alone = keras.models.load_model(folder / "model.keras")
+        alone.fit(x, y, verbose=0, shuffle=False)
+        read = keras.models.load_model(folder / "again.keras")
+    fit.enable()
+    for name, ours, theirs in (
+        ("weights", read.get_weights(), alone.get_weights()),
+        ("optimizer", *([v.numpy() for v in m.optimizer.variables] for m in (read, alone))),
+    ):
+        pairs = zip(ours, theirs, strict=True)
+        found[name] = max(float(np.abs(a - b).max()) for a, b in pairs)
+    return found
+
+
+def callback_that_fails() -> dict[str, int]:
+    """Let a callback raise while steps are under way; count the steps then, and later."""
+
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 2:
+                raise RuntimeError("enough")
+
+    x, y = cases.arrays(120)
+    with STRATEGY.scope():
+        model = cases.classifier()
+    found = {}
+    try:
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=[Fails()])
+    except RuntimeError:
+        found["then"] = int(model.optimizer.iterations)
+    model.evaluate(x, y, verbose=0)
+    found["later"] = int(model.optimizer.iterations)
+    return found
 
 
 def worker_reads() -> dict[str, Any]:
@@ -720,6 +822,9 @@ CHECKS = [
     own_train_step,
     two_optimizers,
     own_train_step_summed,
+    models_of_all_kinds,
+    loaded_again,
+    callback_that_fails,
     worker_reads,
     readings,
     refused,

@@ -200,6 +200,20 @@ def test_own_train_step_summed(found):
     assert found["logs"] == ["accuracy", "again", "loss"]
 
 
+def test_models_of_all_kinds(found):
+    assert found.pop("on") == [True] * 3
+    assert len(found) == 6
+    assert {name: value for name, value in found.items() if not value <= 1e-5} == {}
+
+
+def test_loaded_again(found):
+    assert {name: value for name, value in found.items() if not value <= 1e-5} == {}
+
+
+def test_callback_that_fails(found):
+    assert found["then"] == found["later"] >= 3
+
+
 def test_worker_reads(found):
     assert found == {"epochs": 2, "iterations": 2 * 12 + 5}
 

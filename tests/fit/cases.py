@@ -1019,6 +1019,51 @@ def precision_cases() -> list[Case]:
     ]
 
 
+# -- models that run() does not fit ---------------------------------------------------------------
+
+
+class Autoencoder(keras.Model):
+    """Has a train_step and no call()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, "tanh")])
+        self.decoder = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6)])
+        self.error = keras.metrics.Mean(name="error")
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.error]
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((self.decoder(self.encoder(data)) - data) ** 2)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        self.error.update_state(loss)
+        return {"error": self.error.result()}
+
+
+class TwoOptimizers(keras.Model):
+    """Updates its two layers by optimizers of their own."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape(persistent=True) as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        for optimizer, layer in zip((self.optimizer, self.second), self.layers[1:], strict=True):
+            gradients = tape.gradient(loss, layer.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, layer.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+class UnusedLoss(keras.Model):
+    """Computes its loss itself, and is compiled with another."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # type: ignore[no-untyped-def]
+        return keras.ops.mean(keras.ops.abs(y - y_pred))
+
+
 TABLES: dict[str, Callable[[], list[Case]]] = {
     "batches": batch_cases,
     "inputs": input_cases,

@@ -1,6 +1,9 @@
 """enable() and disable(), and what is said to a model that is in the wrong scope."""
 
+import contextlib
+
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -147,3 +150,53 @@ def test_other_strategies_are_left_to_keras():
     with strategy.scope():
         model = cases.classifier()
     assert dispatch.trainer_of(model) is None
+
+
+def two_optimizers():
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(4, "tanh")(inputs)
+    model = cases.TwoOptimizers(inputs, keras.layers.Dense(1)(hidden))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.second = keras.optimizers.Adam(0.01)
+    return model
+
+
+def autoencoder():
+    model = cases.Autoencoder()
+    model.compile(keras.optimizers.Adam(0.01))
+    return model
+
+
+def own_loss():
+    inputs = keras.Input((6,))
+    model = cases.UnusedLoss(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("adam", "mse")
+    return model
+
+
+@pytest.mark.parametrize("build", [autoencoder, own_loss, two_optimizers])
+def test_models_that_keras_trains(build, mirrored):
+    x, _ = cases.arrays(40)
+    target = None if build is autoencoder else x.sum(axis=1, keepdims=True)
+
+    def trained(scope):
+        keras.utils.set_random_seed(4)
+        with scope:
+            model = build()
+        model.fit(x, target, batch_size=8, epochs=2, verbose=0, shuffle=False)
+        return model.get_weights()
+
+    fit.disable()
+    expected = trained(contextlib.nullcontext())
+    fit.enable()
+    for ours, theirs in zip(trained(mirrored[2].scope()), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_model_that_nothing_builds(mirrored):
+    fit.enable()
+    with mirrored[2].scope():
+        model = autoencoder()
+        model.extra = keras.layers.Dense(3)
+    with pytest.raises(ValueError, match=r"has no call.* is not built: give it a keras.Input"):
+        model.fit(cases.arrays(8)[0], verbose=0)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import feed as feed_lib
-from tfdp.fit import remote_step, worker_feed
+from tfdp.fit import remote_step, user_step, worker_feed
 from tfdp.fit import summed as summed_lib
 from tfdp.fit import work as work_lib
 
@@ -121,16 +121,16 @@ class Epochs:
             stopped: Says whether to hand out no more.
         """
         ahead = self._options.ahead(self._workers) if kind == "train" else _AHEAD * self._workers
-        work = work_lib.Work(self._strategy, self._coordinator, ahead)
-        for batch in _batches(feed, begin, stopped):
-            while work.full:
-                took(work.take())
-            number = self._next(kind)
-            function = functools.partial(self.steps.function, kind, feed.spec)
-            arguments = (tf.constant(number, tf.int64), *remote_step.flatten(batch))
-            self._put(work, function, arguments)
-        for result in work.drain():
-            took(result)
+        with work_lib.Work(self._strategy, self._coordinator, ahead) as work:
+            for batch in _batches(feed, begin, stopped):
+                while work.full:
+                    took(work.take())
+                number = self._next(kind)
+                function = functools.partial(self.steps.function, kind, feed.spec)
+                arguments = (tf.constant(number, tf.int64), *remote_step.flatten(batch))
+                self._put(work, function, arguments)
+            for result in work.drain():
+                took(result)
 
     def run_reading(
         self,
@@ -141,22 +141,22 @@ class Epochs:
     ) -> None:
         """Train one epoch on what the workers read: see `run`."""
         ahead = self._options.ahead(self._workers)
-        work = work_lib.Work(self._strategy, self._coordinator, ahead)
-        together = max(1, int(self._model.steps_per_execution))
-        done = 0
-        while done < feed.steps and not stopped():
-            begin(done)
-            while work.full:
-                took(work.take())
-            steps = min(together, feed.steps - done)
-            number = self._next("train", steps)
-            done += steps
-            function = functools.partial(
-                self.steps.reading, feed.spec, compat.remote_spec(feed.iterator), steps
-            )
-            self._put(work, function, (tf.constant(number, tf.int64), feed.iterator))
-        for result in work.drain():
-            took(result)
+        with work_lib.Work(self._strategy, self._coordinator, ahead) as work:
+            together = max(1, int(self._model.steps_per_execution))
+            done = 0
+            while done < feed.steps and not stopped():
+                begin(done)
+                while work.full:
+                    took(work.take())
+                steps = min(together, feed.steps - done)
+                number = self._next("train", steps)
+                done += steps
+                function = functools.partial(
+                    self.steps.reading, feed.spec, compat.remote_spec(feed.iterator), steps
+                )
+                self._put(work, function, (tf.constant(number, tf.int64), feed.iterator))
+            for result in work.drain():
+                took(result)
 
     def _next(self, kind: str, steps: int = 1) -> int:
         """Return the number of the next batch of a kind, and count `steps` of them.
@@ -177,7 +177,7 @@ class Epochs:
                 traced = self._traced(function)
             except remote_step.StateNeeded:
                 continue
-            except remote_step.BuildNeeded as needed:
+            except user_step.BuildNeeded as needed:
                 with self._strategy.scope():
                     needed.optimizer.build(needed.variables)
                 continue
@@ -198,14 +198,14 @@ class Epochs:
     ) -> None:
         """Train on the batches of one epoch, each split over the workers: see `run`."""
         assert kind == "train"
-        work = work_lib.Work(self._strategy, self._coordinator, self._workers)
-        key = repr(feed.spec)
-        if key not in self._summed:
-            self._summed[key] = summed_lib.Summed(
-                self.steps, feed.spec, self._workers, self._options.lazy_rows
-            )
-        for batch in _batches(feed, begin, stopped):
-            took(self._summed[key].step(work, self._next(kind), batch))
+        with work_lib.Work(self._strategy, self._coordinator, self._workers) as work:
+            key = repr(feed.spec)
+            if key not in self._summed:
+                self._summed[key] = summed_lib.Summed(
+                    self.steps, feed.spec, self._workers, self._options.lazy_rows
+                )
+            for batch in _batches(feed, begin, stopped):
+                took(self._summed[key].step(work, self._next(kind), batch))
 
 
 def _batches(

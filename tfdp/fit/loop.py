@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdp import compat
-from tfdp.fit import communication
+from tfdp.fit import communication, user_step
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import replica as replica_lib
@@ -177,6 +177,9 @@ class Loop:
                 self._steps.reduce_totals = True
             except replica_lib.LogsNeeded as needed:
                 self._steps.replicas.add_logs(needed.kind, needed.shapes)
+            except user_step.BuildNeeded as needed:
+                with self._steps.replicas.strategy.scope():
+                    needed.optimizer.build(needed.variables)
             self._functions.clear()
             self._steps.forget()
 

@@ -47,6 +47,7 @@ class ServerTrainer:
         compat.quieten_coordinator()
         self._workers = compat.worker_count(strategy)
         self._key: tuple[Any, ...] = ()
+        self._left_out: list[str] = []
         self._epochs = epochs_lib.Epochs(model, strategy, self._coordinator, options, self._workers)
 
     # -- the methods of keras.Model -----------------------------------------------------------
@@ -99,6 +100,7 @@ class ServerTrainer:
             feed = self._feed(x, y, steps=steps_per_epoch, **given)
         self._prepare(feed.spec)
         _log.info("Input: %s.", self._description(feed))
+        self._say_what_is_left_out(feed)
         evaluation = None
         if validation_data is not None:
             val_x, val_y, val_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
@@ -334,6 +336,23 @@ class ServerTrainer:
             f"the coordinator reads the data and hands each batch to one of {workers}; a batch is "
             "a step, and each is trained once"
         )
+
+    def _say_what_is_left_out(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> None:
+        """Log the settings of compile() that change nothing here, once for each model."""
+        model = self.model
+        together = model.steps_per_execution > 1 and not isinstance(feed, worker_feed.WorkerFeed)
+        settings = {
+            "run_eagerly=True": model.run_eagerly,
+            "jit_compile=True": model.jit_compile,
+            f"steps_per_execution={model.steps_per_execution}": together,
+        }
+        left_out = [name for name, holds in settings.items() if holds]
+        if left_out and left_out != self._left_out:
+            _log.warning(
+                "%s: without effect on parameter servers, where a step is one batch, as a graph.",
+                ", ".join(left_out),
+            )
+        self._left_out = left_out
 
     def _prepare(self, spec: Any, labelled: bool = True) -> None:
         """Build the model from the spec of a batch, its optimizer and its steps."""

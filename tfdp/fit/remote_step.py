@@ -47,20 +47,6 @@ class StateNeeded(Exception):
     """A layer assigns a variable whose value a step did not read at its beginning: trace again."""
 
 
-class BuildNeeded(Exception):
-    """A train_step of the user's own applies an optimizer that is not built: build, trace again.
-
-    Attributes:
-        optimizer: Which.
-        variables: What it shall be built with.
-    """
-
-    def __init__(self, optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]):
-        super().__init__(optimizer.name)
-        self.optimizer = optimizer
-        self.variables = list(variables)
-
-
 class RemoteSteps:
     """The step functions of one compiled model.
 
@@ -155,7 +141,7 @@ class RemoteSteps:
 
         def apply(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
             if not optimizer.built:
-                raise BuildNeeded(optimizer, variables)
+                raise user_step.BuildNeeded(optimizer, variables)
             applied.append(
                 decisions.apply(
                     optimizer,

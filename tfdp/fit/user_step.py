@@ -10,7 +10,7 @@ and summed over the replicas, they are the gradients of the mean over the global
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
@@ -31,6 +31,20 @@ class _Replica(NamedTuple):
     local: int
     split: feed_lib.Split
     totals: loss_lib.Totals
+
+
+class BuildNeeded(Exception):
+    """A train_step of the user's own applies an optimizer that is not built: build, trace again.
+
+    Attributes:
+        optimizer: Which.
+        variables: What it shall be built with.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]):
+        super().__init__(optimizer.name)
+        self.optimizer = optimizer
+        self.variables = list(variables)
 
 
 class UserTrainStep:
@@ -91,6 +105,8 @@ class UserTrainStep:
             own(gradients, variables)
             return
         local, split, totals = replica
+        if not optimizer.built:
+            raise BuildNeeded(optimizer, variables or self._steps.model.trainable_variables)
         share = loss_lib.share(totals)
         gradients = [scaled(gradient, share) for gradient in gradients]
         if split.may_be_empty:

@@ -9,6 +9,7 @@ A parameter server that died has taken its variables with it: that is an error w
 """
 
 import collections
+import contextlib
 import logging
 import socket
 import time
@@ -110,6 +111,19 @@ class Work:
     def _lost_with_worker(self, error: Exception) -> bool:
         """Say whether a result could not be fetched because its worker died, and no server did."""
         return isinstance(error, tf.errors.OpError) and not self._silent("ps")
+
+    def __enter__(self) -> "Work":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Let what is out come to its end before an error (of a callback) reaches the user.
+
+        Steps that arrive later would change weights that somebody looks at or sets by then.
+        """
+        if self._out:
+            self._out.clear()
+            with contextlib.suppress(Exception):
+                self._coordinator.join()
 
     def drain(self) -> Iterator[Any]:
         """Take all that is out, the oldest first."""
