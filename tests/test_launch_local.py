@@ -85,6 +85,7 @@ def launcher(folder, scripts, **named):
         "from tfdp.launch import local\n"
         # Ignored where the tests themselves run in the background.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup it is ignored
         f"tasks = tasks_of(pathlib.Path({str(folder)!r}), {scripts!r})\n"
         f"sys.exit(local.run(tasks, 'logs', **{named!r}))\n"
     )
