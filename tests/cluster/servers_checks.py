@@ -595,20 +595,13 @@ def models_of_all_kinds() -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for build, target in ((autoencoder, None), (own_loss, y), (switched, y)):
-
-        def trained(scope: Any, build: Any = build, target: Any = target) -> list[np.ndarray]:
-            keras.utils.set_random_seed(4)
-            with scope:
-                model = build()
-            model.fit(x, target, batch_size=8, epochs=2, verbose=0, shuffle=False)
-            return model.get_weights()
-
         fit.disable()
-        expected = trained(contextlib.nullcontext())
+        expected = cases.trained_weights(build, contextlib.nullcontext(), x, target)
         fit.enable()
         for bound in (0, 1):
             fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=bound))
-            pairs = zip(expected, trained(STRATEGY.scope()), strict=True)
+            weights = cases.trained_weights(build, STRATEGY.scope(), x, target)
+            pairs = zip(expected, weights, strict=True)
             different = max(float(np.abs(np.float32(a) - np.float32(b)).max()) for a, b in pairs)
             found[f"{build.__name__} {bound}"] = different
     found["on"] = [bool(switch.on.numpy()) for switch in switches]

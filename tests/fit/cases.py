@@ -1022,6 +1022,17 @@ def precision_cases() -> list[Case]:
 # -- models that run() does not fit ---------------------------------------------------------------
 
 
+def trained_weights(
+    build: Callable[[], keras.Model], scope: Any, x: np.ndarray, y: Any
+) -> list[np.ndarray]:
+    """Return the weights after two epochs of a model that is built in a scope."""
+    keras.utils.set_random_seed(4)
+    with scope:
+        model = build()
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, shuffle=False)
+    return model.get_weights()
+
+
 class Autoencoder(keras.Model):
     """Has a train_step and no call()."""
 
@@ -1060,7 +1071,14 @@ class TwoOptimizers(keras.Model):
 class UnusedLoss(keras.Model):
     """Computes its loss itself, and is compiled with another."""
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # type: ignore[no-untyped-def]
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
         return keras.ops.mean(keras.ops.abs(y - y_pred))
 
 

@@ -179,17 +179,11 @@ def test_models_that_keras_trains(build, mirrored):
     x, _ = cases.arrays(40)
     target = None if build is autoencoder else x.sum(axis=1, keepdims=True)
 
-    def trained(scope):
-        keras.utils.set_random_seed(4)
-        with scope:
-            model = build()
-        model.fit(x, target, batch_size=8, epochs=2, verbose=0, shuffle=False)
-        return model.get_weights()
-
     fit.disable()
-    expected = trained(contextlib.nullcontext())
+    expected = cases.trained_weights(build, contextlib.nullcontext(), x, target)
     fit.enable()
-    for ours, theirs in zip(trained(mirrored[2].scope()), expected, strict=True):
+    found = cases.trained_weights(build, mirrored[2].scope(), x, target)
+    for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

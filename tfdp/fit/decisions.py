@@ -78,8 +78,8 @@ def _if_finite(
     """
     held = compat.stored_value(optimizer.dynamic_scale)
     counter = compat.stored_value(optimizer.step_counter)
-    present = [user_step.map_values(tf.identity, g) for g in gradients if g is not None]
-    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(_values(g))) for g in present])
+    present = [_values(g) for g in gradients if g is not None]
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(values)) for values in present])
 
     def adapt(factor: float) -> None:
         def change() -> tf.Tensor:

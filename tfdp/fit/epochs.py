@@ -61,6 +61,19 @@ class Options:
                 "that the coordinator reads. Leave out one of the two."
             )
 
+    def describe(self, workers: int) -> str:
+        """Say what becomes of data that the coordinator reads."""
+        them = f"{workers} worker{'s'[: workers > 1]}"
+        if self.max_staleness == 0:
+            return (
+                f"the coordinator reads the data and splits each batch by rows over {them}; their "
+                "gradients are summed"
+            )
+        return (
+            f"the coordinator reads the data and hands each batch to one of {them}; a batch is a "
+            "step, and each is trained once"
+        )
+
     def ahead(self, workers: int) -> int:
         """Return how many batches may be out at a time.
 

@@ -99,8 +99,10 @@ class ServerTrainer:
         else:
             feed = self._feed(x, y, steps=steps_per_epoch, **given)
         self._prepare(feed.spec)
-        _log.info("Input: %s.", self._description(feed))
-        self._say_what_is_left_out(feed)
+        reads = isinstance(feed, worker_feed.WorkerFeed)
+        said = feed.description if reads else self.options.describe(self._workers)
+        _log.info("Input: %s.", said)
+        self._say_what_is_left_out(reads)
         evaluation = None
         if validation_data is not None:
             val_x, val_y, val_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
@@ -323,24 +325,10 @@ class ServerTrainer:
         )
         return feed_lib.Feed(self.strategy, 0, data, session.limit_steps(steps))
 
-    def _description(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> str:
-        if isinstance(feed, worker_feed.WorkerFeed):
-            return feed.description
-        workers = f"{self._workers} worker{'s'[: self._workers > 1]}"
-        if self.options.max_staleness == 0:
-            return (
-                f"the coordinator reads the data and splits each batch by rows over {workers}; "
-                "their gradients are summed"
-            )
-        return (
-            f"the coordinator reads the data and hands each batch to one of {workers}; a batch is "
-            "a step, and each is trained once"
-        )
-
-    def _say_what_is_left_out(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> None:
+    def _say_what_is_left_out(self, workers_read: bool) -> None:
         """Log the settings of compile() that change nothing here, once for each model."""
         model = self.model
-        together = model.steps_per_execution > 1 and not isinstance(feed, worker_feed.WorkerFeed)
+        together = model.steps_per_execution > 1 and not workers_read
         settings = {
             "run_eagerly=True": model.run_eagerly,
             "jit_compile=True": model.jit_compile,

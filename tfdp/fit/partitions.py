@@ -169,7 +169,8 @@ def move(variable: keras.Variable, kept: tf.Tensor, added: tf.Tensor) -> None:
 def whole(model: keras.Model) -> Iterator[None]:
     """Let a model's partitioned variables be whole ones of this process, to be exported.
 
-    A SavedModel cannot hold partitions that lie on servers.
+    A SavedModel cannot hold partitions that lie on servers. Meanwhile all of them are in the memory
+    of this process.
     """
     cut = [v for v in model.variables if compat.is_partitioned(v)]
     with contextlib.ExitStack() as stack:
