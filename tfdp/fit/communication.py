@@ -241,13 +241,12 @@ def all_reduce_in_branch(
 ) -> list[Any]:
     """Sum gradients over all replicas in a branch of a `tf.cond` that all of them take.
 
-    The replicas of one process meet in Python to reduce (merge_call), which no branch allows;
-    there the collective operation itself stands in each replica's graph.
+    tf.distribute's replicas meet in Python to reduce (merge_call), which no branch allows; here
+    the collective operation itself stands in each replica's graph.
     """
-    context = tf.distribute.get_replica_context()
-    replicas = context.num_replicas_in_sync
-    if isinstance(context.strategy, tf.distribute.MultiWorkerMirroredStrategy) or replicas == 1:
-        return all_reduce(gradients, communication)
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+    if replicas == 1:
+        return list(gradients)
     packs = Packs(gradients, communication)
     summed = []
     for pack in packs.pack(gradients):
@@ -261,6 +260,7 @@ def all_reduce_in_branch(
                 ordering_token=[],
                 merge_op="Add",
                 final_op="Id",
+                timeout_seconds=communication.timeout_seconds or 0.0,
             )
         )
     return packs.unpack(summed)
