@@ -13,6 +13,7 @@ what was wanted, what came and what to do, before TensorFlow is imported.
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -283,6 +284,16 @@ def from_environment(environ: Mapping[str, str]) -> tuple[Cluster, Task] | None:
     """
     text = environ.get("TF_CONFIG")
     return None if text is None else _read(text)
+
+
+def is_chief(environ: Mapping[str, str] = os.environ) -> bool:
+    """Says whether this task is the one that writes files: the chief, else worker:0, or alone.
+
+    Raises:
+      ClusterError: TF_CONFIG is there and bad.
+    """
+    found = from_environment(environ)
+    return found is None or found[1] == found[0].chief_task()
 
 
 def evaluated_run(environ: Mapping[str, str]) -> str | None:

@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Iterator
 
 from tfdp import cluster as cluster_lib
-from tfdp import on_import
+from tfdp import on_import, seeds
 from tfdp.launch import child, lost, network, progress, rendezvous
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
@@ -75,6 +75,7 @@ def main(argv: list[str]) -> None:
         server.serve(*found, start_seconds=0.0 if has_launcher else rendezvous.seconds(os.environ))
         return
     show_log(chief=found is None or found[1] == found[0].chief_task())
+    seeds.begin(os.environ)
     # When the script imports them: one that does something else first need not wait.
     for name in _BEFORE_TEACHING:
         around = _quiet if name == "tensorflow" else contextlib.nullcontext

@@ -7,12 +7,11 @@ strategy = strategy("parameter_server", min_shard_bytes=1 << 20)    # on the chi
 
 import logging
 import os
-import zlib
 
 import tensorflow as tf
 
 from tfdp import cluster as cluster_lib
-from tfdp import compat, fit
+from tfdp import compat, fit, seeds
 from tfdp.fit import agreement
 from tfdp.launch import rendezvous
 
@@ -124,23 +123,27 @@ def tell_evaluator() -> None:
 
 
 def share_seed() -> None:
-    """Give all tasks of a cluster one seed, unless the script has set one.
+    """Give all tasks of a cluster one seed of TensorFlow, unless the script has set one.
 
-    Every worker reads the same global batches and keeps its rows: a shuffle without a seed has to
-    draw the same order everywhere.
+    See `seeds`: Python and NumPy got theirs when the task began, or get it with the strategy.
     """
-    if compat.global_seed() is not None:
+    seed = seeds.shared(os.environ)
+    if seed is None or compat.global_seed() is not None:
         return
-    seed = os.environ.get("TFDP_SEED", "")
-    if seed.isdecimal():  # drawn by the launcher, which has said so
-        tf.random.set_seed(int(seed))
-    elif (found := cluster_lib.from_environment(os.environ)) is not None:
-        tf.random.set_seed(zlib.crc32(repr(found[0].spec()).encode()) & 0x7FFFFFFF)
+    tf.random.set_seed(seed)
+    if not os.environ.get("TFDP_SEED", "").isdecimal():  # else the launcher has said so
         _log.info(
             "No seed was set: every task takes %d, so that their shuffles agree. "
             "keras.utils.set_random_seed(...) sets yours.",
-            compat.global_seed(),
+            seed,
         )
+
+
+def _share_random_state(strategy: tf.distribute.Strategy) -> None:
+    """Let Python and NumPy draw alike on all workers, where a script has not seen to it."""
+    seed = seeds.shared(os.environ)
+    if seed is not None and not agreement.same_everywhere(strategy, "random", seeds.state()):
+        seeds.take(seed)
 
 
 def _choose(found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None) -> str:
@@ -198,6 +201,7 @@ def _make(name: str, communication: fit.Communication) -> tf.distribute.Strategy
                 communication_options=communication.options()
             )
             agreement.watch(made)
+            _share_random_state(made)
             return made
         except RuntimeError as error:
             if "program startup" not in str(error):

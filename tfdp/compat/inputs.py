@@ -1,6 +1,6 @@
 """What fit, evaluate and predict are given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -38,6 +38,11 @@ def is_generator_adapter(adapter: Any) -> bool:
     return isinstance(adapter, GeneratorDataAdapter)
 
 
+def is_dataset_adapter(adapter: Any) -> bool:
+    """Say whether an adapter reads a tf.data.Dataset that a script has made."""
+    return isinstance(adapter, data_adapters.TFDatasetAdapter)
+
+
 def dataset(adapter: Any) -> tf.data.Dataset:
     """Return the adapter's dataset; of a generator, one that takes no batch before it is needed."""
     made = adapter.get_tf_dataset()
@@ -70,6 +75,32 @@ def has_shard_hint(dataset: tf.data.Dataset) -> bool:
             if shards is not None and tf.make_ndarray(shards) == tf.data.experimental.SHARD_HINT:
                 return True
     return False
+
+
+def shards(dataset: tf.data.Dataset) -> list[tuple[int, int]]:
+    """Return (number of shards, index) of each `shard` that a script put into a dataset."""
+    return [
+        (int(one._num_shards), int(one._index))
+        for one in _made_of(dataset)
+        if type(one).__name__ == "_ShardDataset" and tf.executing_eagerly()
+    ]
+
+
+def cache_files(dataset: tf.data.Dataset) -> list[str]:
+    """Return the names given to `cache(filename)` in a dataset."""
+    names = [
+        one._filename.numpy().decode()
+        for one in _made_of(dataset)
+        if type(one).__name__ == "CacheDataset"
+    ]
+    return [name for name in names if name]
+
+
+def _made_of(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
+    """Yield a dataset and those it was made of; its graph would hold its arrays as well."""
+    yield dataset
+    for one in dataset._inputs():
+        yield from _made_of(one)
 
 
 def runs_python(dataset: tf.data.Dataset) -> bool:

@@ -23,6 +23,10 @@ from tfdp import compat
 
 _Policy = tf.data.experimental.AutoShardPolicy
 
+# So many elements of a tensor, evenly spread, tell whether two workers have read the same.
+_DIGEST_ELEMENTS = 4096
+DIGEST_FACTOR = 1_000_003
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -34,12 +38,15 @@ class Split:
         may_be_empty: Whether a replica may get a batch without a row.
         nominal_rows: Rows of a full global batch, where the shapes of a dataset that tf.distribute
             splits say so; 0 where they do not.
+        has_digests: Whether an element holds digests of the global batch, for other processes
+            that are to read the same: see `digests`.
     """
 
     by_rows: bool
     replicas: int
     may_be_empty: bool
     nominal_rows: int = 0
+    has_digests: bool = False
 
     def batch(self, data: Any, local: int, stand_in: bool = True) -> tuple[Any, Any]:
         """Return the batch of this process's replica `local` out of an element, and its rows.
@@ -86,6 +93,9 @@ class Feed:
         once: Whether the data can be read only once (a generator).
         step: Steps taken in this epoch.
         description: How the batches are split, for the log.
+        shards: (number, index) of each `shard()` that the script has put into its dataset.
+        cache_files: What the script has given to `cache(filename)`.
+        comparisons: How often workers have compared what they read: see `agreement.check_rows`.
 
     Raises:
         ValueError: If an epoch would never end.
@@ -108,6 +118,10 @@ class Feed:
         self.step = 0
 
         dataset = compat.dataset(data) if self._adapter else data
+        given = isinstance(dataset, tf.data.Dataset) and compat.is_dataset_adapter(data)
+        self.shards = compat.shards(dataset) if given else []
+        self.cache_files = compat.cache_files(dataset) if given else []
+        self.comparisons = 0
         self.once = self._adapter is not None and compat.is_generator_adapter(data)
         self._endless = isinstance(dataset, tf.data.Dataset) and (
             int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
@@ -139,7 +153,8 @@ class Feed:
         static = static_rows(self.spec)
         never_empty = self._replicas == 1 or (by_rows and static and static >= self._replicas)
         nominal = 0 if by_rows or not static else static * self._replicas
-        self.split = Split(by_rows, self._replicas, not never_empty, nominal)
+        several = by_rows and self._replicas > self._local
+        self.split = Split(by_rows, self._replicas, not never_empty, nominal, several)
         if by_rows and self._replicas > 1:
             if self.once:  # batches are taken only when they are needed, none ahead
                 dataset = dataset.map(self._parts)
@@ -164,7 +179,8 @@ class Feed:
             parts.append(
                 keras.tree.map_structure(lambda leaf, a=start, b=stop: cut(leaf, a, b), batch)
             )
-        return tuple(parts), tf.cast(count, tf.float32)
+        whole = (tuple(parts), tf.cast(count, tf.float32))
+        return (*whole, digests(batch)) if self.split.has_digests else whole
 
     # -- epochs ---------------------------------------------------------------------------
 
@@ -212,6 +228,33 @@ class Feed:
             self.batches is not None and self._seen >= self.batches
         ):
             self._iterator = None
+
+
+def digests(batch: Any) -> tf.Tensor:
+    """Return int64[2]: a digest of the labels of a batch, and one of its inputs.
+
+    Without labels both are of the inputs. Of a large tensor some thousand elements are looked at.
+    """
+    x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    inputs = _digest(x)
+    return tf.stack([inputs if y is None else _digest(y), inputs])
+
+
+def _digest(structure: Any) -> tf.Tensor:
+    total = tf.zeros((), tf.int64)
+    for leaf in tf.nest.flatten(structure, expand_composites=True):
+        if not isinstance(leaf, tf.Tensor) or leaf.dtype in (tf.variant, tf.resource):
+            continue
+        flat = tf.reshape(leaf, (-1,))
+        flat = flat[:: tf.maximum(1, tf.size(flat) // _DIGEST_ELEMENTS)]
+        if flat.dtype == tf.string:
+            flat = tf.strings.to_hash_bucket_fast(flat, 1 << 62)
+        elif flat.dtype == tf.bool:
+            flat = tf.cast(flat, tf.uint8)
+        data = tf.reshape(tf.bitcast(flat, tf.uint8), (1, -1))
+        mark = tf.bitcast(tf.raw_ops.Fingerprint(data=data, method="farmhash64")[0], tf.int64)
+        total = total * DIGEST_FACTOR + mark
+    return total
 
 
 def without_stand_in(outputs: Any, count: Any) -> Any:

@@ -146,6 +146,15 @@ class Loop:
             )
         return steps.results(kind), stop
 
+    def begin_digests(self) -> None:
+        """Start to digest what is read."""
+        self._steps.digests.assign([0, 0])
+
+    def digests(self) -> tuple[int, int]:
+        """Return digests of the labels and of the inputs of all batches since `begin_digests`."""
+        labels, inputs = self._steps.digests.numpy().tolist()
+        return labels, inputs
+
     @property
     def replicas(self) -> replica_lib.Replicas:
         """The replicas of this process."""

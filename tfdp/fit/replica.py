@@ -79,9 +79,7 @@ class Replicas:
         return copies[local] if len(copies) > 1 else copies[0]
 
     @contextlib.contextmanager
-    def enter(
-        self, local: int, sources: Any = (), through: Sequence[Any] = ()
-    ) -> Iterator["View"]:
+    def enter(self, local: int, sources: Any = (), through: Sequence[Any] = ()) -> Iterator["View"]:
         """Show replica `local`'s values of all variables, and keep what is assigned.
 
         Args:

@@ -106,7 +106,11 @@ class SyncTrainer:
             )
 
         validation = agreement.data_plan(evaluation, "validation data") if evaluation else {}
-        self._check("fit", feed, {"epochs": epochs, **validation})
+        start = {"epochs": epochs, "initial_epoch": initial_epoch, **validation}
+        given = getattr(callbacks, "callbacks", None) or keras.tree.flatten(callbacks or [])
+        start["callbacks"] = agreement.callbacks_plan(given)
+        start["validation_freq"] = validation_freq if evaluation else None
+        self._check("fit", feed, start)
         verbose = session.verbosity(verbose) if self._chief else 0
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
@@ -131,7 +135,7 @@ class SyncTrainer:
                 callbacks.on_epoch_begin(epoch)
                 logs, ended = self._train_epoch(loop, feed, callbacks, points, epoch)
                 if session.validates(epoch, validation_freq) and evaluation is not None:
-                    results = self._evaluate(loop, evaluation, callbacks)
+                    results = self._evaluate(loop, evaluation, callbacks, "validation data")
                     logs.update({f"val_{name}": value for name, value in results.items()})
                 callbacks.on_epoch_end(epoch, logs)
                 if self._agree(loop, bool(model.stop_training)):
@@ -195,11 +199,14 @@ class SyncTrainer:
         batches: list[Any] = []
         loop.replicas.begin()
         iterator = feed.begin_epoch()
+        loop.begin_digests()
         while (left := feed.steps_left()) is None or left > 0:
             callbacks.on_predict_batch_begin(feed.step)
             parts = loop.predict(feed, iterator)
             if parts is None:
                 break
+            if feed.comparisons == 0:
+                self._compare_rows(loop, feed, "data")
             batches.append(gather.batch(self.strategy, parts, self._several))
             callbacks.on_predict_batch_end(feed.step - 1, {"outputs": batches[-1]})
             if model.stop_predicting:
@@ -251,6 +258,7 @@ class SyncTrainer:
         model = self.model
         run = callbacks_lib.BatchHooks(callbacks, "train", session.progress_is_shown(callbacks))
         iterator = feed.begin_epoch()
+        loop.begin_digests()
         logs: dict[str, Any] = {}
         exhausted = agreed = False
         while not agreed and ((left := feed.steps_left()) is None or left > 0):
@@ -259,6 +267,8 @@ class SyncTrainer:
             before = feed.step
             done = loop.advance("train", feed, iterator, limit)
             exhausted = done < limit
+            if feed.comparisons == 0:
+                self._compare_rows(loop, feed, "data")
             if not done:
                 break
             session.report(feed.step, epoch)
@@ -281,12 +291,18 @@ class SyncTrainer:
                 stacklevel=4,
             )
         feed.end_epoch(exhausted)
+        if feed.comparisons == 1:
+            self._compare_rows(loop, feed, "data")
         loop.merge_state("train")
         logs, _ = loop.aggregate("train", stopped)
         return session.to_python(logs), exhausted and feed.once
 
     def _evaluate(
-        self, loop: loop_lib.Loop, feed: feed_lib.Feed, callbacks: keras.callbacks.CallbackList
+        self,
+        loop: loop_lib.Loop,
+        feed: feed_lib.Feed,
+        callbacks: keras.callbacks.CallbackList,
+        what: str = "data",
     ) -> dict[str, Any]:
         model = self.model
         run = callbacks_lib.BatchHooks(callbacks, "test", session.progress_is_shown(callbacks))
@@ -295,6 +311,7 @@ class SyncTrainer:
         loop.replicas.reset_metrics()
         feed.restart()
         iterator = feed.begin_epoch()
+        loop.begin_digests()
         logs: dict[str, Any] = {}
         exhausted = False
         agreed = False
@@ -304,6 +321,8 @@ class SyncTrainer:
             before = feed.step
             done = loop.advance("test", feed, iterator, limit)
             exhausted = done < limit
+            if feed.comparisons == 0:
+                self._compare_rows(loop, feed, what)
             if not done:
                 break
             if self._aggregates(before, done, run.wanted):
@@ -313,6 +332,8 @@ class SyncTrainer:
                 break
             agreed = agreed or (not self._several and bool(model.stop_evaluating))
         feed.end_epoch(exhausted)
+        if feed.comparisons == 1:
+            self._compare_rows(loop, feed, what)
         loop.merge_state("test")
         logs, _ = loop.aggregate("test", False)
         logs = session.to_python(logs)
@@ -391,6 +412,12 @@ class SyncTrainer:
         if self._several:
             settings = agreement.settings(self.model, self.strategy, self.communication, feed)
             agreement.check(self.strategy, call, {**settings, **(more or {})})
+
+    def _compare_rows(self, loop: loop_lib.Loop, feed: feed_lib.Feed, of: str) -> None:
+        """Compare what the tasks have read, after the first step and the first pass."""
+        feed.comparisons += 1
+        if feed.split.has_digests:
+            agreement.check_rows(self.strategy, of, *loop.digests())
 
     def _callbacks(
         self, callbacks: Any, verbose: Any, feed: feed_lib.Feed
