@@ -60,6 +60,7 @@ from tfdp.compat.inputs import (
     shardable,
     shards,
     train_validation_split,
+    whole_batch,
 )
 from tfdp.compat.parameter_server import (
     addresses,
@@ -177,6 +178,7 @@ __all__ = [
     "variable_key",
     "watch_initial_values",
     "watch_metric_function",
+    "whole_batch",
     "whole_of",
     "worker_count",
 ]

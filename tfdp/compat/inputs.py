@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import array_slicing
@@ -31,6 +32,23 @@ def data_adapter(
         shuffle=shuffle,
         class_weight=class_weight,
     )
+
+
+def whole_batch(
+    x: Any, y: Any = None, sample_weight: Any = None, class_weight: dict[int, float] | None = None
+) -> Any:
+    """Return arrays as one batch of tensors, checked and converted as fit does.
+
+    Returns:
+        The structure of (x, y, sample_weight) without what is not there; None for what has no
+        plain arrays, which an adapter has to read.
+    """
+    leaves = keras.tree.flatten((x, y, sample_weight))
+    if not all(leaf is None or isinstance(leaf, np.ndarray | tf.Tensor) for leaf in leaves):
+        return None
+    adapter = data_adapters.ArrayDataAdapter(x, y, sample_weight, class_weight=class_weight)
+    arrays = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+    return keras.tree.map_structure(tf.convert_to_tensor, arrays)
 
 
 def is_generator_adapter(adapter: Any) -> bool:

@@ -48,6 +48,26 @@ class Split:
     nominal_rows: int = 0
     has_digests: bool = False
 
+    def element(self, batch: Any, replicas: range) -> Any:
+        """Return a global batch as an element of a feed's iterator.
+
+        Args:
+            batch: The batch.
+            replicas: The numbers of this process's replicas among all.
+        """
+        if not self.by_rows or self.replicas == 1:
+            return batch
+        count = rows(batch)
+        parts = []
+        for replica in replicas:
+            start = replica * count // self.replicas
+            stop = (replica + 1) * count // self.replicas
+            parts.append(
+                keras.tree.map_structure(lambda leaf, a=start, b=stop: cut(leaf, a, b), batch)
+            )
+        whole = (tuple(parts), tf.cast(count, tf.float32))
+        return (*whole, digests(batch)) if self.has_digests else whole
+
     def batch(self, data: Any, local: int, stand_in: bool = True) -> tuple[Any, Any]:
         """Return the batch of this process's replica `local` out of an element, and its rows.
 
@@ -171,16 +191,7 @@ class Feed:
 
     def _parts(self, *element: Any) -> Any:
         batch = element if isinstance(self.spec, tuple) else element[0]
-        count = rows(batch)
-        parts = []
-        for replica in range(self._first, self._first + self._local):
-            start = replica * count // self._replicas
-            stop = (replica + 1) * count // self._replicas
-            parts.append(
-                keras.tree.map_structure(lambda leaf, a=start, b=stop: cut(leaf, a, b), batch)
-            )
-        whole = (tuple(parts), tf.cast(count, tf.float32))
-        return (*whole, digests(batch)) if self.split.has_digests else whole
+        return self.split.element(batch, range(self._first, self._first + self._local))
 
     # -- epochs ---------------------------------------------------------------------------
 
@@ -228,6 +239,31 @@ class Feed:
             self.batches is not None and self._seen >= self.batches
         ):
             self._iterator = None
+
+
+class Whole:
+    """One global batch that is there already, split as a feed splits.
+
+    Args:
+        strategy: The strategy.
+        first_replica: Number of this process's first replica among all.
+        batch: A structure of tensors.
+
+    Attributes:
+        spec, split: As of a `Feed`.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, first_replica: int, batch: Any):
+        replicas, local = strategy.num_replicas_in_sync, len(strategy.extended.worker_devices)
+        self.data = batch
+        self.spec = keras.tree.map_structure(tf.TensorSpec.from_tensor, batch)
+        empty = replicas > 1 and rows(batch) < replicas
+        self.split = Split(True, replicas, empty, has_digests=replicas > local)
+        self._replicas = range(first_replica, first_replica + local)
+
+    def element(self, batch: Any) -> Any:
+        """Return a batch like this one as an element: see `Split.element`."""
+        return self.split.element(batch, self._replicas)
 
 
 def digests(batch: Any) -> tf.Tensor:

@@ -51,6 +51,7 @@ class SyncTrainer:
         self._first = replica_lib.first_replica(strategy)
         self._chief = self._first == 0
         self._several = strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
+        self._calls_on_batch = 0
         self._key: tuple[Any, ...] = ()
         self._loop: loop_lib.Loop
 
@@ -239,9 +240,11 @@ class SyncTrainer:
 
     def predict_on_batch(self, x: Any) -> Any:
         """Predict one global batch, as `keras.Model.predict_on_batch`."""
-        feed = self._whole(x)
-        loop = self._prepare(feed, labelled=False)
-        parts = loop.predict(feed, feed.begin_epoch()) or ()
+        whole, loop = self._whole("predict", x)
+        if isinstance(whole, feed_lib.Feed):
+            parts = loop.predict(whole, whole.begin_epoch()) or ()
+        else:
+            parts = loop.on_batch("predict", whole)
         return gather.rows([gather.batch(self.strategy, parts, self._several)])
 
     # -- epochs -------------------------------------------------------------------------------
@@ -341,11 +344,13 @@ class SyncTrainer:
         return logs
 
     def _on_batch(self, kind: str, data: tuple[Any, ...], return_dict: bool) -> Any:
-        feed = self._whole(*data)
-        loop = self._prepare(feed)
+        whole, loop = self._whole(kind, *data)
         if compat.BATCH_METHODS_RESET_METRICS:
             loop.replicas.reset_metrics()
-        loop.advance(kind, feed, feed.begin_epoch(), 1)
+        if isinstance(whole, feed_lib.Feed):
+            loop.advance(kind, whole, whole.begin_epoch(), 1)
+        else:
+            loop.on_batch(kind, whole)
         logs = session.to_python(loop.aggregate(kind, False)[0])
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
 
@@ -376,15 +381,31 @@ class SyncTrainer:
         return feed_lib.Feed(self.strategy, self._first, data, session.limit_steps(steps))
 
     def _whole(
-        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
-    ) -> feed_lib.Feed:
-        """Return a feed of one batch: all that was given."""
-        count = int(np.shape(keras.tree.flatten(x)[0])[0])
-        return self._feed(
-            x, y, sample_weight=sample_weight, batch_size=max(1, count), class_weight=class_weight
-        )
+        self, kind: str, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
+    ) -> tuple[feed_lib.Whole | feed_lib.Feed, loop_lib.Loop]:
+        """Return one batch, all that was given, and the loop that takes it.
 
-    def _prepare(self, feed: feed_lib.Feed, labelled: bool = True) -> loop_lib.Loop:
+        Tasks compare what they were given at the first call, the second, the fourth and so on.
+        """
+        batch = compat.whole_batch(x, y, sample_weight, class_weight)
+        whole: feed_lib.Whole | feed_lib.Feed
+        if batch is None:  # a sparse matrix, say
+            count = int(np.shape(keras.tree.flatten(x)[0])[0])
+            more = {"sample_weight": sample_weight, "class_weight": class_weight}
+            whole = self._feed(x, y, batch_size=max(1, count), **more)
+        else:
+            whole = feed_lib.Whole(self.strategy, self._first, batch)
+        loop = self._prepare(whole, labelled=kind != "predict")
+        if whole.split.has_digests:
+            calls = self._calls_on_batch = self._calls_on_batch + 1
+            if calls & (calls - 1) == 0 and batch is not None:
+                labels, inputs = feed_lib.digests(batch).numpy().tolist()
+                agreement.check_rows(self.strategy, f"{kind}_on_batch", labels, inputs)
+        return whole, loop
+
+    def _prepare(
+        self, feed: feed_lib.Feed | feed_lib.Whole, labelled: bool = True
+    ) -> loop_lib.Loop:
         """Return the loop of the model as it is compiled now, built from the feed's spec.
 
         Without labels (predict) the compiled losses and metrics stay as they are.
