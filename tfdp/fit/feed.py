@@ -57,7 +57,7 @@ class Split:
         """
         if not self.by_rows or self.replicas == 1:
             return batch
-        count = rows(batch)
+        batch, count = of_equal_rows(batch)
         parts = []
         for replica in replicas:
             start = replica * count // self.replicas
@@ -325,6 +325,52 @@ def rows(batch: Any) -> Any:
             static = leaf.shape[0] if leaf.shape.rank else None
             return static if static is not None else tf.shape(leaf, tf.int64)[0]
     raise ValueError("A batch needs a tensor with a batch axis; this one has none.")
+
+
+def of_equal_rows(batch: Any) -> tuple[Any, Any]:
+    """Return a batch whose parts all have as many rows (or no axis at all), and how many.
+
+    Raises:
+        ValueError: If the shapes say that one part has not.
+        tf.errors.InvalidArgumentError: When one has not, in a graph.
+    """
+    _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    count = rows(batch if y is None else y)
+
+    def checked(path: tuple[Any, ...], leaf: Any) -> Any:
+        absent = leaf is None or isinstance(leaf, tf.experimental.Optional)
+        if absent or leaf.shape.rank == 0:
+            return leaf
+        mine = rows(leaf)
+        problem = (
+            f"{_place(path)} of a batch has %s. Each replica gets its rows of every part: repeat "
+            "it for every row, or give what belongs to the whole batch to the model as a constant."
+        )
+        if isinstance(mine, int) and isinstance(count, int):
+            if mine != count:
+                raise ValueError(problem % f"{mine} rows where the batch has {count}")
+            return leaf
+        equal = tf.debugging.assert_equal(
+            tf.cast(mine, tf.int64),
+            tf.cast(count, tf.int64),
+            message=problem % "other rows (x below) than the batch (y below)",
+        )
+        with tf.control_dependencies([] if equal is None else [equal]):
+            return tf.identity(leaf) if isinstance(leaf, tf.Tensor) else leaf
+
+    paths = keras.tree.flatten_with_path(batch)
+    return keras.tree.pack_sequence_as(batch, [checked(p, leaf) for p, leaf in paths]), count
+
+
+def _place(path: tuple[Any, ...]) -> str:
+    """Return a path into (x, y, sample_weight) in a user's words: "x['anchors']"."""
+    flat: list[Any] = []
+    for part in path:
+        flat += part if isinstance(part, tuple) else [part]
+    names = ("x", "y", "sample_weight")
+    if not flat or not isinstance(flat[0], int) or flat[0] >= len(names):
+        return "".join(f"[{part!r}]" for part in flat) or "x"
+    return names[flat[0]] + "".join(f"[{part!r}]" for part in flat[1:])
 
 
 def static_rows(spec: Any) -> int | None:

@@ -74,6 +74,14 @@ class Steps:
                 model.name,
                 " It runs without XLA: it communicates in its middle." if self._jit else "",
             )
+        if self.replicas.in_sync > 1 and type(model).compute_loss is not keras.Model.compute_loss:
+            _log.warning(
+                "Model %r has a compute_loss of its own: what it adds to the compiled losses is "
+                "averaged over the rows of all replicas. That is what one device computes where it "
+                "is a mean over rows; one with another divisor (a mask, weights) is exact only "
+                "where all replicas hold equally much.",
+                model.name,
+            )
         # Gradients divided by too small a number could overflow in float16 before they travel.
         optimizer = getattr(model, "optimizer", None)
         self.reduce_totals = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)

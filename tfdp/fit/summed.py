@@ -55,7 +55,8 @@ class Summed:
 
     def step(self, work: work_lib.Work, number: int, batch: Any) -> np.ndarray:
         """Train on one batch; return its report."""
-        rows = int(feed_lib.rows(batch))
+        batch, rows = feed_lib.of_equal_rows(batch)
+        rows = int(rows)
         count = max(1, min(self._parts, rows))
         bounds = [part * rows // count for part in range(count + 1)]
         parts = [

@@ -101,7 +101,7 @@ class UserTrainStep:
                 loss_lib.exact(totals, replicas.in_sync, own_divisors=False),
                 metrics_lib.exact(view, totals),
             ):
-                logs = steps.model.train_step(batch)
+                logs = self._train_step(batch)
             kept = replicas.logs.select("train", view, logs)
             if not tf.executing_eagerly():
                 replicas.logs.keep("train", view, logs, mine)
@@ -111,6 +111,20 @@ class UserTrainStep:
             replicas.restore_unless(tf.greater(mine, 0), before, local, view)
         replicas.agree_on(differing, loss_lib.share(totals))
         return (kept, mine) if tf.executing_eagerly() else None
+
+    def _train_step(self, batch: Any) -> Any:
+        model = self._steps.model
+        try:
+            return model.train_step(batch)
+        except (RuntimeError, ValueError) as error:
+            if "scope" not in str(error) and "merge_call" not in str(error):
+                raise
+            # An optimizer's own update, as no other was put in its place.
+            raise RuntimeError(
+                f"The train_step of model {model.name!r} applies an optimizer that the model does "
+                "not hold. Make it an attribute of the model, or of a layer of it (in a list or a "
+                "dict too), so that its gradients are summed over the replicas."
+            ) from error
 
     def _apply(self, optimizer: Any, own: Any, gradients: Any, variables: Any = None) -> None:
         """Stand for `optimizer.apply` inside the train_step."""
