@@ -121,7 +121,7 @@ def test_copies(mirrored):
         outcome(model)
         clone = keras.models.clone_model(model)
         clone.compile(cases.sgd(), "sparse_categorical_crossentropy")
-        pickled = pickle.loads(pickle.dumps(model))
+        pickled = pickle.loads(pickle.dumps(model))  # noqa: S301 - its own model
         deep = copy.deepcopy(model)
     weights = model.get_weights()
     expected = outcome(model)

@@ -99,8 +99,9 @@ def check_rows(strategy: tf.distribute.Strategy, of: str, labels: int, inputs: i
     Raises:
         AgreementError: On every task, when labels differ.
     """
-    facts = {"call": f"rows of {of}", "labels": labels, "inputs": inputs}
-    note = _exchange(strategy, facts["call"], facts, functools.partial(_rows_differ, of))
+    call = f"rows of {of}"
+    facts = {"call": call, "labels": labels, "inputs": inputs}
+    note = _exchange(strategy, call, facts, functools.partial(_rows_differ, of))
     if note:
         _say_once(note)
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tfdp.fit import step as step_lib
 
 
+# What TensorFlow says where an optimizer that this module did not find updates on a replica.
+_OWN_UPDATE = ("Must not nest tf.distribute.Strategy scopes", "inside strategy.scope", "merge_call")
+
+
 class _Replica(NamedTuple):
     local: int
     split: feed_lib.Split
@@ -64,8 +68,18 @@ class UserTrainStep:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Let the model's optimizers sum over the replicas inside the train_step."""
-        with compat.replace_apply(optimizers(self._steps.model), self._apply):
-            yield
+        model = self._steps.model
+        try:
+            with compat.replace_apply(optimizers(model), self._apply):
+                yield
+        except (RuntimeError, ValueError) as error:
+            if not any(sign in str(error) for sign in _OWN_UPDATE):
+                raise
+            raise RuntimeError(
+                f"The train_step of model {model.name!r} applies an optimizer that the model does "
+                "not hold. Make it an attribute of the model, or of a layer of it (in a list or a "
+                "dict too), so that its gradients are summed over the replicas."
+            ) from error
 
     def on_replica(self, split: feed_lib.Split, data: Any) -> Any:
         """Run the train_step on this replica; return (logs, rows) when that is done eagerly."""
@@ -101,7 +115,7 @@ class UserTrainStep:
                 loss_lib.exact(totals, replicas.in_sync, own_divisors=False),
                 metrics_lib.exact(view, totals),
             ):
-                logs = self._train_step(batch)
+                logs = steps.model.train_step(batch)
             kept = replicas.logs.select("train", view, logs)
             if not tf.executing_eagerly():
                 replicas.logs.keep("train", view, logs, mine)
@@ -111,20 +125,6 @@ class UserTrainStep:
             replicas.restore_unless(tf.greater(mine, 0), before, local, view)
         replicas.agree_on(differing, loss_lib.share(totals))
         return (kept, mine) if tf.executing_eagerly() else None
-
-    def _train_step(self, batch: Any) -> Any:
-        model = self._steps.model
-        try:
-            return model.train_step(batch)
-        except (RuntimeError, ValueError) as error:
-            if "scope" not in str(error) and "merge_call" not in str(error):
-                raise
-            # An optimizer's own update, as no other was put in its place.
-            raise RuntimeError(
-                f"The train_step of model {model.name!r} applies an optimizer that the model does "
-                "not hold. Make it an attribute of the model, or of a layer of it (in a list or a "
-                "dict too), so that its gradients are summed over the replicas."
-            ) from error
 
     def _apply(self, optimizer: Any, own: Any, gradients: Any, variables: Any = None) -> None:
         """Stand for `optimizer.apply` inside the train_step."""
