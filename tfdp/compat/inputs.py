@@ -73,6 +73,11 @@ def train_validation_split(arrays: Any, validation_split: float) -> tuple[Any, A
     return array_slicing.train_validation_split(arrays, validation_split=validation_split)
 
 
+def is_none_spec(spec: Any) -> bool:
+    """Say whether a spec stands for None in the elements of a dataset."""
+    return isinstance(spec, structure.NoneTensorSpec)
+
+
 def local_spec(spec: Any) -> Any:
     """Return the spec of one replica's batch out of a distributed dataset's element_spec."""
 

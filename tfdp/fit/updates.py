@@ -190,7 +190,8 @@ def apply(
         iterations = tf.identity(compat.stored_value(compat.step_count(optimizer)))
     stand_ins = []
     for variable in touched:
-        key = compat.variable_key(optimizer, variable)
+        with compat.leave_stateless_scope():
+            key = compat.variable_key(optimizer, variable)
         stored = compat.stored_value(variable)
         adds = id(variable) in adding
         stand_ins.append(StandIn(stored, key, rows_of.get(id(variable)), adds))
