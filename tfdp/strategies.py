@@ -5,6 +5,7 @@ strategy = strategy("mirrored", communication=Communication(pack_bytes=1 << 19))
 strategy = strategy("parameter_server", min_shard_bytes=1 << 20)    # on the chief
 """
 
+import functools
 import logging
 import os
 
@@ -20,6 +21,12 @@ _log = logging.getLogger("tfdp")
 NAMES = ("one_device", "mirrored", "multi_worker", "parameter_server")
 # The largest of those that were measured that stays in a core's cache (64 KiB to 1 MiB are alike).
 _RECEIVE_CHUNK_BYTES = 1 << 18
+
+
+MADE_TOO_LATE = (
+    "TensorFlow was used before the strategy was made, and cannot join the cluster any more. Make "
+    "the strategy first: before tensors, models, datasets and device lists."
+)
 
 
 class StrategyError(ValueError):
@@ -84,8 +91,10 @@ def strategy(
     if name in ("multi_worker", "parameter_server"):
         rendezvous.join(os.environ)
     fit.enable()
+    quiet_logs()
     tell_evaluator()
     share_seed()
+    say_removed(cluster_lib.removed(os.environ))
     options = communication or fit.Communication()
     if name == "parameter_server":
         assert found is not None
@@ -120,6 +129,23 @@ def tell_evaluator() -> None:
     found = cluster_lib.from_environment(os.environ)
     evaluates = found is not None and found[1].type == "evaluator"
     fit.set_evaluator(evaluates, cluster_lib.evaluated_run(os.environ))
+
+
+@functools.cache
+def say_removed(problem: str) -> None:
+    """Warn once of what cluster.removed says, if anything."""
+    if problem:
+        _log.warning(problem)
+
+
+def quiet_logs() -> None:
+    """Leave out what TensorFlow logs for each function that reduces, and for each that ends."""
+    logging.getLogger("tensorflow").addFilter(_is_worth_reading)
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    text = str(record.msg)
+    return not text.startswith(("Collective all_reduce", "Failed to clear function handle cache"))
 
 
 def share_seed() -> None:
@@ -206,10 +232,7 @@ def _make(name: str, communication: fit.Communication) -> tf.distribute.Strategy
         except RuntimeError as error:
             if "program startup" not in str(error):
                 raise
-            raise RuntimeError(
-                "TensorFlow was used before the strategy was made, and cannot join the cluster any "
-                "more. Make the strategy first: before tensors, models, datasets and device lists."
-            ) from error
+            raise RuntimeError(MADE_TOO_LATE) from error
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
     if name == "one_device":

@@ -818,6 +818,28 @@ def assigned_in_steps() -> dict[str, Any]:
     }
 
 
+def large_table() -> dict[str, Any]:
+    """What is said of an optimizer that moves a large table for the rows of a batch."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("tfdp").addHandler(handler)
+    found = {}
+    try:
+        for name, lazy in (("whole", False), ("lazy", True)):
+            said.clear()
+            fit.set_server_options(STRATEGY, fit.ServerOptions(lazy_rows=lazy))
+            with STRATEGY.scope():
+                table = tfdp.layers.Embedding(30_000, 64)
+                model = keras.Sequential([keras.Input((2,), dtype="int64"), table])
+                model.compile("adam", "mse")
+            model.fit(np.ones((8, 2), "int64"), np.ones((8, 2, 64), "float32"), verbose=0)
+            found[name] = [line for line in said if "moves every row" in line]
+    finally:
+        logging.getLogger("tfdp").removeHandler(handler)
+    return found
+
+
 def looked_up() -> dict[str, Any]:
     """A function of InputContext that looks up in a layer made under scope; a None in predict."""
     fit.set_server_options(STRATEGY, fit.ServerOptions())
@@ -901,5 +923,6 @@ CHECKS = [
     refused,
     step_that_fails,
     assigned_in_steps,
+    large_table,
     looked_up,
 ]

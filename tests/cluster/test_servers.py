@@ -268,3 +268,10 @@ def test_assigned_in_steps(found):
 def test_looked_up(found):
     assert len(found["loss"]) == 1
     assert found["none"] == 0.0
+
+
+def test_large_table(found):
+    # A partition on each of two servers: 30,000 x 64 floats and two moments.
+    assert len(found["whole"]) == 2
+    assert "Adam moves every row of" in found["whole"][0]
+    assert found["lazy"] == []
