@@ -830,7 +830,7 @@ def large_table() -> dict[str, Any]:
             said.clear()
             fit.set_server_options(STRATEGY, fit.ServerOptions(lazy_rows=lazy))
             with STRATEGY.scope():
-                table = tfdp.layers.Embedding(30_000, 64)
+                table = tfdp.layers.Embedding(80_000, 64)
                 model = keras.Sequential([keras.Input((2,), dtype="int64"), table])
                 model.compile("adam", "mse")
             model.fit(np.ones((8, 2), "int64"), np.ones((8, 2, 64), "float32"), verbose=0)
