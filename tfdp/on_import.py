@@ -11,6 +11,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -41,18 +42,26 @@ def is_being_imported(name: str) -> bool:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module, once, the way the other finders do."""
+    """Finds one module the way the other finders do, until it has been imported.
+
+    Whoever only looks whether the module is there (`importlib.util.find_spec`) changes nothing,
+    and neither does an import that fails.
+    """
 
     def __init__(self, name: str, function: Any, around: Any):
         self._name, self._function, self._around = name, function, around
+        self._asking = threading.local()  # set while this thread asks the other finders
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self._name:
+        if fullname != self._name or getattr(self._asking, "now", False):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._asking.now = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking.now = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
@@ -60,8 +69,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             with self._around():
                 execute(module)
-            self._function()
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self._function()
 
-        # On this one loader, which nobody else uses: a module has a loader of its own.
+        # On this one loader, which nobody else uses: every search makes a loader of its own.
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

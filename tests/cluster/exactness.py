@@ -7,6 +7,7 @@ differences, or the error.
 """
 
 import json
+import os
 import pathlib
 import sys
 
@@ -22,7 +23,8 @@ def main(output: str, groups: list[str]) -> None:
     strategy = tfdp.strategy("multi_worker")
     one_device = tf.distribute.OneDeviceStrategy("cpu:0")
     worker = strategy.cluster_resolver.task_id
-    todo = [(group, case) for group in groups or cases.TABLES for case in cases.TABLES[group]()]
+    only = set(filter(None, os.environ.get("CASES", "").split(",")))
+    todo = [(group, case) for group in groups or cases.TABLES for case in cases.TABLES[group]() if not only or case.name in only]
     with open(f"{output}-{worker}", "w") as file:
         # Two at a time: each worker trains one of them on one device, at the same time, and
         # compares it with what the two then train together.

@@ -1082,6 +1082,12 @@ class UnusedLoss(keras.Model):
         return keras.ops.mean(keras.ops.abs(y - y_pred))
 
 
+def found_in_scripts() -> list[Case]:
+    from fit import script_cases  # it uses this module
+
+    return script_cases.script_cases()
+
+
 TABLES: dict[str, Callable[[], list[Case]]] = {
     "batches": batch_cases,
     "inputs": input_cases,
@@ -1090,4 +1096,5 @@ TABLES: dict[str, Callable[[], list[Case]]] = {
     "metrics": metric_cases,
     "execution": execution_cases,
     "precision": precision_cases,
+    "scripts": found_in_scripts,
 }

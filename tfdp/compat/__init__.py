@@ -46,6 +46,7 @@ from tfdp.compat.distribute import (
 from tfdp.compat.export import (
     add_asset,
 )
+from tfdp.compat.graphs import adds_to, depends_on, extreme_of, is_in_branch
 from tfdp.compat.inputs import (
     data_adapter,
     dataset,

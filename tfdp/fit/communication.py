@@ -5,7 +5,9 @@ reduced = all_reduce(gradients, communication)      # on each replica
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -104,13 +106,20 @@ class Packs:
     Args:
         gradients: Tensors of known shape, IndexedSlices, or None for a variable without one.
         communication: The options.
+        exact: Numbers of those that are not compressed: counts, which have to stay whole.
     """
 
-    def __init__(self, gradients: Sequence[Any], communication: Communication):
+    def __init__(
+        self,
+        gradients: Sequence[Any],
+        communication: Communication,
+        exact: Sequence[int] = (),
+    ):
         self._communication = communication
         self._count = len(gradients)
         self._shapes: dict[int, tf.TensorShape] = {}
         self._dtypes: dict[int, tf.DType] = {}
+        self._wires: dict[int, tf.DType] = {}
         self._groups: list[list[int]] = []  # small gradients that share a pack
         self._parts: dict[int, int] = {}  # large gradients: into how many packs
         self._alone: list[int] = []  # as they are: sparse, or no floats
@@ -127,7 +136,8 @@ class Packs:
             if not packable or self._replicas == 1:
                 self._alone.append(index)
                 continue
-            wire = self._wire(gradient.dtype)
+            wire = gradient.dtype if index in exact else self._wire(gradient.dtype)
+            self._wires[index] = wire
             size = gradient.shape.num_elements() * wire.size
             self._shapes[index], self._dtypes[index] = gradient.shape, gradient.dtype
             if size > communication.pack_bytes:
@@ -143,10 +153,10 @@ class Packs:
         """Return the packs, flat tensors in the type that travels."""
         packs: list[Any] = []
         for index, parts in self._parts.items():
-            flat = self._to_wire(gradients[index])
+            flat = self._to_wire(gradients[index], index)
             packs += tf.split(flat, _sizes(flat.shape[0], parts))
         for group in self._groups:
-            flats = [self._to_wire(gradients[index]) for index in group]
+            flats = [self._to_wire(gradients[index], index) for index in group]
             packs.append(tf.concat(flats, 0) if len(flats) > 1 else flats[0])
         return packs + [gradients[index] for index in self._alone]
 
@@ -183,8 +193,8 @@ class Packs:
             return dtype
         return tf.as_dtype(compression)
 
-    def _to_wire(self, gradient: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.reshape(gradient, (-1,)), self._wire(gradient.dtype))
+    def _to_wire(self, gradient: tf.Tensor, index: int) -> tf.Tensor:
+        return tf.cast(tf.reshape(gradient, (-1,)), self._wires[index])
 
     def _from_wire(self, flat: tf.Tensor, index: int) -> tf.Tensor:
         return tf.reshape(tf.cast(flat, self._dtypes[index]), self._shapes[index])
@@ -202,6 +212,58 @@ def all_reduce(gradients: Sequence[Any], communication: Communication) -> list[A
     """
     packs = Packs(gradients, communication)
     return packs.unpack(packs.reduce(packs.pack(gradients)))
+
+
+# Far above the keys that tf.distribute counts up from 1.
+_group_keys = itertools.count(1 << 24)
+_instance_keys = itertools.count(1 << 24, 1 << 10)
+_groups: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
+
+
+class BranchKeys:
+    """Numbers that the replicas of one process use alike for the collectives of one traced step.
+
+    Args:
+        strategy: The strategy.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        self.group = _groups.setdefault(strategy, next(_group_keys))
+        self._first = next(_instance_keys)
+
+    def sequence(self) -> Iterator[tuple[int, int]]:
+        """Return what yields (group key, instance key), the same for each replica."""
+        return ((self.group, key) for key in itertools.count(self._first))
+
+
+def all_reduce_in_branch(
+    gradients: Sequence[Any], communication: Communication, keys: Iterator[tuple[int, int]]
+) -> list[Any]:
+    """Sum gradients over all replicas in a branch of a `tf.cond` that all of them take.
+
+    tf.distribute's replicas meet in Python to reduce (merge_call), which no branch allows; here
+    the collective operation itself stands in each replica's graph.
+    """
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+    if replicas == 1:
+        return list(gradients)
+    packs = Packs(gradients, communication)
+    summed = []
+    for pack in packs.pack(gradients):
+        group, instance = next(keys)
+        summed.append(
+            tf.raw_ops.CollectiveReduceV2(
+                input=tf.convert_to_tensor(pack),
+                group_size=replicas,
+                group_key=group,
+                instance_key=instance,
+                ordering_token=[],
+                merge_op="Add",
+                final_op="Id",
+                timeout_seconds=communication.timeout_seconds or 0.0,
+            )
+        )
+    return packs.unpack(summed)
 
 
 def _sizes(size: int, parts: int) -> list[int]:

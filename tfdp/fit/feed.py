@@ -32,11 +32,14 @@ class Split:
         by_rows: Whether fit splits global batches by rows; otherwise tf.distribute has split.
         replicas: Number of replicas in sync.
         may_be_empty: Whether a replica may get a batch without a row.
+        nominal_rows: Rows of a full global batch, where the shapes of a dataset that tf.distribute
+            splits say so; 0 where they do not.
     """
 
     by_rows: bool
     replicas: int
     may_be_empty: bool
+    nominal_rows: int = 0
 
     def batch(self, data: Any, local: int, stand_in: bool = True) -> tuple[Any, Any]:
         """Return the batch of this process's replica `local` out of an element, and its rows.
@@ -135,7 +138,8 @@ class Feed:
         self.spec = compat.local_spec(dataset.element_spec)
         static = static_rows(self.spec)
         never_empty = self._replicas == 1 or (by_rows and static and static >= self._replicas)
-        self.split = Split(by_rows, self._replicas, not never_empty)
+        nominal = 0 if by_rows or not static else static * self._replicas
+        self.split = Split(by_rows, self._replicas, not never_empty, nominal)
         if by_rows and self._replicas > 1:
             if self.once:  # batches are taken only when they are needed, none ahead
                 dataset = dataset.map(self._parts)

@@ -83,9 +83,15 @@ class Loop:
         logs, stopped = self._functions[key](tf.constant(float(stop), tf.float64))
         return logs, bool(stopped > 0) if replicas.several_processes else stop
 
-    def average_state(self) -> None:
-        """Average what the replicas keep for themselves (BatchNormalization's statistics)."""
-        self._collective("average", self._steps.replicas.average_state)
+    def merge_state(self, kind: str) -> None:
+        """Make one of what the replicas keep for themselves (BatchNormalization's statistics).
+
+        Args:
+            kind: Of the steps that ran: "train", "test" or "predict".
+        """
+        replicas = self._steps.replicas
+        if replicas.in_sync > 1 and kind in replicas.moves_in:
+            self._collective(f"merge {replicas.moving}", replicas.merge_state)
 
     def take_from_chief(self, epoch: int) -> int:
         """Copy the chief's variables, and its `epoch`, to all processes."""

@@ -73,7 +73,7 @@ def _update(mean: keras.metrics.Mean, *args: Any, **kwargs: Any) -> None:
         update()
         return
     view, totals = replica
-    before = [view.get(v) for v in (mean.total, mean.count)]
+    before = [tf.identity(view.get(v)) for v in (mean.total, mean.count)]
     for variable in (mean.total, mean.count):
         view.set(variable, tf.zeros(variable.shape, variable.dtype))
     with compat.watch_metric_function(mean) as results:
@@ -85,5 +85,5 @@ def _update(mean: keras.metrics.Mean, *args: Any, **kwargs: Any) -> None:
             raise loss_lib.TotalsNeeded
         scale = loss_lib.share(totals)
     for variable, start in zip((mean.total, mean.count), before, strict=True):
-        added = view.get(variable)
+        added = tf.identity(view.get(variable))
         view.set(variable, start + added * tf.cast(scale, added.dtype))

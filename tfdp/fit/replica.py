@@ -1,17 +1,18 @@
 """The replicas of one model in this process: their variables, their metrics, their random seeds.
 
-A replica's step runs on values, not on variables: `scope()` shows it its own copy of every
-variable and keeps what it assigns, and `updates()` says what to write back. So one place decides
-what an empty replica may change (nothing), what XLA may compile (all of it), and where a metric's
-state lives.
+A replica's step sees its own copy of every variable. What it assigns is kept, and `updates()`
+says what to write back; or, for variables that go `through`, it is in the copy at once. So one
+place decides what an empty replica may change (nothing that depends on rows), what XLA may compile
+(all of it), and where a metric's state lives.
 
-    with replicas.enter(local) as view:
+    with replicas.enter(local, sources=batch, through=trainable) as view:
         y_pred = model(x, training=True)
     replicas.write(view.updates(), local)
+    replicas.remember(view, "train")
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -38,7 +39,9 @@ class Replicas:
         first: Number of this process's first replica among all.
         several_processes: Whether other processes hold replicas too.
         synchronized: Ids of the variables of layers that communicate by themselves.
-        moving: Numbers of the variables that training steps assign beside the optimizer's.
+        moving: How the copies of each state that steps assign become one again, by the number of
+            the variable: see `View`.
+        moves_in: The kinds of steps after which copies differ: "train", "test", "predict".
     """
 
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy):
@@ -62,7 +65,9 @@ class Replicas:
         self._is_seed = [id(v) in seeds for v in self.variables]
         self.synchronized = {id(v) for v in compat.synchronized_state(model)}
         self._copies = [local_copies(strategy, v) for v in self.variables]
-        self.moving: set[str] = set()
+        self.moving: dict[str, str] = {}
+        self.moves_in: set[str] = set()
+        self._bases = self._make_bases()
         self.logs = Logs()
         self._localise_metrics(measures)
 
@@ -74,18 +79,40 @@ class Replicas:
         return copies[local] if len(copies) > 1 else copies[0]
 
     @contextlib.contextmanager
-    def enter(self, local: int) -> Iterator["View"]:
-        """Show replica `local`'s values of all variables, and keep what is assigned."""
-        mapping = []
+    def enter(
+        self, local: int, sources: Any = (), through: Sequence[Any] = ()
+    ) -> Iterator["View"]:
+        """Show replica `local`'s values of all variables, and keep what is assigned.
+
+        Args:
+            local: The replica.
+            sources: Its rows: a structure of tensors. What is assigned may depend on them.
+            through: Variables whose copies are assigned at once, so that gradients are of what
+                they hold, and an optimizer updates it.
+        """
+        at_once = {id(v) for v in through}
+        mapping, direct = [], {id(v): (self.copy(v, local), None) for v in through}
         for variable, copies, is_seed in zip(
             self.variables, self._copies, self._is_seed, strict=True
         ):
             value = copies[local]
-            if is_seed:
-                value = value + self._seed_offset(local, value.dtype)
-            mapping.append((variable, value))
-        mapping += list(zip(self.metrics, self._accumulators[local], strict=True))
-        scope = keras.StatelessScope(mapping, collect_losses=True)
+            offset = self._seed_offset(local, value.dtype) if is_seed else None
+            if id(variable) in at_once:
+                direct[id(variable)] = (value, offset)
+            else:
+                mapping.append((variable, value if offset is None else value + offset))
+        for variable, accumulator in zip(self.metrics, self._accumulators[local], strict=True):
+            if id(variable) in at_once:
+                direct[id(variable)] = (accumulator, None)
+            else:
+                mapping.append((variable, accumulator))
+        tainted = [
+            self._copies[int(i)][local]
+            for i, how in self.moving.items()
+            if how != "same" and int(i) < len(self.variables)
+        ]
+        sources = [*tf.nest.flatten(sources, expand_composites=True), *tainted]
+        scope = _Scope(mapping, direct, sources, {id(v) for v in self.metrics})
         with scope:
             yield View(scope, self.model, self.variables + self.metrics)
 
@@ -101,9 +128,10 @@ class Replicas:
     def keep_where(self, condition: Any, updates: dict[str, Any], local: int) -> dict[str, Any]:
         """Return `updates` where `condition` holds, else the present values.
 
-        Seeds always move, and so does what a layer has computed together with its copies.
+        Seeds always move, and so does what does not depend on the rows, or what a layer has
+        computed together with its copies.
         """
-        state = {i: v for i, v in updates.items() if not (self.is_seed(i) or self._is_shared(i))}
+        state = {i: v for i, v in updates.items() if not self._moves_anyway(i)}
         current = self.current(local)
         kept = tf.cond(
             condition,
@@ -112,9 +140,37 @@ class Replicas:
         )
         return {**updates, **kept}
 
-    def _is_shared(self, index: str) -> bool:
-        variables = self.variables
-        return int(index) < len(variables) and id(variables[int(index)]) in self.synchronized
+    def values(self, local: int) -> dict[str, tf.Tensor]:
+        """Return what replica `local`'s state holds now, by the variable's number."""
+        return {i: tf.identity(v) for i, v in self.current(local).items() if not self.is_seed(i)}
+
+    def restore_unless(
+        self, condition: Any, before: dict[str, tf.Tensor], local: int, view: "View"
+    ) -> None:
+        """Put what a view assigned at once back to `before` unless `condition` holds.
+
+        What does not depend on the rows stays, as in `keep_where`.
+        """
+        assigned = {id(v) for v, _ in view.assigned}
+        trained = {id(v) for v in self.model.trainable_variables}
+        current = self.current(local)
+        for index, variable in enumerate([*self.variables, *self.metrics]):
+            number = str(index)
+            is_metric = index >= len(self.variables)
+            if not is_metric and (
+                id(variable) not in assigned
+                or id(variable) in trained
+                or self._moves_anyway(number)
+            ):
+                continue
+            now = current[number]
+            now.assign(tf.where(condition, now, before[number]))
+
+    def _moves_anyway(self, index: str) -> bool:
+        if int(index) >= len(self.variables):
+            return False
+        shared = id(self.variables[int(index)]) in self.synchronized
+        return shared or self.is_seed(index) or self.moving.get(index) == "same"
 
     def write(self, updates: dict[str, Any], local: int) -> None:
         """Assign `updates` to replica `local`'s copies."""
@@ -129,23 +185,117 @@ class Replicas:
         number = (self.first + local) * _SEED_STRIDE % 2**31
         return tf.constant(np.array([number, 0]), dtype)
 
-    def average_state(self) -> None:
-        """Average, on a replica, the float state that steps assign; each copy gets the mean.
+    def remember(self, view: "View", kind: str) -> list[Any]:
+        """Note how what a view assigned becomes one again.
 
-        Whole numbers (counters, seeds) are the same on every replica or have no mean.
+        Args:
+            view: Of a step.
+            kind: "train", "test" or "predict".
+
+        Returns:
+            The weights, and variables of optimizers, that now differ between the replicas: pass
+            them to `agree_on` in the same step.
+        """
+        numbers = {id(v): str(i) for i, v in enumerate(self.variables)}
+        trained = {id(v) for v in self.model.trainable_variables}
+        differ = []
+        for variable, how in view.assigned:
+            number = numbers.get(id(variable))
+            if number and self.is_seed(number):
+                continue
+            if number is None or id(variable) in trained:
+                if how != "same":
+                    differ.append(variable)
+            else:
+                if self.moving.get(number, "same") == "same":
+                    self.moving[number] = how
+                if how != "same":
+                    self.moves_in.add(kind)
+        return differ
+
+    def agree_on(self, variables: Sequence[Any], weight: Any) -> None:
+        """Give variables, on a replica, the mean over all replicas of what each of them assigned.
+
+        Args:
+            variables: What `remember` returned.
+            weight: Of this replica: its share of the rows, 0 for an empty one.
+        """
+        if self.in_sync == 1 or not variables:
+            return
+        copies = [self.copy(v, self.here()) for v in variables]
+        weight = tf.cast(weight, tf.float32)
+        mine = [
+            tf.where(weight > 0, tf.cast(c, tf.float32) * weight, tf.zeros(c.shape)) for c in copies
+        ]
+        whole, *sums = communication.all_sum([weight, *mine])
+        for copy, total in zip(copies, sums, strict=True):
+            mean = tf.math.divide_no_nan(total, whole)
+            mean = mean if copy.dtype.is_floating else tf.round(mean)
+            copy.assign(tf.cast(mean, copy.dtype))
+
+    def _make_bases(self) -> dict[str, list[tf.Variable]]:
+        """Return, for state that is summed up, what it was when the copies were last equal."""
+        bases: dict[str, list[tf.Variable]] = {}
+        if self.in_sync == 1:
+            return bases
+        trained = {id(v) for v in self.model.trainable_variables}
+        for index, variable in enumerate(self.variables):
+            if id(variable) in trained or self._is_seed[index]:
+                continue
+            value = variable.value
+            if variable.aggregation == "sum" or value.dtype.is_integer:
+                made = []
+                for device in self.devices:
+                    with tf.device(device):
+                        made.append(_plain(variable))
+                bases[str(index)] = made
+        return bases
+
+    def begin(self) -> None:
+        """Remember the state that counters start from; the copies are equal now."""
+        for index, bases in self._bases.items():
+            for base, copy in zip(bases, self._copies[int(index)], strict=True):
+                base.assign(copy)
+
+    def merge_state(self) -> None:
+        """Make one of the state that steps assigned, on a replica; each copy gets it.
+
+        Averages (BatchNormalization's statistics) become their mean, counters the sum of what was
+        added, extremes the extreme of all: see `View`.
         """
         local = self.here()
-        copies = [
-            self._copies[int(index)][local]
-            for index in sorted(self.moving, key=int)
-            if int(index) < len(self.variables) and not self.is_seed(index)
-        ]
-        copies = [c for c in copies if c.dtype.is_floating]
-        if not copies or self.in_sync == 1:
+        ways: dict[str, list[tf.Variable]] = {}
+        bases: list[tf.Variable] = []
+        for index in sorted(self.moving, key=int):
+            way = self.moving[index]
+            ways.setdefault(way, []).append(self._copies[int(index)][local])
+            if way == "sum":
+                bases.append(self._bases[index][local])
+        if self.in_sync == 1:
             return
-        sums = communication.all_sum([tf.cast(c, tf.float32) for c in copies])
-        for copy, total in zip(copies, sums, strict=True):
-            copy.assign(tf.cast(total / self.in_sync, copy.dtype))
+        if means := ways.get("mean"):
+            sums = communication.all_sum([tf.cast(c, tf.float32) for c in means])
+            for copy, total in zip(means, sums, strict=True):
+                copy.assign(tf.cast(total / self.in_sync, copy.dtype))
+        if counters := ways.get("sum"):
+            starts = [tf.cast(base, tf.float64) for base in bases]
+            added = [tf.cast(c, tf.float64) - s for c, s in zip(counters, starts, strict=True)]
+            sums = communication.all_sum(added)
+            for copy, base, start, total in zip(counters, bases, starts, sums, strict=True):
+                copy.assign(tf.cast(start + total, copy.dtype))
+                base.assign(tf.cast(start + total, copy.dtype))
+        slot = tf.one_hot(self.first + local, self.in_sync, dtype=tf.float64)
+        choices = {
+            "max": lambda each: tf.reduce_max(each, 0),
+            "min": lambda each: tf.reduce_min(each, 0),
+            "first": lambda each: each[0],
+        }
+        for way, choose in choices.items():
+            if copies := ways.get(way):
+                # Each replica's value in a row of its own.
+                mine = [tf.tensordot(slot, tf.cast(c, tf.float64), 0) for c in copies]
+                for copy, each in zip(copies, communication.all_sum(mine), strict=True):
+                    copy.assign(tf.cast(choose(each), copy.dtype))
 
     def take_from_chief(self, more: list[Any], number: tf.Tensor) -> tf.Tensor:
         """Copy, on a replica, the variables of replica 0, and `more`; return its `number`."""
@@ -197,7 +347,8 @@ class Replicas:
             self._accumulators[local][numbers[id(variable)]].assign(value)
 
     def reset_metrics(self) -> None:
-        """Reset the metrics and every replica's state of them."""
+        """Reset the metrics and every replica's state of them; counters of layers go on."""
+        self.begin()
         self.model.reset_metrics()
         if self.in_sync > 1:
             for local in range(self.count):
@@ -297,6 +448,7 @@ class Logs:
 
     def results(self, kind: str, held: dict[str, Any]) -> dict[str, Any]:
         """Return the logs of a kind of step, out of the metrics' results and what was kept."""
+        held = flat_logs(held)
         names = self._names.get(kind)
         if names is None:
             return held
@@ -310,23 +462,101 @@ class Logs:
         return logs
 
 
-class View:
-    """What a replica sees of the variables, and what it assigned."""
+class _Scope(keras.StatelessScope):
+    """Shows a replica's values, keeps or passes on what is assigned, and notes what it is.
 
-    def __init__(self, scope: keras.StatelessScope, model: keras.Model, variables: list[Any]):
+    Args:
+        mapping: (variable, value) of those whose assignments are kept.
+        direct: By the id of a variable that is assigned at once: its copy, and what is added to
+            it for this replica, or None.
+        sources: The replica's rows, and state that depends on them.
+        metrics: Ids of the variables of metrics, whose state is summed up by itself.
+    """
+
+    def __init__(
+        self,
+        mapping: Any,
+        direct: dict[int, tuple[Any, Any]],
+        sources: Sequence[Any],
+        metrics: set[int],
+    ):
+        super().__init__(mapping, collect_losses=True)
+        self._direct = direct
+        self._sources = sources
+        self._metrics = metrics
+        self.assigned: dict[int, tuple[Any, str]] = {}
+
+    def get_current_value(self, variable: Any) -> Any:
+        if id(variable) not in self._direct:
+            return super().get_current_value(variable)
+        copy, offset = self._direct[id(variable)]
+        return copy if offset is None else copy + offset
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        variable, value = update
+        if id(variable) not in self._metrics:
+            self._note(variable, value)
+        if id(variable) not in self._direct:
+            super().add_update(update)
+            return
+        copy, offset = self._direct[id(variable)]
+        value = tf.cast(value, copy.dtype)
+        copy.assign(value if offset is None else value - offset)
+
+    def is_direct(self, variable: Any) -> bool:
+        """Say whether assignments to a variable reach its copy at once."""
+        return id(variable) in self._direct
+
+    def _note(self, variable: Any, value: Any) -> None:
+        how = "same"
+        declared = {"sum": "sum", "only_first_replica": "first"}.get(variable.aggregation)
+        if declared:
+            how = declared
+        elif compat.depends_on(value, self._sources):
+            before = [self.get_current_value(variable)]
+            extreme = compat.extreme_of(value, before)
+            if extreme:
+                how = extreme
+            elif variable.value.dtype.is_floating:
+                how = "mean"
+            elif compat.adds_to(value, before):
+                how = "sum"
+        _, known = self.assigned.get(id(variable), (variable, "same"))
+        self.assigned[id(variable)] = (variable, how if known == "same" else known)
+
+
+class View:
+    """What a replica sees of the variables, and what it assigned.
+
+    What was assigned becomes one over all replicas again in one of these ways:
+
+    - "same": it does not depend on the rows of a replica, so all replicas have assigned the same;
+    - "sum": a counter, by `aggregation="sum"`, or a whole number that rows were added to;
+    - "max", "min": the larger or smaller of what it was and something of the rows;
+    - "first": `aggregation="only_first_replica"`;
+    - "mean": any other number with a fraction, such as a moving average.
+    """
+
+    def __init__(self, scope: _Scope, model: keras.Model, variables: list[Any]):
         self._scope = scope
         self._model = model
         self._variables = variables
         self._entered = [scope.get_current_value(v) for v in variables]
 
+    @property
+    def assigned(self) -> list[tuple[Any, str]]:
+        """The variables that were assigned, and the way in which they become one again."""
+        return list(self._scope.assigned.values())
+
     def updates(self) -> dict[str, Any]:
-        """Return the values assigned so far, by the variable's number."""
+        """Return the values assigned so far, by the variable's number, and not written yet."""
         return {
             str(index): self._scope.get_current_value(variable)
             for index, (variable, entered) in enumerate(
                 zip(self._variables, self._entered, strict=True)
             )
-            if self._scope.get_current_value(variable) is not entered
+            if not self._scope.is_direct(variable)
+            and self._scope.get_current_value(variable) is not entered
         }
 
     def get(self, variable: Any) -> Any:
@@ -335,8 +565,8 @@ class View:
 
     @property
     def model_results(self) -> dict[str, Any]:
-        """The results of the model's metrics in this view."""
-        return self._model.get_metrics_result()
+        """The results of the model's metrics in this view, without nesting."""
+        return flat_logs(self._model.get_metrics_result())
 
     def set(self, variable: Any, value: Any) -> None:
         """Assign to a variable in this view, past what wraps its `assign`."""

@@ -76,9 +76,12 @@ class Steps:
         # Gradients divided by too small a number could overflow in float16 before they travel.
         optimizer = getattr(model, "optimizer", None)
         self.reduce_totals = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        half = any(tf.as_dtype(v.dtype).size <= 2 for v in model.trainable_variables)
+        self._in_half_precision = half or communication.compression is not None
         with compat.leave_strategy():
             self._nominal_rows = tf.Variable(1.0, trainable=False)
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._differing: dict[Any, list[Any]] = {}
         self._packs: dict[Any, communication_lib.Packs] = {}
 
     def forget(self) -> None:
@@ -142,6 +145,8 @@ class Steps:
         packs, updates = self.call(("train", split, local), self._gradients)(
             split, local, batch, *totals
         )
+        # Weights that layers assigned, before the optimizer updates them.
+        self.replicas.agree_on(self._differing[split, local], loss_lib.share(totals))
         layout = self._packs[split, local]
         rows = self.call(("update", local), self._update)(
             layout, local, layout.reduce(packs), totals.rows is None, totals.nominal_rows
@@ -156,12 +161,16 @@ class Steps:
         batch, totals = self._prepare(split, data, local, forward, training=False)
         updates = self.call(("test", split, local), self._measures)(split, local, batch, *totals)
         self.replicas.write(updates, local)
+        self.replicas.agree_on(self._differing["test", split, local], loss_lib.share(totals))
 
     def _predict_on_replica(self, split: feed_lib.Split, data: Any) -> Any:
         local = self.replicas.here()
         stand_in = not self.replicas.synchronized
         batch, mine = split.batch(data, local, stand_in)
-        outputs = self.call(("predict", split, local), self._predictions)(local, batch)
+        outputs, updates = self.call(("predict", split, local), self._predictions)(
+            split, local, batch, mine
+        )
+        self.replicas.write(updates, local)
         if split.may_be_empty and stand_in:
             outputs = feed_lib.without_stand_in(outputs, mine)
         return outputs
@@ -181,8 +190,15 @@ class Steps:
         batch, mine = split.batch(data, local, stand_in=not self.replicas.synchronized)
         rows = split.total_rows(data)
         if not self.reduce_totals or self.replicas.in_sync == 1:
-            # Read before the all-reduce, so that every replica scales by the same number.
-            nominal = tf.identity(self._nominal_rows) if rows is None else None
+            nominal = None
+            if rows is None and split.nominal_rows:
+                nominal = tf.constant(float(split.nominal_rows))
+            elif rows is None and self._in_half_precision:
+                # A sum over the rows could overflow on its way.
+                rows = communication_lib.all_sum(tf.cast(mine, tf.float32))
+            elif rows is None:
+                # Read before the all-reduce, so that every replica scales by the same number.
+                nominal = tf.identity(self._nominal_rows)
             return batch, loss_lib.Totals(mine, rows, None, nominal)
         with compat.hide_replica_count(), self.replicas.enter(local):
             collecting = loss_lib.Totals(mine, rows=1.0)
@@ -221,24 +237,24 @@ class Steps:
     ) -> tuple[list[Any], dict[str, Any]]:
         """Return the gradients of this replica's share of the loss, packed, and what to assign."""
         totals = loss_lib.Totals(mine, rows, divisors, nominal_rows)
-        with compat.hide_replica_count(), self.replicas.enter(local) as view:
+        replicas, trained = self.replicas, self.model.trainable_variables
+        with compat.hide_replica_count(), replicas.enter(local, batch, through=trained) as view:
             with tf.GradientTape() as tape:
                 loss, _, outputs = self._loss(batch, totals, training=True, view=view)
                 objective = self.model.optimizer.scale_loss(loss)
                 objective = objective * tf.cast(loss_lib.share(totals), objective.dtype)
-            gradients = tape.gradient(
-                objective, [view.get(v) for v in self.model.trainable_variables]
-            )
+            gradients = tape.gradient(objective, [view.get(v) for v in trained])
             self._measure(view, totals, loss, outputs, "train")
             updates = view.updates()
-        self.replicas.moving |= set(updates)
+        self._differing[split, local] = replicas.remember(view, "train")
         if split.may_be_empty:
             present = tf.greater(mine, 0)
-            updates = self.replicas.keep_where(present, updates, local)
+            updates = replicas.keep_where(present, updates, local)
             gradients = user_step.zero_unless(present, gradients)
         if rows is None:  # only the replicas together know them: they travel with the gradients
             gradients = [*gradients, tf.cast(mine, tf.float32)]
-        self._packs[split, local] = communication_lib.Packs(gradients, self.communication)
+        counts = () if rows is not None else (len(gradients) - 1,)
+        self._packs[split, local] = communication_lib.Packs(gradients, self.communication, counts)
         return self._packs[split, local].pack(gradients), updates
 
     def _update(
@@ -280,7 +296,7 @@ class Steps:
     ) -> dict[str, Any]:
         """Return what a test step assigns: the metrics' states."""
         totals = loss_lib.Totals(mine, rows, divisors, nominal_rows)
-        with compat.hide_replica_count(), self.replicas.enter(local) as view:
+        with compat.hide_replica_count(), self.replicas.enter(local, batch) as view:
             if self._has_test_step:
                 logs, _, _ = self._user_test(batch, totals, training=False, view=view)
                 self.replicas.logs.keep("test", view, logs, mine)
@@ -288,13 +304,22 @@ class Steps:
                 loss, _, outputs = self._loss(batch, totals, training=False, view=view)
                 self._measure(view, totals, loss, outputs, "test")
             updates = view.updates()
+        self._differing["test", split, local] = self.replicas.remember(view, "test")
         if split.may_be_empty:
             updates = self.replicas.keep_where(tf.greater(mine, 0), updates, local)
         return updates
 
-    def _predictions(self, local: int, batch: Any) -> Any:
-        with compat.hide_replica_count(), self.replicas.enter(local):
-            return self.model.predict_step(batch)
+    def _predictions(
+        self, split: feed_lib.Split, local: int, batch: Any, mine: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the predictions, and what to assign: random layers draw anew for each batch."""
+        with compat.hide_replica_count(), self.replicas.enter(local, batch) as view:
+            outputs = self.model.predict_step(batch)
+            updates = view.updates()
+        self.replicas.remember(view, "predict")
+        if split.may_be_empty:
+            updates = self.replicas.keep_where(tf.greater(mine, 0), updates, local)
+        return outputs, updates
 
     # -- the forward pass -----------------------------------------------------------------------
 

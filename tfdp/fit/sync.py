@@ -193,6 +193,7 @@ class SyncTrainer:
         model.stop_predicting = False
         callbacks.on_predict_begin()
         batches: list[Any] = []
+        loop.replicas.begin()
         iterator = feed.begin_epoch()
         while (left := feed.steps_left()) is None or left > 0:
             callbacks.on_predict_batch_begin(feed.step)
@@ -204,6 +205,7 @@ class SyncTrainer:
             if model.stop_predicting:
                 break
         feed.end_epoch(exhausted=False)
+        loop.merge_state("predict")
         callbacks.on_predict_end()
         if not batches:
             raise ValueError("predict: the data held no batch.")
@@ -261,7 +263,7 @@ class SyncTrainer:
                 break
             session.report(feed.step, epoch)
             if points.reached(done):
-                loop.average_state()
+                loop.merge_state("train")
             if self._aggregates(before, done, run.wanted):
                 logs, agreed = loop.aggregate("train", bool(model.stop_training))
                 model.stop_training = model.stop_training or agreed
@@ -279,7 +281,7 @@ class SyncTrainer:
                 stacklevel=4,
             )
         feed.end_epoch(exhausted)
-        loop.average_state()
+        loop.merge_state("train")
         logs, _ = loop.aggregate("train", stopped)
         return session.to_python(logs), exhausted and feed.once
 
@@ -311,6 +313,7 @@ class SyncTrainer:
                 break
             agreed = agreed or (not self._several and bool(model.stop_evaluating))
         feed.end_epoch(exhausted)
+        loop.merge_state("test")
         logs, _ = loop.aggregate("test", False)
         logs = session.to_python(logs)
         callbacks.on_test_end(logs)

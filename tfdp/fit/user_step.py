@@ -31,6 +31,8 @@ class _Replica(NamedTuple):
     local: int
     split: feed_lib.Split
     totals: loss_lib.Totals
+    graph: Any
+    keys: Any
 
 
 class BuildNeeded(Exception):
@@ -57,6 +59,7 @@ class UserTrainStep:
     def __init__(self, steps: "step_lib.Steps"):
         self._steps = steps
         self._active = threading.local()  # the replica whose train_step this thread runs
+        self._branch_keys: communication_lib.BranchKeys
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -81,8 +84,19 @@ class UserTrainStep:
     ) -> tuple[Any, Any] | None:
         steps, replicas = self._steps, self._steps.replicas
         totals = loss_lib.Totals(mine, whole)
-        self._active.replica = _Replica(local, split, totals)
-        with replicas.enter(local) as view, compat.hide_replica_count():
+        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        if local == 0:
+            self._branch_keys = communication_lib.BranchKeys(steps.strategy)
+        self._active.replica = _Replica(local, split, totals, graph, self._branch_keys.sequence())
+        state = [*replicas.variables, *replicas.metrics]
+        state += [v for o in optimizers(steps.model) for v in o.variables]
+        # What the step assigns is in the copies at once: it may take gradients, or let an
+        # optimizer update, after that.
+        with (
+            replicas.enter(local, batch, through=replica_lib.unique(state)) as view,
+            compat.hide_replica_count(),
+        ):
+            before = replicas.values(local) if split.may_be_empty else {}
             with (
                 loss_lib.exact(totals, replicas.in_sync, own_divisors=False),
                 metrics_lib.exact(view, totals),
@@ -91,11 +105,11 @@ class UserTrainStep:
             kept = replicas.logs.select("train", view, logs)
             if not tf.executing_eagerly():
                 replicas.logs.keep("train", view, logs, mine)
-            updates = view.updates()
-        replicas.moving |= set(updates)
+        self._active.replica = None
+        differing = replicas.remember(view, "train")
         if split.may_be_empty:
-            updates = replicas.keep_where(tf.greater(mine, 0), updates, local)
-        replicas.write(updates, local)
+            replicas.restore_unless(tf.greater(mine, 0), before, local, view)
+        replicas.agree_on(differing, loss_lib.share(totals))
         return (kept, mine) if tf.executing_eagerly() else None
 
     def _apply(self, optimizer: Any, own: Any, gradients: Any, variables: Any = None) -> None:
@@ -104,27 +118,58 @@ class UserTrainStep:
         if replica is None:
             own(gradients, variables)
             return
-        local, split, totals = replica
+        given = self._steps.model.trainable_variables if variables is None else variables
         if not optimizer.built:
-            raise BuildNeeded(optimizer, variables or self._steps.model.trainable_variables)
-        share = loss_lib.share(totals)
+            self._build(optimizer, list(given))
+        share = loss_lib.share(replica.totals)
         gradients = [scaled(gradient, share) for gradient in gradients]
-        if split.may_be_empty:
-            gradients = zero_unless(tf.greater(totals.mine, 0), gradients)
-        gradients = communication_lib.all_reduce(gradients, self._steps.communication)
+        if replica.split.may_be_empty:
+            gradients = zero_unless(tf.greater(replica.totals.mine, 0), gradients)
+        communication = self._steps.communication
+        if compat.is_in_branch(replica.graph):
+            gradients = communication_lib.all_reduce_in_branch(
+                gradients, communication, replica.keys
+            )
+        else:
+            gradients = communication_lib.all_reduce(gradients, communication)
         self._active.replica = None  # the update below ends in the optimizer's own apply
         try:
-            given = self._steps.model.trainable_variables if variables is None else variables
-            with self._steps.on_copies(optimizer, local):
+            with self._steps.on_copies(optimizer, replica.local):
                 optimizer.apply_gradients(zip(gradients, list(given), strict=True))
         finally:
             self._active.replica = replica
 
+    def _build(self, optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
+        """Build an optimizer inside a step.
+
+        Raises:
+            BuildNeeded: While a step is traced: nothing of it has run, it can be traced again.
+        """
+        if not tf.executing_eagerly():
+            raise BuildNeeded(optimizer, variables)
+
+        def build(strategy: tf.distribute.Strategy) -> None:
+            with compat.leave_stateless_scope(), strategy.scope():
+                if not optimizer.built:
+                    optimizer.build(variables)
+
+        # An eager step cannot run again: an optimizer before this one has been applied.
+        tf.distribute.get_replica_context().merge_call(build)
+
 
 def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """Return the optimizers that a model has as attributes."""
-    found = [getattr(model, "optimizer", None), *vars(model).values()]
-    return replica_lib.unique(o for o in found if isinstance(o, keras.optimizers.Optimizer))
+    """Return the optimizers that a model and its layers have, in lists, tuples and dicts too."""
+    found: list[Any] = [getattr(model, "optimizer", None)]
+    todo = [value for layer in compat.layers(model) for value in vars(layer).values()]
+    seen: set[int] = set()
+    while todo:
+        value = todo.pop(0)
+        if isinstance(value, keras.optimizers.Optimizer):
+            found.append(value)
+        elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+            seen.add(id(value))
+            todo += value.values() if isinstance(value, dict) else value
+    return replica_lib.unique(o for o in found if o is not None)
 
 
 def scaled(gradient: Any, factor: Any) -> Any:
