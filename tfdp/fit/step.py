@@ -244,6 +244,7 @@ class Steps:
                 objective = self.model.optimizer.scale_loss(loss)
                 objective = objective * tf.cast(loss_lib.share(totals), objective.dtype)
             gradients = tape.gradient(objective, [view.get(v) for v in trained])
+            gradients = user_step.shaped(gradients, trained)
             self._measure(view, totals, loss, outputs, "train")
             updates = view.updates()
         self._differing[split, local] = replicas.remember(view, "train")

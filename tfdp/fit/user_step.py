@@ -122,7 +122,7 @@ class UserTrainStep:
         if not optimizer.built:
             self._build(optimizer, list(given))
         share = loss_lib.share(replica.totals)
-        gradients = [scaled(gradient, share) for gradient in gradients]
+        gradients = shaped([scaled(gradient, share) for gradient in gradients], given)
         if replica.split.may_be_empty:
             gradients = zero_unless(tf.greater(replica.totals.mine, 0), gradients)
         communication = self._steps.communication
@@ -175,6 +175,20 @@ def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 def scaled(gradient: Any, factor: Any) -> Any:
     """Return a gradient (a tensor, IndexedSlices or None) times a scalar."""
     return map_values(lambda t: t * tf.cast(factor, t.dtype), gradient)
+
+
+def shaped(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """Return gradients that know the shapes of their variables.
+
+    Where a batch is known to have fewer rows than there are replicas, one replica's rows are known
+    to be none: its graph may know less of shapes, and its gradients would be packed otherwise.
+    """
+    made = []
+    for gradient, variable in zip(gradients, variables, strict=True):
+        if isinstance(gradient, tf.Tensor):
+            gradient = tf.ensure_shape(gradient, variable.shape)
+        made.append(gradient)
+    return made
 
 
 def zero_unless(condition: Any, gradients: list[Any]) -> list[Any]:
