@@ -280,6 +280,8 @@ class Steps:
                 lambda: [user_step.scaled(g, 1.0) for g in gradients],
                 lambda: [user_step.scaled(g, factor) for g in gradients],
             )
+        if not gradients:  # everything is frozen
+            return rows
         optimizer = self.model.optimizer
         with self.on_copies(optimizer, local):
             optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
