@@ -395,7 +395,8 @@ class Steps:
     @contextlib.contextmanager
     def on_copies(self, optimizer: keras.optimizers.Optimizer, local: int) -> Iterator[None]:
         """Let an optimizer see one device with replica `local`'s copies of the variables."""
-        touched = replica_lib.unique([*self.replicas.variables, *optimizer.variables])
+        theirs = compat.optimizer_variables(optimizer)
+        touched = replica_lib.unique([*self.replicas.variables, *theirs])
         copies = [self.replicas.copy(v, local) for v in touched]
         with (
             compat.leave_stateless_scope(),

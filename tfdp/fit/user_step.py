@@ -89,7 +89,7 @@ class UserTrainStep:
             self._branch_keys = communication_lib.BranchKeys(steps.strategy)
         self._active.replica = _Replica(local, split, totals, graph, self._branch_keys.sequence())
         state = [*replicas.variables, *replicas.metrics]
-        state += [v for o in optimizers(steps.model) for v in o.variables]
+        state += [v for o in optimizers(steps.model) for v in compat.optimizer_variables(o)]
         # What the step assigns is in the copies at once: it may take gradients, or let an
         # optimizer update, after that.
         with (
