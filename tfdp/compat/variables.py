@@ -55,6 +55,17 @@ def optimizer_on_one_device(optimizer: keras.optimizers.Optimizer) -> Iterator[N
                 one._distribution_strategy = strategy
 
 
+def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """Return an optimizer's variables, and those that it assigns and does not list.
+
+    Nadam keeps a product in one that it neither tracks nor saves (Keras 3.13 and 3.15,
+    optimizers/nadam.py, `_u_product`).
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    unlisted = [getattr(inner, "_u_product", None)]
+    return [*optimizer.variables, *(v for v in unlisted if v is not None)]
+
+
 def step_count(optimizer: keras.optimizers.Optimizer) -> Any:
     """Return the variable that counts an optimizer's steps.
 

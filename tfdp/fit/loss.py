@@ -257,10 +257,10 @@ def _weighted_values(
     reduction = loss.reduction
     if reduction in (None, "none", "sum"):
         return (tf.reduce_sum(values) if reduction == "sum" else values), None, False
-    if values.shape.rank == 0:  # the user's own mean
-        return values, None, True
     if reduction == "mean_with_sample_weight" and weights is not None:
         return values, tf.reduce_sum(weights), False
+    if values.shape.rank == 0:  # the user's own mean
+        return values, None, True
     size = tf.cast(tf.size(values), values.dtype)
     if mask is not None:
         valid = tf.math.divide_no_nan(tf.reduce_sum(mask), tf.cast(tf.size(mask), mask.dtype))

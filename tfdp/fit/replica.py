@@ -155,18 +155,16 @@ class Replicas:
         for index, variable in enumerate([*self.variables, *self.metrics]):
             number = str(index)
             is_metric = index >= len(self.variables)
-            if not is_metric and (
-                id(variable) not in assigned
-                or id(variable) in trained
-                or self._moves_anyway(number)
+            if self._moves_anyway(number) or (
+                not is_metric and (id(variable) not in assigned or id(variable) in trained)
             ):
                 continue
             now = current[number]
             now.assign(tf.where(condition, now, before[number]))
 
     def _moves_anyway(self, index: str) -> bool:
-        if int(index) >= len(self.variables):
-            return False
+        if (metric := int(index) - len(self.variables)) >= 0:
+            return self.logs.holds(self.metrics[metric])
         shared = id(self.variables[int(index)]) in self.synchronized
         return shared or self.is_seed(index) or self.moving.get(index) == "same"
 
@@ -431,6 +429,10 @@ class Logs:
             if name not in held
         }
 
+    def holds(self, variable: Any) -> bool:
+        """Say whether a variable is one of these: an empty replica has none of the last step."""
+        return any(variable is made for pair in self._variables.values() for made in pair)
+
     def missing(self, kind: str, values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the values that there is no room for yet."""
         return {n: tuple(v.shape) for n, v in values.items() if (kind, n) not in self._variables}
@@ -441,7 +443,8 @@ class Logs:
         pairs = []
         for name, value in values.items():
             total, count = self._variables[kind, name]
-            pairs += [(total, value * rows), (count, rows)]
+            value = tf.where(rows > 0, value * rows, tf.zeros_like(value))  # NaN of no row
+            pairs += [(total, value), (count, rows)]
         return pairs
 
     def results(self, kind: str, held: dict[str, Any]) -> dict[str, Any]:

@@ -261,6 +261,7 @@ class Steps:
                 objective = self.model.optimizer.scale_loss(loss)
                 objective = objective * tf.cast(loss_lib.share(totals), objective.dtype)
             gradients = tape.gradient(objective, [view.get(v) for v in trained])
+            gradients = user_step.shaped(gradients, trained)
             self._measure(view, totals, loss, outputs, "train")
             updates = view.updates()
         self._differing[split, local] = replicas.remember(view, "train")
@@ -296,6 +297,8 @@ class Steps:
                 lambda: [user_step.scaled(g, 1.0) for g in gradients],
                 lambda: [user_step.scaled(g, factor) for g in gradients],
             )
+        if not gradients:  # everything is frozen
+            return rows
         optimizer = self.model.optimizer
         with self.on_copies(optimizer, local):
             optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
@@ -409,7 +412,8 @@ class Steps:
     @contextlib.contextmanager
     def on_copies(self, optimizer: keras.optimizers.Optimizer, local: int) -> Iterator[None]:
         """Let an optimizer see one device with replica `local`'s copies of the variables."""
-        touched = replica_lib.unique([*self.replicas.variables, *optimizer.variables])
+        theirs = compat.optimizer_variables(optimizer)
+        touched = replica_lib.unique([*self.replicas.variables, *theirs])
         copies = [self.replicas.copy(v, local) for v in touched]
         with (
             compat.leave_stateless_scope(),

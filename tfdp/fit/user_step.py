@@ -103,7 +103,7 @@ class UserTrainStep:
             self._branch_keys = communication_lib.BranchKeys(steps.strategy)
         self._active.replica = _Replica(local, split, totals, graph, self._branch_keys.sequence())
         state = [*replicas.variables, *replicas.metrics]
-        state += [v for o in optimizers(steps.model) for v in o.variables]
+        state += [v for o in optimizers(steps.model) for v in compat.optimizer_variables(o)]
         # What the step assigns is in the copies at once: it may take gradients, or let an
         # optimizer update, after that.
         with (
@@ -136,7 +136,7 @@ class UserTrainStep:
         if not optimizer.built:
             self._build(optimizer, list(given))
         share = loss_lib.share(replica.totals)
-        gradients = [scaled(gradient, share) for gradient in gradients]
+        gradients = shaped([scaled(gradient, share) for gradient in gradients], given)
         if replica.split.may_be_empty:
             gradients = zero_unless(tf.greater(replica.totals.mine, 0), gradients)
         communication = self._steps.communication
@@ -189,6 +189,20 @@ def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 def scaled(gradient: Any, factor: Any) -> Any:
     """Return a gradient (a tensor, IndexedSlices or None) times a scalar."""
     return map_values(lambda t: t * tf.cast(factor, t.dtype), gradient)
+
+
+def shaped(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """Return gradients that know the shapes of their variables.
+
+    Where a batch is known to have fewer rows than there are replicas, one replica's rows are known
+    to be none: its graph may know less of shapes, and its gradients would be packed otherwise.
+    """
+    made = []
+    for gradient, variable in zip(gradients, variables, strict=True):
+        if isinstance(gradient, tf.Tensor):
+            gradient = tf.ensure_shape(gradient, variable.shape)
+        made.append(gradient)
+    return made
 
 
 def zero_unless(condition: Any, gradients: list[Any]) -> list[Any]:
