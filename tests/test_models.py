@@ -74,3 +74,19 @@ def test_no_such_model(name, message):
     with pytest.raises(models.ModelError) as raised:
         models.build(name, (8, 8, 1), 10, pixel_max=16.0, dropout=0.0)
     assert str(raised.value) == message
+
+
+def test_the_default_model_is_for_images():
+    with pytest.raises(models.ModelError, match=r"is for images.*shape \(7,\).*package.module"):
+        models.build("convnet", (7,), 3, pixel_max=1.0, dropout=0.5)
+
+
+def test_a_function_gets_what_it_takes(tmp_path, monkeypatch):
+    (tmp_path / "two_arguments.py").write_text(
+        "import keras\n"
+        "def build(input_shape, classes):\n"
+        "    return keras.Sequential([keras.Input(input_shape), keras.layers.Dense(classes)])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = models.build("two_arguments:build", (7,), 3, pixel_max=1.0, dropout=0.5)
+    assert model.output_shape == (None, 3)

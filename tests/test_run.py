@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tfdp import run
@@ -163,8 +164,11 @@ def test_an_exception_of_the_script_is_shown(tmp_path):
 
 
 STARTS = """
-import sys
+import importlib.util, os, random, sys
+drawn = random.random()
 assert "tensorflow" not in sys.modules
+# As libraries look what is there.
+assert importlib.util.find_spec("tensorflow") and importlib.util.find_spec("keras")
 import {first}
 import keras, tensorflow as tf
 from tfdp import compat
@@ -173,7 +177,8 @@ assert all(hasattr(vars(keras.Model)[name], "tfdp") for name in dispatch.METHODS
 assert compat.global_seed() == 5
 import inspect
 assert inspect.getsource(keras) and keras.__spec__.loader is keras.__loader__
-print("taught")
+import numpy as np
+print("taught", drawn == random.Random(5).random(), np.random.random())
 """
 
 
@@ -190,4 +195,50 @@ def test_a_script_starts_at_once_and_teaches_keras_by_whatever_it_imports(first,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "taught\n"
+    assert done.stdout.split() == ["taught", "True", str(np.random.RandomState(5).random())]
+
+
+REMOVES = """
+import os
+{before}
+import tensorflow as tf
+{after}
+import keras
+{strategy}
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ({"before": 'os.environ.pop("TF_CONFIG")', "after": "", "strategy": ""}, True),
+        (
+            {
+                "before": "",
+                "after": 'os.environ.pop("TF_CONFIG")',
+                "strategy": "import tfdp; tfdp.strategy('one_device')",
+            },
+            True,
+        ),
+        ({"before": "", "after": "", "strategy": ""}, False),
+    ],
+)
+def test_a_script_that_removes_its_cluster_is_told(lines, said, tmp_path):
+    (tmp_path / "script.py").write_text(REMOVES.format(**lines))
+    spec = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}}
+    config = json.dumps({**spec, "task": {"type": "worker", "index": 1}})
+    done = start("script.py", cwd=tmp_path, TF_CONFIG=config, TFDP_START_TIMEOUT="0")
+    line = "This script has removed TF_CONFIG: worker:1 knows nothing of the other 1"
+    assert (line in done.stderr) is said, done.stderr
+
+
+def test_a_strategy_that_is_made_too_late_is_explained(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import tensorflow as tf\nprint(tf.constant(1) + 1)\n"
+        "tf.distribute.MultiWorkerMirroredStrategy()\n"
+    )
+    spec = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}}
+    config = json.dumps({**spec, "task": {"type": "worker", "index": 0}})
+    done = start("script.py", cwd=tmp_path, TF_CONFIG=config, TFDP_START_TIMEOUT="0")
+    assert done.returncode == 1
+    assert "tfdp: TensorFlow was used before the strategy was made" in done.stderr
