@@ -563,6 +563,32 @@ def _checkpoint(K, scope):
     return model.get_weights()
 
 
+def _script(name):
+    """Return what runs a case of tests/fit/script_cases.py."""
+
+    def run(K, scope):
+        sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
+        from fit import script_cases
+
+        (case,) = [one for one in script_cases.script_cases() if one.name == name]
+        with scope():
+            model = case.build()
+        history = model.fit(**case.fit(), epochs=EPOCHS, shuffle=False, verbose=0).history
+        return [*model.get_weights(), *map(_numbers, history.values())]
+
+    return Feature(run, keras_3_only=True)
+
+
+def _dice(K, scope):
+    with scope():
+        model = K.Sequential([K.Input((FEATURES,)), K.layers.Dense(2, "sigmoid")])
+        model.compile(K.optimizers.SGD(0.1), K.losses.Dice())
+    x, _ = _arrays()
+    y = (x[:, :2] > 0).astype("float32")
+    model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0)
+    return model.get_weights()
+
+
 def _sgd(**options):
     return _optimizer(lambda K: K.optimizers.SGD(0.1, **options))
 
@@ -613,6 +639,19 @@ TABLE = {
     "predict_on_batch of 7 rows": Feature(_predict_on_batch),
     "train_on_batch, sum": Feature(_train_on_batch),
     "ModelCheckpoint": Feature(_checkpoint),
+    "SpectralNormalization: a layer assigns a weight": _script("spectral_normalization"),
+    "a layer counts rows, keeps a maximum": _script("layer_counts"),
+    "weights clipped in a train_step (WGAN)": _script("clipped_weights"),
+    "a teacher moved in a train_step": _script("teacher"),
+    "learning rate assigned in a train_step": _script("learning_rate_in_step"),
+    "a gradient after an assignment (SAM)": _script("sharpness"),
+    "gradients accumulated by hand, in a tf.cond": _script("accumulation_by_hand"),
+    "optimizers in a list, a dict, a submodel": _script("optimizers_everywhere"),
+    "a metric whose result is a dict": _script("dict_metric"),
+    # By design: each replica compares its own rows with one another.
+    "keras.losses.Dice (looks at the whole batch)": Feature(
+        _dice, keras_3_only=True, tolerance=1.0
+    ),
 }
 
 if __name__ == "__main__":

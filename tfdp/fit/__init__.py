@@ -10,7 +10,8 @@ Read in this order:
     loss, metrics   why the sums over replicas are exact
     replica         a replica's copies of the variables
     communication   how gradients travel
-    callbacks, gather, session
+    agreement       do all tasks train the same?
+    callbacks, saving, gather, session
 
 and for parameter servers
 
