@@ -345,6 +345,7 @@ class State(L.Layer):
             dtype=dtype,
             trainable=False,
             aggregation=aggregation,
+            autocast=False,
             name="state",
         )
 
@@ -1113,7 +1114,7 @@ def _output(draw: Any, sequences: bool, precise: bool, known: bool) -> Output:
         reduction=draw(st.sampled_from(reductions)) if has_reduction else "sum_over_batch_size",
         loss_weight=draw(st.sampled_from([1.0, 1.0, 0.3, 2.0])),
         metrics=draw(_some(metrics)),
-        weighted=draw(_some(metrics, 1)),
+        weighted=draw(_some([n for n in metrics if n != "scalar"], 1)),
     )
 
 

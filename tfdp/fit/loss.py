@@ -227,11 +227,13 @@ def _weighted_values(
         values = values * weights
 
     reduction = loss.reduction
+    if values.shape.rank == 0 and weights is None:  # the user's own mean
+        return values, None, True
     if reduction in (None, "none", "sum"):
         return (tf.reduce_sum(values) if reduction == "sum" else values), None, False
     if reduction == "mean_with_sample_weight" and weights is not None:
         return values, tf.reduce_sum(weights), False
-    if values.shape.rank == 0:  # the user's own mean
+    if values.shape.rank == 0:  # the same, times the weight of a single row
         return values, None, True
     size = tf.cast(tf.size(values), values.dtype)
     if mask is not None:
