@@ -23,6 +23,7 @@ from tfdp.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from tfdp import layers
+    from tfdp.cluster import is_chief
     from tfdp.fit import Communication, disable, enable
     from tfdp.inference.rows import predict
     from tfdp.launch.progress import report_progress
@@ -32,6 +33,7 @@ _HOMES = {
     "Communication": "tfdp.fit",
     "disable": "tfdp.fit",
     "enable": "tfdp.fit",
+    "is_chief": "tfdp.cluster",
     "predict": "tfdp.inference.rows",
     "report_progress": "tfdp.launch.progress",
     "strategy": "tfdp.strategies",
@@ -42,6 +44,7 @@ __all__ = [
     "__version__",
     "disable",
     "enable",
+    "is_chief",
     "layers",
     "predict",
     "report_progress",

@@ -13,6 +13,7 @@ what was wanted, what came and what to do, before TensorFlow is imported.
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -283,6 +284,41 @@ def from_environment(environ: Mapping[str, str]) -> tuple[Cluster, Task] | None:
     """
     text = environ.get("TF_CONFIG")
     return None if text is None else _read(text)
+
+
+def removed(environ: Mapping[str, str]) -> str:
+    """Says what it means that a script has taken TF_CONFIG from the environment of its task.
+
+    Returns:
+      "" where it is still there, or this process was not started with one (see `begin`).
+    """
+    found = from_environment(environ)
+    if found is not None or _begun is None or _begun[0].num_workers_in_sync < 2:
+        return ""
+    return (
+        f"This script has removed TF_CONFIG: {_begun[1]} knows nothing of the other "
+        f"{_begun[0].num_workers_in_sync - 1} and trains a model of its own. Leave out the line "
+        "that removes it (os.environ.pop), so that all of them train one."
+    )
+
+
+def begin(found: tuple[Cluster, Task] | None) -> None:
+    """Remembers what this process was started as."""
+    global _begun
+    _begun = found
+
+
+_begun: tuple[Cluster, Task] | None = None
+
+
+def is_chief(environ: Mapping[str, str] = os.environ) -> bool:
+    """Says whether this task is the one that writes files: the chief, else worker:0, or alone.
+
+    Raises:
+      ClusterError: TF_CONFIG is there and bad.
+    """
+    found = from_environment(environ)
+    return found is None or found[1] == found[0].chief_task()
 
 
 def evaluated_run(environ: Mapping[str, str]) -> str | None:

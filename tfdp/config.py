@@ -109,7 +109,8 @@ class Model:
     """Which model: a function of tfdp.models, or "package.module:function" of your own.
 
     Attributes:
-        name: The function; it gets (input_shape, classes) and returns a Keras model. With
+        name: The function; it gets (input_shape, classes), and pixel_max= and dropout= where it
+            takes them, and returns a Keras model. The default is for images. With
             config.data.function it gets nothing. A model that it has compiled keeps its loss,
             metrics and optimizer.
         dropout: Fraction of the last hidden units that training leaves out.

@@ -4,6 +4,7 @@ model = build("convnet", source.image_shape, source.classes, pixel_max=16.0, dro
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,8 @@ def build(
     """Return the model of a name.
 
     Args:
-        name: A function of this module, or "package.module:function" of your own.
+        name: A function of this module, or "package.module:function" of your own. It is called
+            with (input_shape, classes), and with pixel_max= and dropout= where it takes them.
         input_shape: (height, width, channels).
         classes: Number of labels; the model gives their probabilities.
         pixel_max: The largest value of a pixel.
@@ -32,7 +34,17 @@ def build(
         ModelError: If there is no such function, or what it returns could not be exported.
     """
     function = _function(name)
-    return _named(name, function(input_shape, classes, pixel_max=pixel_max, dropout=dropout))
+    if function is convnet and len(input_shape) != 3:
+        raise ModelError(
+            f"config.model.name={name!r} is for images, and these records have the shape "
+            f"{tuple(input_shape)}. Name a function of your own that takes (input_shape, classes) "
+            "and returns a model: --config.model.name=package.module:function."
+        )
+    options = {"pixel_max": pixel_max, "dropout": dropout}
+    takes = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        options = {key: value for key, value in options.items() if key in takes}
+    return _named(name, function(input_shape, classes, **options))
 
 
 def _named(name: str, model: Any) -> keras.Model:

@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Iterator
 
 from tfdp import cluster as cluster_lib
-from tfdp import on_import
+from tfdp import on_import, seeds
 from tfdp.launch import child, lost, network, progress, rendezvous
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
@@ -75,6 +75,8 @@ def main(argv: list[str]) -> None:
         server.serve(*found, start_seconds=0.0 if has_launcher else rendezvous.seconds(os.environ))
         return
     show_log(chief=found is None or found[1] == found[0].chief_task())
+    cluster_lib.begin(found)
+    seeds.begin(os.environ)
     # When the script imports them: one that does something else first need not wait.
     for name in _BEFORE_TEACHING:
         around = _quiet if name == "tensorflow" else contextlib.nullcontext
@@ -82,6 +84,8 @@ def main(argv: list[str]) -> None:
     try:
         _run(argv)
     except Exception as error:
+        if "must be configured at program startup" in str(error):
+            error.add_note(f"tfdp: {strategies_first()}")
         who = lost.describe(str(error), *found) if found is not None else ""
         tells = getattr(error, "tells_who_was_lost", False)
         if not (tells or who):
@@ -98,6 +102,13 @@ def main(argv: list[str]) -> None:
         os._exit(1)
 
 
+def strategies_first() -> str:
+    """Return what to do where TensorFlow was used before a strategy was made."""
+    from tfdp import strategies
+
+    return strategies.MADE_TOO_LATE
+
+
 def _imported(name: str) -> None:
     """Teach Keras as soon as nothing of what that takes is half imported."""
     if not any(on_import.is_being_imported(n) for n in _BEFORE_TEACHING if n != name):
@@ -111,7 +122,9 @@ def _teach_keras() -> None:
     from tfdp.fit import session
 
     fit.enable()
+    strategies.quiet_logs()
     strategies.tell_evaluator()
+    strategies.say_removed(cluster_lib.removed(os.environ))
     if os.environ.get(progress.FILE_VARIABLE):
         session.tell_progress(progress.report_progress)
     strategies.tune_collectives()

@@ -5,14 +5,14 @@ strategy = strategy("mirrored", communication=Communication(pack_bytes=1 << 19))
 strategy = strategy("parameter_server", min_shard_bytes=1 << 20)    # on the chief
 """
 
+import functools
 import logging
 import os
-import zlib
 
 import tensorflow as tf
 
 from tfdp import cluster as cluster_lib
-from tfdp import compat, fit
+from tfdp import compat, fit, seeds
 from tfdp.fit import agreement
 from tfdp.launch import rendezvous
 
@@ -21,6 +21,12 @@ _log = logging.getLogger("tfdp")
 NAMES = ("one_device", "mirrored", "multi_worker", "parameter_server")
 # The largest of those that were measured that stays in a core's cache (64 KiB to 1 MiB are alike).
 _RECEIVE_CHUNK_BYTES = 1 << 18
+
+
+MADE_TOO_LATE = (
+    "TensorFlow was used before the strategy was made, and cannot join the cluster any more. Make "
+    "the strategy first: before tensors, models, datasets and device lists."
+)
 
 
 class StrategyError(ValueError):
@@ -85,8 +91,10 @@ def strategy(
     if name in ("multi_worker", "parameter_server"):
         rendezvous.join(os.environ)
     fit.enable()
+    quiet_logs()
     tell_evaluator()
     share_seed()
+    say_removed(cluster_lib.removed(os.environ))
     options = communication or fit.Communication()
     if name == "parameter_server":
         assert found is not None
@@ -123,24 +131,45 @@ def tell_evaluator() -> None:
     fit.set_evaluator(evaluates, cluster_lib.evaluated_run(os.environ))
 
 
-def share_seed() -> None:
-    """Give all tasks of a cluster one seed, unless the script has set one.
+@functools.cache
+def say_removed(problem: str) -> None:
+    """Warn once of what cluster.removed says, if anything."""
+    if problem:
+        _log.warning(problem)
 
-    Every worker reads the same global batches and keeps its rows: a shuffle without a seed has to
-    draw the same order everywhere.
+
+def quiet_logs() -> None:
+    """Leave out what TensorFlow logs for each function that reduces, and for each that ends."""
+    logging.getLogger("tensorflow").addFilter(_is_worth_reading)
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    text = str(record.msg)
+    return not text.startswith(("Collective all_reduce", "Failed to clear function handle cache"))
+
+
+def share_seed() -> None:
+    """Give all tasks of a cluster one seed of TensorFlow, unless the script has set one.
+
+    See `seeds`: Python and NumPy got theirs when the task began, or get it with the strategy.
     """
-    if compat.global_seed() is not None:
+    seed = seeds.shared(os.environ)
+    if seed is None or compat.global_seed() is not None:
         return
-    seed = os.environ.get("TFDP_SEED", "")
-    if seed.isdecimal():  # drawn by the launcher, which has said so
-        tf.random.set_seed(int(seed))
-    elif (found := cluster_lib.from_environment(os.environ)) is not None:
-        tf.random.set_seed(zlib.crc32(repr(found[0].spec()).encode()) & 0x7FFFFFFF)
+    tf.random.set_seed(seed)
+    if not os.environ.get("TFDP_SEED", "").isdecimal():  # else the launcher has said so
         _log.info(
             "No seed was set: every task takes %d, so that their shuffles agree. "
             "keras.utils.set_random_seed(...) sets yours.",
-            compat.global_seed(),
+            seed,
         )
+
+
+def _share_random_state(strategy: tf.distribute.Strategy) -> None:
+    """Let Python and NumPy draw alike on all workers, where a script has not seen to it."""
+    seed = seeds.shared(os.environ)
+    if seed is not None and not agreement.same_everywhere(strategy, "random", seeds.state()):
+        seeds.take(seed)
 
 
 def _choose(found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None) -> str:
@@ -198,14 +227,12 @@ def _make(name: str, communication: fit.Communication) -> tf.distribute.Strategy
                 communication_options=communication.options()
             )
             agreement.watch(made)
+            _share_random_state(made)
             return made
         except RuntimeError as error:
             if "program startup" not in str(error):
                 raise
-            raise RuntimeError(
-                "TensorFlow was used before the strategy was made, and cannot join the cluster any "
-                "more. Make the strategy first: before tensors, models, datasets and device lists."
-            ) from error
+            raise RuntimeError(MADE_TOO_LATE) from error
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
     if name == "one_device":

@@ -24,7 +24,12 @@ def main(output: str, groups: list[str]) -> None:
     one_device = tf.distribute.OneDeviceStrategy("cpu:0")
     worker = strategy.cluster_resolver.task_id
     only = set(filter(None, os.environ.get("CASES", "").split(",")))
-    todo = [(group, case) for group in groups or cases.TABLES for case in cases.TABLES[group]() if not only or case.name in only]
+    todo = [
+        (group, case)
+        for group in groups or cases.TABLES
+        for case in cases.TABLES[group]()
+        if not only or case.name in only
+    ]
     with open(f"{output}-{worker}", "w") as file:
         # Two at a time: each worker trains one of them on one device, at the same time, and
         # compares it with what the two then train together.

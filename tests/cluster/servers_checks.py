@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from fit import cases
+from fit import cases, script_cases
 
 import tfdp
 from tfdp import fit
@@ -41,6 +41,13 @@ SYNCHRONOUS = {
         "loss_scale_grows",
     ),
     "precision": ("mixed_float16", "overflow"),
+    "scripts": (
+        "spectral_normalization",
+        "layer_counts",
+        "layer_counts_of_one_row",
+        "layer_overwrites_a_weight",
+        "dict_metric",
+    ),
 }
 
 
@@ -772,6 +779,99 @@ def refused() -> dict[str, str]:
     return found
 
 
+def assigned_in_steps() -> dict[str, Any]:
+    """What layers and train_steps assign, with workers that do not wait for one another."""
+    fit.set_server_options(STRATEGY, fit.ServerOptions())
+
+    def trained(build: Callable[[], keras.Model], epochs: int = 3) -> keras.Model:
+        keras.utils.set_random_seed(7)
+        with STRATEGY.scope():
+            model = build()
+        model.fit(**script_cases.fit()(), epochs=epochs, verbose=0)
+        return model
+
+    clipped = trained(script_cases.stepping(script_cases.Clipped))
+    teacher = trained(script_cases.stepping(script_cases.Teacher))
+    keras.utils.set_random_seed(7)
+    start = script_cases.stepping(script_cases.Teacher)().teacher.get_weights()
+    halving = trained(script_cases.stepping(script_cases.Halving))
+    sharpness = trained(script_cases.stepping(script_cases.Sharpness), epochs=8)
+    spectral = trained(script_cases.spectral)
+    counted = trained(script_cases.counted)
+    counts = trained(script_cases.sequential(script_cases.RowCounter)).layers[0]
+    x, y = script_cases.arrays()
+    return {
+        "largest": max(float(np.abs(w).max()) for w in clipped.get_weights()),
+        "teacher": max(
+            float(np.abs(a - b).max())
+            for a, b in zip(teacher.teacher.get_weights(), start, strict=True)
+        ),
+        "rate": float(halving.optimizer.learning_rate.numpy()) / 0.1 / 0.9**18,
+        "sharpness": sharpness.history.history["loss"],
+        # The largest singular value of what was normalized, but for the last update.
+        "norm": float(np.linalg.norm(spectral.layers[0].kernel.numpy())),
+        "spectral": spectral.history.history["loss"],
+        "rows": counted.history.history["rows"],
+        "evaluated": counted.evaluate(x, y, verbose=0, return_dict=True)["rows"],
+        "counted": [float(counts.rows.numpy()), int(counts.whole_rows.numpy())],
+        "largest_input": abs(float(counts.largest.numpy()) - float(x.max())),
+    }
+
+
+def large_table() -> dict[str, Any]:
+    """What is said of an optimizer that moves a large table for the rows of a batch."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("tfdp").addHandler(handler)
+    found = {}
+    try:
+        for name, lazy in (("whole", False), ("lazy", True)):
+            said.clear()
+            fit.set_server_options(STRATEGY, fit.ServerOptions(lazy_rows=lazy))
+            with STRATEGY.scope():
+                table = tfdp.layers.Embedding(80_000, 64)
+                model = keras.Sequential([keras.Input((2,), dtype="int64"), table])
+                model.compile("adam", "mse")
+            model.fit(np.ones((8, 2), "int64"), np.ones((8, 2, 64), "float32"), verbose=0)
+            found[name] = [line for line in said if "moves every row" in line]
+    finally:
+        logging.getLogger("tfdp").removeHandler(handler)
+    return found
+
+
+def looked_up() -> dict[str, Any]:
+    """A function of InputContext that looks up in a layer made under scope; a None in predict."""
+    fit.set_server_options(STRATEGY, fit.ServerOptions())
+    words = np.array(["a", "b", "c", "d"])
+    with STRATEGY.scope():
+        lookup = keras.layers.StringLookup(vocabulary=["a", "b", "c"])
+        inputs = keras.Input((), dtype="int64")
+        outputs = keras.layers.Dense(1)(keras.layers.Embedding(5, 2)(inputs))
+        model = keras.Model(inputs, outputs)
+        model.compile("sgd", "mse")
+
+    def read(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        del context
+        data = tf.data.Dataset.from_tensor_slices((words, np.ones((4, 1), "float32")))
+        return data.repeat().map(lambda x, y: (lookup(x), y)).batch(2)
+
+    found = {"loss": model.fit(read, steps_per_epoch=4, verbose=0).history["loss"]}
+    with STRATEGY.scope():
+        first = keras.Input((4,), name="first")
+        second = keras.Input((4,), name="second", optional=True)
+
+        class Either(keras.layers.Layer):
+            def call(self, inputs: Any) -> Any:
+                one, other = inputs
+                return one if other is None else one + other
+
+        two = keras.Model([first, second], Either()([first, second]))
+    x, _ = script_cases.arrays()
+    found["none"] = float(np.abs(two.predict([x, None], verbose=0) - x).max())
+    return found
+
+
 def step_that_fails() -> dict[str, Any]:
     """Let a step fail on a worker, and train on."""
 
@@ -822,4 +922,7 @@ CHECKS = [
     readings,
     refused,
     step_that_fails,
+    assigned_in_steps,
+    large_table,
+    looked_up,
 ]

@@ -34,12 +34,41 @@ def test_settings(tmp_path, environment):
         ),
         "seed": "seed differs: worker:0 has 1, worker:1 has 2.",
         "steps": "steps_per_execution differs: worker:0 has 1, worker:1 has 2.",
+        "eager": "run_eagerly differs: worker:0 has False, worker:1 has True.",
+        "frequency": "validation_freq differs: worker:0 has 1, worker:1 has 2.",
+        "start": "initial_epoch differs: worker:0 has 0, worker:1 has 1.",
         "call": "call differs: worker:0 has fit, worker:1 has evaluate.",
     }
     for answer in (first, second):
         told = {case: answer[case] for case in expected}
         assert told == {case: f"AgreementError: {text} {END}" for case, text in expected.items()}
-        assert answer["agreed"] == "nothing"
+        assert "callbacks differs: worker:0 has EarlyStopping, worker:1 has" in answer["callbacks"]
+        assert "worker:0 has a callback with save_freq=1, worker:1 has none" in answer["save"]
+        # What only writes may be the chief's alone.
+        assert answer["writers"] == answer["agreed"] == "nothing"
+
+
+def test_rows(tmp_path, environment):
+    first, second = answers(tmp_path, environment, "rows")
+    # Python and NumPy draw alike, so that shuffles which they make agree.
+    assert first["drawn"] == second["drawn"]
+    same = ("pydataset", "permuted", "augmented", "own_cache", "off", "agreed")
+    assert {case: first[case] for case in same} == dict.fromkeys(same, "nothing")
+    for case in ("slices", "labels_alone", "validation", "predict"):
+        of = "validation data" if case == "validation" else "data"
+        told = f"AgreementError: {of}: worker:1 reads other rows than worker:0."
+        assert first[case].startswith(told)
+    assert "shard() differs: worker:0 has 2, 0, worker:1 has 2, 1. tfdp gives" in first["shard"]
+    assert "worker:0 and worker:1 write to one file" in first["cache"]
+    assert {**first, "tfdp": ""} == {**second, "tfdp": ""}
+    # Said, as inputs alone differ, and once.
+    log = (tmp_path / "logs" / "worker-0.log").read_text()
+    assert log.count("the same labels beside different inputs") == 1
+
+
+def test_a_task_that_has_ended_is_named(tmp_path, environment):
+    first, _ = answers(tmp_path, environment, "ended")
+    assert first["alone"].startswith("AgreementError: worker:1 has ended and does not call predict")
 
 
 def test_models(tmp_path, environment):

@@ -37,6 +37,11 @@ SYNCHRONOUS = (
     "optimizers-loss_scale_grows",
     "precision-mixed_float16",
     "precision-overflow",
+    "scripts-dict_metric",
+    "scripts-layer_counts",
+    "scripts-layer_counts_of_one_row",
+    "scripts-layer_overwrites_a_weight",
+    "scripts-spectral_normalization",
 )
 
 
@@ -244,3 +249,29 @@ def test_refused(found):
 
 def test_step_that_fails(found):
     assert found == {"told": True, "where": True, "goes_on": 1}
+
+
+def test_assigned_in_steps(found):
+    assert found["largest"] <= 0.3 + 1e-6
+    assert found["teacher"] > 0.1
+    # Halved once by each of 18 steps, however many ran at the same time.
+    assert found["rate"] == pytest.approx(1.0, rel=1e-5)
+    assert found["sharpness"][-1] < found["sharpness"][0] / 2
+    # A vector of length 1 but for the updates since it was normalized.
+    assert 0.5 < found["norm"] < 4.0
+    assert found["rows"] == [48.0] * 3
+    assert found["evaluated"] == 48.0
+    assert found["counted"] == [144.0, 144]
+    assert found["largest_input"] == 0.0
+
+
+def test_looked_up(found):
+    assert len(found["loss"]) == 1
+    assert found["none"] == 0.0
+
+
+def test_large_table(found):
+    # For each partition of 80,000 x 64 floats and two moments.
+    assert found["whole"]
+    assert "Adam moves every row of" in found["whole"][0]
+    assert found["lazy"] == []

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from fit import cases
 from tfdp import compat, fit
-from tfdp.fit import dispatch
+from tfdp.fit import dispatch, sync
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_super_fit_reaches_the_trainer(mirrored):
         model.compile(cases.sgd(), "sparse_categorical_crossentropy")
     model.fit(**cases.array_fit()(), verbose=0)
     assert model.calls == 1
-    assert model in dispatch._trainers
+    assert isinstance(dispatch.trainer_of(model), sync.SyncTrainer)
 
 
 def test_a_loaded_model_is_trained_under_the_scope_it_is_loaded_in(mirrored, tmp_path):

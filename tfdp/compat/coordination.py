@@ -5,6 +5,16 @@ from typing import Any
 
 import tensorflow as tf
 
+# What CollectiveBcastSend has no kernel for, and a type with one that holds all its values.
+_WIDE = {
+    tf.int8: tf.int32,
+    tf.uint8: tf.int32,
+    tf.int16: tf.int32,
+    tf.uint16: tf.int32,
+    tf.uint32: tf.int64,
+    tf.bfloat16: tf.float32,
+}
+
 
 def has_shared_text() -> bool:
     """Say whether this process belongs to a cluster with a coordination service.
@@ -67,7 +77,8 @@ def watch_initial_values(
     """Call `begins(name, "float32[4,8]")` and `ends(error)` around a new variable's exchange.
 
     The chief sends the initial value to the others, inside the strategy's private
-    `_get_variable_creator_initial_value`; a public hook would see the variable too late.
+    `_get_variable_creator_initial_value`; a public hook would see the variable too late. Types that
+    collectives do not broadcast (int8 of a quantized model, bfloat16) travel in a wider one.
     """
     extended = strategy.extended
     make = extended._get_variable_creator_initial_value
@@ -75,6 +86,8 @@ def watch_initial_values(
     def watched(*args: Any, **kwargs: Any) -> Any:
         initial_value: Any = kwargs.get("initial_value")
         name = str(kwargs.get("name"))
+        dtype: list[tf.DType] = []  # of the value, once it is made
+        wide = _WIDE.get(tf.as_dtype(kwargs["dtype"])) if kwargs.get("dtype") else None
 
         def value() -> Any:
             tensor = initial_value() if callable(initial_value) else initial_value
@@ -83,10 +96,12 @@ def watch_initial_values(
             tensor = tf.convert_to_tensor(tensor, dtype=kwargs.get("dtype"))
             shape = ",".join("?" if size is None else str(size) for size in tensor.shape)
             begins(name, f"{tensor.dtype.name}[{shape}]")
-            return tensor
+            dtype.append(tensor.dtype)
+            return tf.cast(tensor, _WIDE.get(tensor.dtype, tensor.dtype))
 
         # Positional: replica_id, device, primary_var.
-        exchange = make(*args, **{**kwargs, "initial_value": value})
+        given = {**kwargs, "initial_value": value, "dtype": wide or kwargs.get("dtype")}
+        exchange = make(*args, **given)
 
         def watched_exchange() -> Any:
             try:
@@ -95,7 +110,7 @@ def watch_initial_values(
                 ends(error)
                 raise
             ends(None)
-            return result
+            return tf.cast(result, dtype[0]) if dtype and result.dtype != dtype[0] else result
 
         return watched_exchange
 

@@ -1,6 +1,7 @@
 """What code inside a replica sees of tf.distribute."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,6 +43,26 @@ def leave_strategy() -> Iterator[None]:
     finally:
         graph._variable_creator_stack = creators
         distribute_lib._pop_per_thread_mode()
+
+
+# Far from 0, where every MirroredStrategy begins to count.
+_group_key_bases = itertools.count(1 << 20, 1 << 8)
+
+
+def use_fresh_collective_keys(strategy: tf.distribute.MirroredStrategy) -> None:
+    """Give a MirroredStrategy collectives that no other one of this process has used.
+
+    Every MirroredStrategy counts its keys from the same number, and TensorFlow keeps for ever what
+    shape a key had: a second strategy fails with "Shape mismatch in the collective instance", or
+    with "joining a group with size 3, but that group has size 2", and breaks the first
+    (distribute/mirrored_strategy.py, `_make_collective_ops_with_fallbacks`).
+    """
+    extended = strategy.extended
+    before = extended._collective_ops
+    extended._collective_key_base = next(_group_key_bases)
+    extended._collective_ops = extended._make_collective_ops_with_fallbacks()
+    if extended._cross_device_ops is before:
+        extended._cross_device_ops = extended._collective_ops
 
 
 def global_seed() -> int | None:

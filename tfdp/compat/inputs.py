@@ -1,9 +1,10 @@
 """What fit, evaluate and predict are given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import array_slicing
@@ -33,9 +34,31 @@ def data_adapter(
     )
 
 
+def whole_batch(
+    x: Any, y: Any = None, sample_weight: Any = None, class_weight: dict[int, float] | None = None
+) -> Any:
+    """Return arrays as one batch of tensors, checked and converted as fit does.
+
+    Returns:
+        The structure of (x, y, sample_weight) without what is not there; None for what has no
+        plain arrays, which an adapter has to read.
+    """
+    leaves = keras.tree.flatten((x, y, sample_weight))
+    if not all(leaf is None or isinstance(leaf, np.ndarray | tf.Tensor) for leaf in leaves):
+        return None
+    adapter = data_adapters.ArrayDataAdapter(x, y, sample_weight, class_weight=class_weight)
+    arrays = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+    return keras.tree.map_structure(tf.convert_to_tensor, arrays)
+
+
 def is_generator_adapter(adapter: Any) -> bool:
     """Say whether an adapter reads a Python generator, which cannot start again."""
     return isinstance(adapter, GeneratorDataAdapter)
+
+
+def is_dataset_adapter(adapter: Any) -> bool:
+    """Say whether an adapter reads a tf.data.Dataset that a script has made."""
+    return isinstance(adapter, data_adapters.TFDatasetAdapter)
 
 
 def dataset(adapter: Any) -> tf.data.Dataset:
@@ -48,6 +71,11 @@ def dataset(adapter: Any) -> tf.data.Dataset:
 def train_validation_split(arrays: Any, validation_split: float) -> tuple[Any, Any]:
     """Split arrays as fit(validation_split=) does: the last part is for validation."""
     return array_slicing.train_validation_split(arrays, validation_split=validation_split)
+
+
+def is_none_spec(spec: Any) -> bool:
+    """Say whether a spec stands for None in the elements of a dataset."""
+    return isinstance(spec, structure.NoneTensorSpec)
 
 
 def local_spec(spec: Any) -> Any:
@@ -70,6 +98,32 @@ def has_shard_hint(dataset: tf.data.Dataset) -> bool:
             if shards is not None and tf.make_ndarray(shards) == tf.data.experimental.SHARD_HINT:
                 return True
     return False
+
+
+def shards(dataset: tf.data.Dataset) -> list[tuple[int, int]]:
+    """Return (number of shards, index) of each `shard` that a script put into a dataset."""
+    return [
+        (int(one._num_shards), int(one._index))
+        for one in _made_of(dataset)
+        if type(one).__name__ == "_ShardDataset" and tf.executing_eagerly()
+    ]
+
+
+def cache_files(dataset: tf.data.Dataset) -> list[str]:
+    """Return the names given to `cache(filename)` in a dataset."""
+    names = [
+        one._filename.numpy().decode()
+        for one in _made_of(dataset)
+        if type(one).__name__ == "CacheDataset"
+    ]
+    return [name for name in names if name]
+
+
+def _made_of(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
+    """Yield a dataset and those it was made of; its graph would hold its arrays as well."""
+    yield dataset
+    for one in dataset._inputs():
+        yield from _made_of(one)
 
 
 def runs_python(dataset: tf.data.Dataset) -> bool:

@@ -5,14 +5,14 @@ of its results are there.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
-from tensorflow.python.distribute.coordinator import remote_value
+from tensorflow.python.distribute.coordinator import coordinator_context, remote_value
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 
@@ -140,6 +140,34 @@ def lock(variable: tf.Variable) -> tf.Tensor:
 def unlock(lock: tf.Tensor) -> None:
     """Let the next one have a lock."""
     tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+
+
+class _EachItsOwn:
+    """Stands for one function of all workers: each calls its own."""
+
+    def __init__(self, functions: Sequence[Any]):
+        self._functions = functions
+        self.structured_outputs = functions[0].structured_outputs
+
+    def __call__(self) -> Any:
+        worker = coordinator_context.get_current_dispatch_context()
+        return self._functions[worker.worker_index]()
+
+
+def per_worker_iterator(
+    coordinator: Any, functions: Sequence[Callable[[], tf.data.Dataset]]
+) -> Any:
+    """Return the iterator of a dataset that each worker makes by a function of its own.
+
+    The coordinator takes one function for all workers. Chosen inside it by `tf.switch_case`, a
+    dataset cannot look up in a table that lies on the workers: captures of a table are filled in
+    when a function is called, and the branches of a condition are not
+    (distribute/coordinator/values.py, PerWorkerDatasetFromDatasetFunction).
+    """
+    traced = [tf.function(one, autograph=False).get_concrete_function() for one in functions]
+    dataset = coordinator.create_per_worker_dataset(traced[0])
+    dataset._dataset_fn = _EachItsOwn(traced)
+    return iter(dataset)
 
 
 def is_ready(remote: Any, seconds: float) -> bool:

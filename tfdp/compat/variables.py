@@ -74,6 +74,12 @@ def step_count(optimizer: keras.optimizers.Optimizer) -> Any:
     return getattr(optimizer, "inner_optimizer", optimizer)._iterations
 
 
+def learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Return the variable that holds an optimizer's learning rate; None for a schedule."""
+    rate = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+    return rate if isinstance(rate, keras.Variable) else None
+
+
 @contextlib.contextmanager
 def decide_updates(
     optimizer: keras.optimizers.Optimizer, outcomes: Sequence[bool]

@@ -6,12 +6,11 @@
         raise damage.explained(error, records) or error
 
 tf.data says at most at which byte a record is damaged. Once a run has failed there is time to look:
-the files of the pipeline are read again, up to the first that cannot be.
+the files of the pipeline are read again, up to the first that cannot be, for a minute at most.
 """
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +20,7 @@ from tfdp.data.errors import DataError
 
 _log = logging.getLogger("tfdp")
 _ROWS = 256
+_LOOK_SECONDS = 60.0
 # What a step raises over data. TensorFlow puts a bad record into the text of its error, which may
 # then be no text.
 FAILURES = (tf.errors.OpError, UnicodeDecodeError)
@@ -46,23 +46,36 @@ def explained(error: BaseException, *splits: records_lib.Records) -> DataError |
         return None
     if not isinstance(error, tf.errors.DataLossError):
         _log.info("Looking for the record that cannot be read.")
+    until = time.monotonic() + _LOOK_SECONDS
     for records in splits:
-        found = _first(records)
+        found = _first(records, until)
         if found is not None:
             return found
     return None
 
 
-def _first(records: records_lib.Records) -> DataError | None:
+def _in_time(until: float, looked_at: str) -> bool:
+    if time.monotonic() < until:
+        return True
+    _log.warning("Not found within %.0f s, which ended at %s.", _LOOK_SECONDS, looked_at)
+    return False
+
+
+def _first(records: records_lib.Records, until: float) -> DataError | None:
     if not records.by_index:
-        found: Iterable[Any] = (
-            records.reader.explain(at, records.reason) for at in range(len(records.files))
-        )
-        return next((one for one in found if one is not None), None)
+        for at, one in enumerate(records.files):
+            if not _in_time(until, one.name):
+                return None
+            found = records.reader.explain(at, records.reason)
+            if found is not None:
+                return found
+        return None
     if records.reason is None:
         return None
     total = records.count or 0
     for begin in range(0, total, _ROWS):
+        if not _in_time(until, f"record {begin:,} of {total:,}"):
+            return None
         places = np.arange(begin, min(total, begin + _ROWS), dtype=np.int64)
         try:
             rows = records.reader.read(places)

@@ -8,6 +8,7 @@ An id is a record's place: the number of its file in `files` times PER_FILE, plu
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -99,12 +100,15 @@ class Records:
 
     def ids(self, places: np.ndarray) -> np.ndarray:
         """Return the ids of places in the sequence of all files."""
-        begins = self.begins
-        files = np.searchsorted(begins, places, side="right") - 1
-        first = np.array([file.first for file in self.files], np.int64)
-        return files * PER_FILE + places - begins[files] + first[files]
+        files = np.searchsorted(self.begins, places, side="right") - 1
+        return files * PER_FILE + places - self.begins[files] + self._first[files]
 
-    @property
+    # Once: there may be a file for each of a million images.
+    @functools.cached_property
+    def _first(self) -> np.ndarray:
+        return np.array([file.first for file in self.files], np.int64)
+
+    @functools.cached_property
     def begins(self) -> np.ndarray:
         """The place of each file's first record in the sequence of all."""
         return np.cumsum([0] + [file.records or 0 for file in self.files[:-1]], dtype=np.int64)

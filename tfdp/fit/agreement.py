@@ -2,6 +2,7 @@
 
     watch(strategy)                          # before variables are made: the models are compared
     check(strategy, "fit", settings)         # at the beginning of fit, evaluate and predict
+    check_rows(strategy, "data", 123, 456)   # when the first batches have been read
 
 The tasks exchange text through the store of TensorFlow's coordination service, so that comparing
 is itself no collective. The chief (the first task) collects what the others have written, and all
@@ -9,15 +10,22 @@ read its verdict: every task raises the same AgreementError, with the setting, b
 tasks. Without several processes, or without that service, nothing is compared.
 """
 
+import atexit
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import logging
+import os
+import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfdp import compat
@@ -31,9 +39,30 @@ _STUCK_SECONDS = 3.0
 # How long the others have to tell about their model once this one is stuck.
 _EXPLAIN_SECONDS = 8.0
 _PROBLEM = "tfdp/problem"
+# Begins a verdict that ends nothing.
+_NOTE = "note: "
+# How long a process that ends tries to tell the others so.
+_FAREWELL_SECONDS = 2.0
+_ENDED = "tfdp/ended"
+_CACHE = "cache(filename)"
+_SAVE = "tfdp/save"
+# How long the chief may take to come to the place where another task saves already.
+_SAVE_SECONDS = 30.0
+_OTHER_PLACE_SECONDS = 1.0
+_REMEDY = "Every task has to train the same model with the same settings."
+_REMEDIES = {
+    "shard()": (
+        "tfdp gives each worker its rows of batches that all of them read: leave out shard(), or "
+        "let the dataset ask for tf.data's auto_shard_policy OFF, with as many batches everywhere."
+    ),
+    "callbacks": (
+        "Give every task the same callbacks: all of them decide alike, and only the chief writes."
+    ),
+}
 
 _watches: "weakref.WeakKeyDictionary[Any, _Watch]" = weakref.WeakKeyDictionary()
-_checks = 0
+_exchanges = 0
+_saves: dict[str, int] = {}  # how often this task has saved to a path
 
 
 class AgreementError(ValueError):
@@ -54,30 +83,151 @@ def check(strategy: tf.distribute.Strategy, call: str, settings: Mapping[str, An
     Raises:
         AgreementError: On every task, when one differs or has ended.
     """
-    global _checks
+    facts = {"call": call, **{name: _plain(value) for name, value in settings.items()}}
+    _exchange(strategy, call, facts, _difference)
+
+
+def check_rows(strategy: tf.distribute.Strategy, of: str, labels: int, inputs: int) -> None:
+    """Compares what every worker has read of an input that all of them read whole.
+
+    Args:
+        strategy: The strategy.
+        of: What the input is called: "data", "validation data".
+        labels: A digest of the labels so far (of the inputs, where there are no labels).
+        inputs: One of the inputs.
+
+    Raises:
+        AgreementError: On every task, when labels differ.
+    """
+    call = f"rows of {of}"
+    facts = {"call": call, "labels": labels, "inputs": inputs}
+    note = _exchange(strategy, call, facts, functools.partial(_rows_differ, of))
+    if note:
+        _say_once(note)
+
+
+def same_everywhere(strategy: tf.distribute.Strategy, name: str, value: str) -> bool:
+    """Says whether all tasks give the same text; True where there is nobody to compare with."""
+    facts = {"call": name, "value": value}
+
+    def judge(first: str, ours: Any, second: str, theirs: Any) -> str:
+        return "" if ours == theirs else f"{_NOTE}{first} and {second} differ"
+
+    return not _exchange(strategy, name, facts, judge)
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Says whether this task is the first of those that train together."""
+    tasks = _tasks(strategy)
+    return tasks is None or tasks[0] == tasks[1][0]
+
+
+@contextlib.contextmanager
+def writing(strategy: tf.distribute.Strategy, path: str) -> Iterator[None]:
+    """Tells the others, on the chief, that a path is being written, and when it has been."""
+    if _tasks(strategy) is None:
+        yield
+        return
+    number = _saves.setdefault(path, 0)
+    _saves[path] += 1
+    compat.share_text(f"{_SAVE}/number/{sum(_saves.values())}", path)
+    compat.share_text(_save_key(path, number, "begun"), path)
+    try:
+        yield
+    finally:
+        # Also where that fails: then the chief's error tells, and the others wait for no file.
+        compat.share_text(_save_key(path, number, "ended"), path)
+
+
+def wait_until_written(strategy: tf.distribute.Strategy, path: str) -> bool:
+    """Waits, on another task than the chief, until the chief has written a path.
+
+    Returns:
+        False if the chief writes elsewhere, or does not come to write it within some seconds.
+
+    Raises:
+        AgreementError: If the chief is lost meanwhile.
+    """
     tasks = _tasks(strategy)
     if tasks is None:
-        return
+        return False
+    chief = tasks[1][0]
+    number = _saves.setdefault(path, 0)
+    _saves[path] += 1
+    try:
+        # A chief that has saved as often as this task may have saved elsewhere.
+        written = compat.shared_text(f"{_SAVE}/number/{sum(_saves.values())}", _SAVE_SECONDS)
+        begun = written == path or (
+            compat.shared_text(_save_key(path, number, "begun"), _OTHER_PLACE_SECONDS) is not None
+        )
+    except tf.errors.OpError as error:
+        raise AgreementError(
+            f"{chief} ended or was lost before it had saved {path}: {error.message.splitlines()[0]}"
+        ) from error
+    if begun:
+        _wait(_save_key(path, number, "ended"), [chief], f"save({path!r}) to its end", None)
+    return begun
+
+
+def _save_key(path: str, number: int, what: str) -> str:
+    return f"{_SAVE}/{hashlib.sha256(path.encode()).hexdigest()}/{number}/{what}"
+
+
+def _exchange(
+    strategy: tf.distribute.Strategy,
+    call: str,
+    facts: Mapping[str, Any],
+    judge: Callable[[str, Any, str, Any], str],
+) -> str:
+    """Gives all tasks the chief's judgement of what each of them wrote.
+
+    Args:
+        strategy: The strategy; "" unless it spans several processes.
+        call: What this task has called, for those who wait.
+        facts: What it writes.
+        judge: Called on the chief with (its name, its facts, another's name, theirs); returns a
+            problem, a note (which begins with `_NOTE`), or "".
+
+    Returns:
+        The note.
+
+    Raises:
+        AgreementError: On every task: the problem, or a task has ended.
+    """
+    global _exchanges
+    tasks = _tasks(strategy)
+    if tasks is None:
+        return ""
     me, names = tasks
-    _checks += 1
-    prefix = f"tfdp/check/{_checks}"
-    facts = {"call": call, **{name: _plain(value) for name, value in settings.items()}}
+    _tell_when_ended(me)
+    _exchanges += 1
+    prefix = f"tfdp/check/{_exchanges}"
     # First the key, then the wait: a chief that waits can tell a late task from one that is there.
     compat.share_text(f"{prefix}/{me}", json.dumps(facts))
     chief, *others = names
     watch = _watches.get(strategy)
     if me == chief:
-        problem = ""
-        for other in others:
-            theirs = json.loads(_wait(f"{prefix}/{other}", [other], call, watch))
-            problem = problem or _difference(chief, facts, other, theirs)
-        compat.share_text(f"{prefix}/verdict", problem)
+        verdict = ""
+        try:
+            for other in others:
+                theirs = json.loads(_wait(f"{prefix}/{other}", [other], call, watch))
+                found = judge(chief, facts, other, theirs)
+                if not verdict or (verdict.startswith(_NOTE) and not found.startswith(_NOTE)):
+                    verdict = found or verdict
+        except AgreementError as error:
+            with contextlib.suppress(tf.errors.OpError):
+                compat.share_text(f"{prefix}/verdict", str(error))
+            raise
+        compat.share_text(f"{prefix}/verdict", verdict)
         # All have come here, so that nobody reads the last one any more.
-        compat.forget_text(f"tfdp/check/{_checks - 1}")
+        compat.forget_text(f"tfdp/check/{_exchanges - 1}")
     else:
-        problem = _wait(f"{prefix}/verdict", [name for name in names if name != me], call, watch)
-    if problem:
-        raise AgreementError(problem)
+        verdict = _wait(f"{prefix}/verdict", [name for name in names if name != me], call, watch)
+    if verdict.startswith(_NOTE):
+        return verdict.removeprefix(_NOTE)
+    if verdict:
+        raise AgreementError(verdict)
+    return ""
 
 
 def watch(strategy: tf.distribute.Strategy) -> None:
@@ -87,7 +237,7 @@ def watch(strategy: tf.distribute.Strategy) -> None:
     differ end in an error that names neither, or in a wait without end. Costs nothing otherwise.
     """
     tasks = _tasks(strategy)
-    if tasks is not None:
+    if tasks is not None and strategy not in _watches:
         made = _watches[strategy] = _Watch(*tasks)
         compat.watch_initial_values(strategy, made.begins, made.ends)
 
@@ -100,6 +250,7 @@ def settings(model: Any, strategy: Any, communication: Any, feed: Any) -> dict[s
         "model": variables,
         "optimizer": type(model.optimizer).__name__ if model.compiled else None,
         "steps_per_execution": model.steps_per_execution,
+        "run_eagerly": model.run_eagerly,
         "communication": dataclasses.replace(communication, timeout_seconds=None),
         "replicas": strategy.num_replicas_in_sync,
         **data_plan(feed),
@@ -115,9 +266,35 @@ def data_plan(feed: Any, of: str = "data") -> dict[str, Any]:
     if feed.split.by_rows:  # else each task reads what it was given
         leaves = [leaf for leaf in tf.nest.flatten(feed.spec) if isinstance(leaf, tf.TensorSpec)]
         plan[f"{of}: global batch size"] = getattr(feed._adapter, "batch_size", None)
+        # Before the number of batches, which differs where shards are uneven.
+        plan[f"{of}: shard()"] = ", ".join(f"{n}, {i}" for n, i in feed.shards) or "none"
         plan[f"{of}: batches in a pass"] = feed.batches
         plan[f"{of}: elements"] = ", ".join(f"{leaf.dtype.name}{leaf.shape}" for leaf in leaves)
+    host = socket.gethostname()
+    plan[f"{of}: {_CACHE}"] = [f"{host}:{os.path.abspath(name)}" for name in feed.cache_files]
     return plan
+
+
+def callbacks_plan(callbacks: Any) -> str:
+    """Names the callbacks that every task needs: they change the training, or save inside it.
+
+    Those that only write, and a user's own, may be the chief's alone.
+    """
+    kinds = (
+        keras.callbacks.EarlyStopping,
+        keras.callbacks.LearningRateScheduler,
+        keras.callbacks.ReduceLROnPlateau,
+        keras.callbacks.BackupAndRestore,
+        keras.callbacks.SwapEMAWeights,
+    )
+    names = []
+    for callback in callbacks:
+        frequency = getattr(callback, "save_freq", None)
+        if isinstance(frequency, int):
+            names.append(f"a callback with save_freq={frequency}")
+        elif isinstance(callback, kinds):
+            names.append(type(callback).__name__)
+    return ", ".join(names) or "none"
 
 
 class _Watch:
@@ -210,6 +387,12 @@ def _wait(key: str, names: list[str], call: str, watch: _Watch | None) -> str:
             # A task that does not come may be stuck while it makes another model.
             is_late = time.monotonic() - begin > _STUCK_SECONDS
             problem = watch.compare() if watch is not None and is_late else ""
+            ended = [n for n in names if compat.shared_text(f"{_ENDED}/{n}", 0.01) is not None]
+            if ended and compat.shared_text(key, 0.01) is None:
+                problem = problem or (
+                    f"{', '.join(ended)} has ended and does not call {call} any more. Every task "
+                    "has to call it: fit, evaluate and predict are work of all of them."
+                )
         except tf.errors.OpError as error:
             raise AgreementError(
                 f"{', '.join(names)} ended or was lost before all tasks had called {call}: "
@@ -240,6 +423,46 @@ def _tasks(strategy: tf.distribute.Strategy) -> tuple[str, list[str]] | None:
     return me, names
 
 
+@functools.cache
+def _tell_when_ended(me: str) -> None:
+    """Lets the others know when this process ends, so that nobody waits for it."""
+
+    def tell() -> None:
+        with contextlib.suppress(tf.errors.OpError):
+            compat.share_text(f"{_ENDED}/{me}", "ended", replace=True)
+
+    def at_exit() -> None:
+        # Aside, as nothing answers where the task that holds the store is gone.
+        farewell = threading.Thread(target=tell, daemon=True)
+        farewell.start()
+        farewell.join(_FAREWELL_SECONDS)
+
+    atexit.register(at_exit)
+
+
+@functools.cache
+def _say_once(note: str) -> None:
+    _log.warning(note)
+
+
+def _rows_differ(of: str, first: str, ours: Any, second: str, theirs: Any) -> str:
+    if ours["labels"] != theirs["labels"]:
+        return (
+            f"{of}: {second} reads other rows than {first}. Every worker has to read the same "
+            "batches in the same order, and trains on its rows of each. Give shuffles a seed "
+            "(keras.utils.set_random_seed(1) at the beginning of the script), and leave out what "
+            "shards by hand; a dataset that each worker shards for itself asks for tf.data's "
+            "auto_shard_policy OFF."
+        )
+    if ours["inputs"] != theirs["inputs"]:
+        return (
+            f"{_NOTE}{of}: {second} and {first} read the same labels beside different inputs, as "
+            "random augmentation without a seed makes them. Every row is trained once; one device "
+            "would draw others."
+        )
+    return ""
+
+
 def _plain(value: Any) -> Any:
     """Returns a value as JSON keeps it: text, or a list of texts."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -252,6 +475,13 @@ def _difference(first: str, ours: Any, second: str, theirs: Any) -> str:
         ours, theirs = {"call": ours["call"]}, {"call": theirs["call"]}
     for name in {**ours, **theirs}:
         a, b = ours.get(name, "none"), theirs.get(name, "none")
+        if name.endswith(_CACHE):
+            if shared := set(a) & set(b):
+                return (
+                    f"{name}: {first} and {second} write to one file, {shared.pop()}. Give each "
+                    "worker its own, as in cache(f'{path}-{index}'), or cache() in memory."
+                )
+            continue
         if isinstance(a, list) and isinstance(b, list):
             problem = _first_difference(name, first, a, second, b)
             if problem:
@@ -275,7 +505,5 @@ def _problem(name: str, first: str, a: Any, second: str, b: Any) -> str:
         text = str(value)
         return text if len(text) <= 300 else text[:297] + "..."
 
-    return (
-        f"{name} differs: {first} has {short(a)}, {second} has {short(b)}. "
-        "Every task has to train the same model with the same settings."
-    )
+    remedy = next((text for end, text in _REMEDIES.items() if name.endswith(end)), _REMEDY)
+    return f"{name} differs: {first} has {short(a)}, {second} has {short(b)}. {remedy}"

@@ -15,6 +15,8 @@ from typing import Any
 
 import keras
 
+from tfdp.fit import saving
+
 _log = logging.getLogger("tfdp")
 
 _WRITE_ONLY = (
@@ -22,7 +24,6 @@ _WRITE_ONLY = (
     keras.callbacks.RemoteMonitor,
     keras.callbacks.TensorBoard,
 )
-_SAVES = ("save", "save_weights", "export")
 
 
 class _RestoreOnly(keras.callbacks.Callback):
@@ -59,7 +60,8 @@ def prepare(callbacks: Any, chief: bool) -> list[keras.callbacks.Callback]:
 def chief_writes(model: keras.Model, chief: bool) -> Iterator[None]:
     """Let `model.save`, `save_weights` and `export` do nothing on a process that is not chief."""
     if chief:
-        yield
+        with saving.inside_fit(model):
+            yield
         return
 
     def leave_out(name: str) -> Callable[..., None]:
@@ -69,12 +71,12 @@ def chief_writes(model: keras.Model, chief: bool) -> Iterator[None]:
 
         return save
 
-    for name in _SAVES:
+    for name in saving.METHODS:
         object.__setattr__(model, name, leave_out(name))
     try:
         yield
     finally:
-        for name in _SAVES:
+        for name in saving.METHODS:
             object.__delattr__(model, name)
 
 

@@ -5,10 +5,12 @@
     disable()
 
 It replaces six methods on `keras.Model` by one that looks at the model's strategy, the one that
-says what jit_compile="auto" means there, and `export`, which takes no partitions of variables. A
-model that was made and is fitted outside of any strategy goes to Keras's own code.
+says what jit_compile="auto" means there, and those that save, which are the chief's work (and
+`export` takes no partitions of variables). A model that was made and is fitted outside of any
+strategy goes to Keras's own code.
 """
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Callable
@@ -18,8 +20,8 @@ import keras
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import agreement, epochs, evaluator, parameter_server, partitions, saving, sync
 from tfdp.fit import communication as communication_lib
-from tfdp.fit import epochs, evaluator, parameter_server, partitions, sync
 
 METHODS = (
     "fit",
@@ -42,34 +44,72 @@ _communication_of: "weakref.WeakKeyDictionary[Any, communication_lib.Communicati
 )
 _server_options_of: "weakref.WeakKeyDictionary[Any, epochs.Options]" = weakref.WeakKeyDictionary()
 _is_evaluator = False
-_trainers: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDictionary()
+# Where a model keeps what trains it: a trainer refers to its model, so that a table of trainers
+# would keep both for ever.
+_TRAINER = "_tfdp_trainer"
+_is_enabled = False
+_prepared: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_installed: dict[str, Callable[..., Any]] = {}
+_replaced: dict[str, Any] = {}  # what stood on keras.Model itself: None where it was inherited
 
 
 def enable(communication: communication_lib.Communication | None = None) -> None:
     """Teach `keras.Model` the strategies of tf.distribute. A second call changes only options.
 
+    What another library has put in the place of a method (a logger of runs, say) stays: it runs
+    around this package where it came later, and for models without a strategy where it came first.
+
     Args:
         communication: How gradients travel, for strategies that were not given their own.
     """
-    global _communication
+    global _communication, _is_enabled
     if communication is not None:
         _communication = communication
-    for name in METHODS:
-        if name not in vars(keras.Model):
-            setattr(keras.Model, name, _dispatcher(name))
-    if compat.RESOLVE_AUTO_JIT not in vars(keras.Model):
-        setattr(keras.Model, compat.RESOLVE_AUTO_JIT, _auto_jit())
-    if not hasattr(keras.Model.export, "tfdp"):
-        keras.Model.export = _export_whole()
+    _is_enabled = True
+    for name in (*METHODS, compat.RESOLVE_AUTO_JIT, *saving.METHODS):
+        if not _is_installed(name):
+            _replaced[name] = vars(keras.Model).get(name)
+            _installed[name] = _replacement(name)
+            setattr(keras.Model, name, _installed[name])
 
 
 def disable() -> None:
-    """Give `keras.Model` its own methods back."""
-    if hasattr(keras.Model.export, "tfdp"):
-        keras.Model.export = keras.Model.export.tfdp
-    for name in (*METHODS, compat.RESOLVE_AUTO_JIT):
-        if hasattr(vars(keras.Model).get(name), "tfdp"):
+    """Give `keras.Model` its own methods back, and leave what other libraries have put there."""
+    global _is_enabled
+    _is_enabled = False
+    for name, method in list(_installed.items()):
+        if vars(keras.Model).get(name) is not method:
+            continue  # another library's stands around it: there it hands on what it gets
+        if _replaced[name] is None:
             delattr(keras.Model, name)
+        else:
+            setattr(keras.Model, name, _replaced[name])
+        del _installed[name]
+
+
+def _is_installed(name: str) -> bool:
+    """Say whether a method of this package is in place, itself or inside what wraps it."""
+    method = vars(keras.Model).get(name)
+    while method is not None:
+        if method is _installed.get(name):
+            return True
+        method = getattr(method, "__wrapped__", None)
+    return False
+
+
+def _replacement(name: str) -> Callable[..., Any]:
+    stock = getattr(keras.Model, name)
+    if name in saving.METHODS:
+        method = _saver(name, stock)
+    else:
+        method = _auto_jit(stock) if name == compat.RESOLVE_AUTO_JIT else _dispatcher(name, stock)
+
+    @functools.wraps(stock)
+    def checked(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        return (method if _is_enabled else stock)(self, *args, **kwargs)
+
+    checked.tfdp = True  # type: ignore[attr-defined]
+    return checked
 
 
 def set_communication(
@@ -97,10 +137,7 @@ def set_evaluator(evaluates: bool, run: str | None = None) -> None:
     evaluator.set_run(run)
 
 
-def _dispatcher(name: str) -> Callable[..., Any]:
-    stock = getattr(keras.Model, name)
-
-    @functools.wraps(stock)
+def _dispatcher(name: str, stock: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         trainer = trainer_of(self)
         if trainer is None:
@@ -109,14 +146,10 @@ def _dispatcher(name: str) -> Callable[..., Any]:
             return stock(self, *args, **kwargs)
         return getattr(trainer, name)(*args, **kwargs)
 
-    method.tfdp = True  # type: ignore[attr-defined]
     return method
 
 
-def _auto_jit() -> Callable[[keras.Model], bool]:
-    stock = getattr(keras.Model, compat.RESOLVE_AUTO_JIT)
-
-    @functools.wraps(stock)
+def _auto_jit(stock: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: keras.Model) -> bool:
         if isinstance(self.distribute_strategy, tf.distribute.ParameterServerStrategy):
             return False
@@ -124,19 +157,15 @@ def _auto_jit() -> Callable[[keras.Model], bool]:
             return _has_gpus() and compat.supports_jit(self)
         return stock(self)
 
-    method.tfdp = True  # type: ignore[attr-defined]
     return method
 
 
-def _export_whole() -> Callable[..., Any]:
-    stock = keras.Model.export
-
-    @functools.wraps(stock)
+def _saver(name: str, stock: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
-        with partitions.whole(self):
-            return stock(self, *args, **kwargs)
+        whole = partitions.whole(self) if name == "export" else contextlib.nullcontext()
+        with whole:
+            return saving.save(name, stock, self, *args, **kwargs)
 
-    method.tfdp = stock  # type: ignore[attr-defined]
     return method
 
 
@@ -162,18 +191,32 @@ def trainer_of(model: keras.Model) -> Any:
             "another's. Use it inside its own, or make and compile it under this one."
         )
     _check(model, strategy)
-    trainer = _trainers.get(model)
+    trainer = vars(model).get(_TRAINER)
+    if trainer is not None and (trainer.model is not model or trainer.strategy is not strategy):
+        trainer = None  # of a model that this one is a copy of
     if isinstance(strategy, tf.distribute.ParameterServerStrategy):
         options = _server_options_of.get(strategy, epochs.Options())
-        if trainer is None or (trainer.strategy, trainer.options) != (strategy, options):
-            trainer = _trainers[model] = parameter_server.ServerTrainer(model, strategy, options)
+        if trainer is None or trainer.options != options:
+            trainer = parameter_server.ServerTrainer(model, strategy, options)
+            object.__setattr__(model, _TRAINER, trainer)
         return trainer
     communication = _communication_of.get(strategy, _communication)
-    if trainer is None or trainer.strategy is not strategy:
+    if trainer is None:
+        _prepare(strategy)
         trainer = sync.SyncTrainer(model, strategy, communication)
-        _trainers[model] = trainer
+        object.__setattr__(model, _TRAINER, trainer)
     trainer.communication = communication
     return evaluator.Evaluator(trainer) if _is_evaluator else trainer
+
+
+def _prepare(strategy: tf.distribute.Strategy) -> None:
+    """Do, at the first model of a strategy, what no script has to know of."""
+    if strategy in _prepared:
+        return
+    _prepared.add(strategy)
+    if isinstance(strategy, tf.distribute.MirroredStrategy):
+        compat.use_fresh_collective_keys(strategy)
+    agreement.watch(strategy)
 
 
 def _check(model: keras.Model, strategy: tf.distribute.Strategy) -> None:

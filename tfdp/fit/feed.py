@@ -23,6 +23,10 @@ from tfdp import compat
 
 _Policy = tf.data.experimental.AutoShardPolicy
 
+# So many elements of a tensor, evenly spread, tell whether two workers have read the same.
+_DIGEST_ELEMENTS = 4096
+DIGEST_FACTOR = 1_000_003
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -34,12 +38,35 @@ class Split:
         may_be_empty: Whether a replica may get a batch without a row.
         nominal_rows: Rows of a full global batch, where the shapes of a dataset that tf.distribute
             splits say so; 0 where they do not.
+        has_digests: Whether an element holds digests of the global batch, for other processes
+            that are to read the same: see `digests`.
     """
 
     by_rows: bool
     replicas: int
     may_be_empty: bool
     nominal_rows: int = 0
+    has_digests: bool = False
+
+    def element(self, batch: Any, replicas: range) -> Any:
+        """Return a global batch as an element of a feed's iterator.
+
+        Args:
+            batch: The batch.
+            replicas: The numbers of this process's replicas among all.
+        """
+        if not self.by_rows or self.replicas == 1:
+            return batch
+        batch, count = of_equal_rows(batch)
+        parts = []
+        for replica in replicas:
+            start = replica * count // self.replicas
+            stop = (replica + 1) * count // self.replicas
+            parts.append(
+                keras.tree.map_structure(lambda leaf, a=start, b=stop: cut(leaf, a, b), batch)
+            )
+        whole = (tuple(parts), tf.cast(count, tf.float32))
+        return (*whole, digests(batch)) if self.has_digests else whole
 
     def batch(self, data: Any, local: int, stand_in: bool = True) -> tuple[Any, Any]:
         """Return the batch of this process's replica `local` out of an element, and its rows.
@@ -86,6 +113,9 @@ class Feed:
         once: Whether the data can be read only once (a generator).
         step: Steps taken in this epoch.
         description: How the batches are split, for the log.
+        shards: (number, index) of each `shard()` that the script has put into its dataset.
+        cache_files: What the script has given to `cache(filename)`.
+        comparisons: How often workers have compared what they read: see `agreement.check_rows`.
 
     Raises:
         ValueError: If an epoch would never end.
@@ -108,6 +138,10 @@ class Feed:
         self.step = 0
 
         dataset = compat.dataset(data) if self._adapter else data
+        given = isinstance(dataset, tf.data.Dataset) and compat.is_dataset_adapter(data)
+        self.shards = compat.shards(dataset) if given else []
+        self.cache_files = compat.cache_files(dataset) if given else []
+        self.comparisons = 0
         self.once = self._adapter is not None and compat.is_generator_adapter(data)
         self._endless = isinstance(dataset, tf.data.Dataset) and (
             int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
@@ -139,7 +173,8 @@ class Feed:
         static = static_rows(self.spec)
         never_empty = self._replicas == 1 or (by_rows and static and static >= self._replicas)
         nominal = 0 if by_rows or not static else static * self._replicas
-        self.split = Split(by_rows, self._replicas, not never_empty, nominal)
+        several = by_rows and self._replicas > self._local
+        self.split = Split(by_rows, self._replicas, not never_empty, nominal, several)
         if by_rows and self._replicas > 1:
             if self.once:  # batches are taken only when they are needed, none ahead
                 dataset = dataset.map(self._parts)
@@ -156,15 +191,7 @@ class Feed:
 
     def _parts(self, *element: Any) -> Any:
         batch = element if isinstance(self.spec, tuple) else element[0]
-        count = rows(batch)
-        parts = []
-        for replica in range(self._first, self._first + self._local):
-            start = replica * count // self._replicas
-            stop = (replica + 1) * count // self._replicas
-            parts.append(
-                keras.tree.map_structure(lambda leaf, a=start, b=stop: cut(leaf, a, b), batch)
-            )
-        return tuple(parts), tf.cast(count, tf.float32)
+        return self.split.element(batch, range(self._first, self._first + self._local))
 
     # -- epochs ---------------------------------------------------------------------------
 
@@ -214,6 +241,58 @@ class Feed:
             self._iterator = None
 
 
+class Whole:
+    """One global batch that is there already, split as a feed splits.
+
+    Args:
+        strategy: The strategy.
+        first_replica: Number of this process's first replica among all.
+        batch: A structure of tensors.
+
+    Attributes:
+        spec, split: As of a `Feed`.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, first_replica: int, batch: Any):
+        replicas, local = strategy.num_replicas_in_sync, len(strategy.extended.worker_devices)
+        self.data = batch
+        self.spec = keras.tree.map_structure(tf.TensorSpec.from_tensor, batch)
+        empty = replicas > 1 and rows(batch) < replicas
+        self.split = Split(True, replicas, empty, has_digests=replicas > local)
+        self._replicas = range(first_replica, first_replica + local)
+
+    def element(self, batch: Any) -> Any:
+        """Return a batch like this one as an element: see `Split.element`."""
+        return self.split.element(batch, self._replicas)
+
+
+def digests(batch: Any) -> tf.Tensor:
+    """Return int64[2]: a digest of the labels of a batch, and one of its inputs.
+
+    Without labels both are of the inputs. Of a large tensor some thousand elements are looked at.
+    """
+    x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    inputs = _digest(x)
+    return tf.stack([inputs if y is None else _digest(y), inputs])
+
+
+def _digest(structure: Any) -> tf.Tensor:
+    total = tf.zeros((), tf.int64)
+    for leaf in tf.nest.flatten(structure, expand_composites=True):
+        if not isinstance(leaf, tf.Tensor) or leaf.dtype in (tf.variant, tf.resource):
+            continue
+        flat = tf.reshape(leaf, (-1,))
+        flat = flat[:: tf.maximum(1, tf.size(flat) // _DIGEST_ELEMENTS)]
+        if flat.dtype == tf.string:
+            flat = tf.strings.to_hash_bucket_fast(flat, 1 << 62)
+        elif flat.dtype == tf.bool:
+            flat = tf.cast(flat, tf.uint8)
+        data = tf.reshape(tf.bitcast(flat, tf.uint8), (1, -1))
+        mark = tf.bitcast(tf.raw_ops.Fingerprint(data=data, method="farmhash64")[0], tf.int64)
+        total = total * DIGEST_FACTOR + mark
+    return total
+
+
 def without_stand_in(outputs: Any, count: Any) -> Any:
     """Return what a model put out for `count` rows: nothing where a row stood in for none."""
     present = tf.greater(count, 0)
@@ -246,6 +325,52 @@ def rows(batch: Any) -> Any:
             static = leaf.shape[0] if leaf.shape.rank else None
             return static if static is not None else tf.shape(leaf, tf.int64)[0]
     raise ValueError("A batch needs a tensor with a batch axis; this one has none.")
+
+
+def of_equal_rows(batch: Any) -> tuple[Any, Any]:
+    """Return a batch whose parts all have as many rows (or no axis at all), and how many.
+
+    Raises:
+        ValueError: If the shapes say that one part has not.
+        tf.errors.InvalidArgumentError: When one has not, in a graph.
+    """
+    _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    count = rows(batch if y is None else y)
+
+    def checked(path: tuple[Any, ...], leaf: Any) -> Any:
+        absent = leaf is None or isinstance(leaf, tf.experimental.Optional)
+        if absent or leaf.shape.rank == 0:
+            return leaf
+        mine = rows(leaf)
+        problem = (
+            f"{_place(path)} of a batch has %s. Each replica gets its rows of every part: repeat "
+            "it for every row, or give what belongs to the whole batch to the model as a constant."
+        )
+        if isinstance(mine, int) and isinstance(count, int):
+            if mine != count:
+                raise ValueError(problem % f"{mine} rows where the batch has {count}")
+            return leaf
+        equal = tf.debugging.assert_equal(
+            tf.cast(mine, tf.int64),
+            tf.cast(count, tf.int64),
+            message=problem % "other rows (x below) than the batch (y below)",
+        )
+        with tf.control_dependencies([] if equal is None else [equal]):
+            return tf.identity(leaf) if isinstance(leaf, tf.Tensor) else leaf
+
+    paths = keras.tree.flatten_with_path(batch)
+    return keras.tree.pack_sequence_as(batch, [checked(p, leaf) for p, leaf in paths]), count
+
+
+def _place(path: tuple[Any, ...]) -> str:
+    """Return a path into (x, y, sample_weight) in a user's words: "x['anchors']"."""
+    flat: list[Any] = []
+    for part in path:
+        flat += part if isinstance(part, tuple) else [part]
+    names = ("x", "y", "sample_weight")
+    if not flat or not isinstance(flat[0], int) or flat[0] >= len(names):
+        return "".join(f"[{part!r}]" for part in flat) or "x"
+    return names[flat[0]] + "".join(f"[{part!r}]" for part in flat[1:])
 
 
 def static_rows(spec: Any) -> int | None:

@@ -52,6 +52,23 @@ class Loop:
         feed.took(done)
         return done
 
+    def on_batch(self, kind: str, whole: feed_lib.Whole) -> Any:
+        """Take one step of `kind` ("train", "test", "predict") on a batch that is there."""
+        one = getattr(self._steps, kind)
+        key = ("on_batch", kind, whole.split)
+
+        def run(batch: Any) -> Any:
+            return one(whole.split, whole.element(batch))
+
+        def call() -> Any:
+            if self._eager:
+                return run(whole.data)
+            if key not in self._functions:
+                self._functions[key] = compat.function(run, reduce_retracing=True)
+            return self._functions[key](whole.data)
+
+        return self._retrying(call)
+
     def predict(self, feed: feed_lib.Feed, iterator: Any) -> tuple[Any, ...] | None:
         """Return the predictions of this process's replicas for one batch; None at the end."""
         try:
@@ -145,6 +162,15 @@ class Loop:
                 tf.add_n([replicas.metric_totals(i) for i in range(replicas.count)])
             )
         return steps.results(kind), stop
+
+    def begin_digests(self) -> None:
+        """Start to digest what is read."""
+        self._steps.digests.assign([0, 0])
+
+    def digests(self) -> tuple[int, int]:
+        """Return digests of the labels and of the inputs of all batches since `begin_digests`."""
+        labels, inputs = self._steps.digests.numpy().tolist()
+        return labels, inputs
 
     @property
     def replicas(self) -> replica_lib.Replicas:

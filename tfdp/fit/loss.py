@@ -17,7 +17,9 @@ too, and the empty replica is no special case:
 """
 
 import contextlib
+import functools
 import inspect
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,6 +28,8 @@ import keras
 import tensorflow as tf
 
 from tfdp import compat
+
+_log = logging.getLogger("tfdp")
 
 
 class Totals(NamedTuple):
@@ -86,6 +90,8 @@ class Terms:
         values, divisor, proportional = _weighted_values(
             loss, y_true, y_pred, sample_weight, self.totals.mine
         )
+        if self.replicas > 1 and not self.collect:
+            _say_if_whole(loss, scalar=divisor is None and proportional)
         if divisor is None:  # nothing to divide by: a scalar, a sum, or values left unreduced
             if proportional or self.replicas == 1:
                 return values
@@ -192,6 +198,28 @@ def accepts(function: Any, name: str) -> bool:
     """Say whether a function takes an argument of this name (or any keyword)."""
     parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+
+
+def _say_if_whole(loss: Any, scalar: bool) -> None:
+    """Say, once for each loss, that it may look at the batch as a whole."""
+    kinds = (keras.losses.Dice, keras.losses.Tversky, keras.losses.Circle)
+    functions = (keras.losses.dice, keras.losses.tversky, keras.losses.circle)
+    if isinstance(loss, kinds) or getattr(loss, "fn", None) in functions:
+        _say_once(
+            f"Loss {loss.name!r} compares the rows of a batch with one another: each replica "
+            "computes it on its own rows, which is not what one device computes on all of them."
+        )
+    elif scalar:
+        _say_once(
+            f"Loss {loss.name!r} returns one number for a batch. It counts as a mean over the "
+            "rows, which gives the numbers of one device; one that is no mean (an overlap, a "
+            "contrast of rows with one another) does not."
+        )
+
+
+@functools.cache
+def _say_once(note: str) -> None:
+    _log.warning(note)
 
 
 def _has_stock_call(loss: Any) -> bool:

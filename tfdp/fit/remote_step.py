@@ -13,7 +13,8 @@ counter by what was added, a moving average by the part that is kept and what is
     totals = steps.totals("train"); totals.add(report); totals.logs()
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -31,16 +32,51 @@ _NUMBER = tf.TensorSpec((), tf.int64)
 
 
 class _Scope(keras.StatelessScope):
-    """Keeps what is assigned; what it was not given is read from the servers."""
+    """Keeps what is assigned; what it was not given is read from the servers.
+
+    Attributes:
+        through: Ids of variables that are assigned on the servers at once: weights, so that
+            gradients are of what they hold, and an optimizer updates it.
+        tape: Where what is assigned to a weight is a source of gradients instead, one more beside
+            the weight itself, since nothing is written before the step has ended.
+        versions: These values, by the id of the weight.
+    """
+
+    def __init__(self, mapping: Any):
+        super().__init__(mapping, collect_losses=True)
+        self.through: set[int] = set()
+        self.tape: tf.GradientTape | None = None
+        self.versions: dict[int, list[tf.Tensor]] = {}
 
     def get_current_value(self, variable: keras.Variable) -> Any:
         # Keras takes None for a value where it computes the losses of regularizers.
         value = super().get_current_value(variable)
         return compat.stored_value(variable) if value is None else value
 
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        variable, value = update
+        if id(variable) in self.through:
+            _assign(variable, value)
+            return
+        if self.tape is not None and variable.trainable:
+            value = tf.stop_gradient(value)
+            self.tape.watch(value)
+            self.versions.setdefault(id(variable), []).append(value)
+        super().add_update((variable, value))
+
     def is_assigned(self, variable: keras.Variable) -> bool:
         """Say whether the scope holds a value of the variable."""
         return super().get_current_value(variable) is not None
+
+
+def _assign(variable: keras.Variable, value: tf.Tensor) -> None:
+    """Assign to a weight on its servers: what is added to it is, beside what others add."""
+    held = compat.stored_value(variable)
+    parts = getattr(held, "variables", [held])
+    if len(parts) == 1 and compat.adds_to(value, [held]):
+        partitions.add(variable, tf.cast(value, held.dtype) - held)
+    else:
+        held.assign(tf.cast(value, held.dtype))
 
 
 class StateNeeded(Exception):
@@ -76,8 +112,11 @@ class RemoteSteps:
         self.starts = [np.asarray(v.numpy()) for v in self.metrics]
         trained = {id(v) for v in model.trainable_variables}
         state = {id(v): v for v in [*model.variables, *self._seeds.values()]}
-        # What is neither trained nor a metric; of it, what steps are known to assign.
-        self._other = {i: v for i, v in state.items() if i not in trained and i not in measures}
+        self.trained = trained
+        rates = [compat.learning_rate(optimizer) for optimizer in self.optimizers]
+        state |= {id(rate): rate for rate in rates if rate is not None}
+        # What no optimizer updates and is no metric; of it, what steps are known to assign.
+        self._other = {i: v for i, v in state.items() if i not in measures}
         self._state = list(self._seeds.values())
         self.extras: dict[str, dict[str, tuple[int, ...]]] = {}
         self._names: dict[str, list[str] | None] = {}
@@ -155,10 +194,8 @@ class RemoteSteps:
             )
 
         scope = self.scope(number)
-        # How the state that is left depends on the state that was found: it alone is watched.
-        state_tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
-        with scope, state_tape:
-            state_tape.watch([value for value in self._entered if value.dtype.is_floating])
+        scope.through = self.trained | {id(v) for v in self.variables}
+        with scope, self._watching_state() as state_tape:
             if self.own_train:
 
                 def own(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
@@ -180,28 +217,43 @@ class RemoteSteps:
         if not self.own_train:
             apply(optimizer, gradients, self.variables)
         staleness = applied[0] - before if applied else tf.zeros((), tf.int64)
-        for variable, old, new in self.state_changes(scope):
-            if old.dtype in (tf.bool, tf.string):
-                compat.stored_value(variable).assign(new)
-            elif old.dtype.is_floating:
-                kept = state_tape.gradient(new, old, unconnected_gradients="zero")
-                partitions.move(variable, kept, new - kept * old)
-            else:
-                partitions.add(variable, new - old)
+        self._write_state(scope, state_tape)
         return self.report("train", scope, rows, staleness, logs)
 
     def _test(self, number: tf.Tensor, batch: Any) -> tf.Tensor:
         """Test on one batch; return its report."""
-        with self.scope(-1 - 2 * number) as scope:  # no number of a training step
+        scope = self.scope(-1 - 2 * number)  # no number of a training step
+        with scope, self._watching_state() as state_tape:
             if self._own_test:
                 logs, rows = self.model.test_step(batch), _rows(batch)
             else:
                 rows, logs = self._measure(*self.forward(batch, training=False))
+        self._write_state(scope, state_tape)
         return self.report("test", scope, rows, tf.zeros((), tf.int64), logs)
 
     def _predict(self, number: tf.Tensor, batch: Any) -> Any:
-        with self.scope(-2 - 2 * number):
-            return self.model.predict_step(batch)
+        scope = self.scope(-2 - 2 * number)
+        with scope, self._watching_state() as state_tape:
+            outputs = self.model.predict_step(batch)
+        self._write_state(scope, state_tape)
+        return outputs
+
+    @contextlib.contextmanager
+    def _watching_state(self) -> Iterator[tf.GradientTape]:
+        """Watch how the state that is left depends on the state that was found: it alone."""
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch([value for value in self._entered if value.dtype.is_floating])
+            yield tape
+
+    def _write_state(self, scope: _Scope, tape: tf.GradientTape) -> None:
+        for variable, old, new in self.state_changes(scope):
+            if old.dtype in (tf.bool, tf.string):
+                compat.stored_value(variable).assign(new)
+            elif old.dtype.is_floating:
+                kept = tape.gradient(new, old, unconnected_gradients="zero")
+                partitions.move(variable, kept, new - kept * old)
+            else:
+                partitions.add(variable, new - old)
 
     def scope(self, number: tf.Tensor) -> _Scope:
         """Return a scope of the layers' state and fresh metrics, which keeps what is assigned."""
@@ -213,7 +265,9 @@ class RemoteSteps:
                 offset = tf.cast(number * _SEED_STRIDE % 2**31, value.dtype)
                 value = value + tf.stack([offset, tf.zeros_like(offset)])
             self._entered.append(value)
-        mapping = list(zip(self._state, self._entered, strict=True))
+        # Weights are read where they are used: gradients are of what lies on the servers.
+        pairs = zip(self._state, self._entered, strict=True)
+        mapping = [(v, value) for v, value in pairs if id(v) not in self.trained]
         fresh = [tf.constant(start) for start in self.starts]
         self._fresh = {id(v): value for v, value in zip(self.metrics, fresh, strict=True)}
         mapping += list(zip(self.metrics, fresh, strict=True))
@@ -224,7 +278,7 @@ class RemoteSteps:
                 # Once: another step may change it between the loss and the gradients.
                 self._scales[id(optimizer)] = tf.identity(compat.stored_value(scale))
                 mapping.append((scale, self._scales[id(optimizer)]))
-        return _Scope(mapping, collect_losses=True)
+        return _Scope(mapping)
 
     def state_changes(self, scope: _Scope) -> list[tuple[keras.Variable, Any, Any]]:
         """Return (variable, value at the beginning, value now) of the state that was assigned.
@@ -240,7 +294,11 @@ class RemoteSteps:
             raise StateNeeded
         pairs = zip(self._state, self._entered, strict=True)
         changes = [(v, before, scope.get_current_value(v)) for v, before in pairs]
-        return [(v, before, now) for v, before, now in changes if now is not before]
+        return [
+            (v, before, now)
+            for v, before, now in changes
+            if now is not before and scope.is_assigned(v)
+        ]
 
     def is_seed(self, variable: keras.Variable) -> bool:
         """Say whether a variable is the state of a seed generator."""
@@ -266,7 +324,7 @@ class RemoteSteps:
     def report(self, kind: str, scope: _Scope, rows: Any, staleness: Any, logs: Any) -> tf.Tensor:
         """Return 1 (step), rows, staleness, extra logs times rows, and what the metrics gained."""
         with scope:
-            held = dict(self.model.get_metrics_result())
+            held = replica.flat_logs(self.model.get_metrics_result())
         tracker = compat.loss_tracker(self.model)
         if tracker is not None and all(
             scope.get_current_value(v) is self._fresh.get(id(v), self) for v in tracker.variables
@@ -333,7 +391,7 @@ class Totals:
             if np.issubdtype(start.dtype, np.integer):
                 value = np.rint(value)
             compat.stored_value(metric).assign(value.astype(start.dtype))
-        held = steps.model.get_metrics_result()
+        held = replica.flat_logs(steps.model.get_metrics_result())
         names = steps._names[self._kind]
         if names is None:
             return held
@@ -363,7 +421,8 @@ def unflatten(spec: Any, leaves: Sequence[Any]) -> Any:
 
 
 def _is_absent(leaf: Any) -> bool:
-    return leaf is None or isinstance(leaf, tf.experimental.Optional | tf.OptionalSpec)
+    optional = isinstance(leaf, tf.experimental.Optional | tf.OptionalSpec)
+    return leaf is None or optional or compat.is_none_spec(leaf)
 
 
 def _rows(batch: Any) -> Any:

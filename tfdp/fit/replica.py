@@ -79,9 +79,7 @@ class Replicas:
         return copies[local] if len(copies) > 1 else copies[0]
 
     @contextlib.contextmanager
-    def enter(
-        self, local: int, sources: Any = (), through: Sequence[Any] = ()
-    ) -> Iterator["View"]:
+    def enter(self, local: int, sources: Any = (), through: Sequence[Any] = ()) -> Iterator["View"]:
         """Show replica `local`'s values of all variables, and keep what is assigned.
 
         Args:
@@ -511,21 +509,31 @@ class _Scope(keras.StatelessScope):
         return id(variable) in self._direct
 
     def _note(self, variable: Any, value: Any) -> None:
-        how = "same"
-        declared = {"sum": "sum", "only_first_replica": "first"}.get(variable.aggregation)
-        if declared:
-            how = declared
-        elif compat.depends_on(value, self._sources):
-            before = [self.get_current_value(variable)]
-            extreme = compat.extreme_of(value, before)
-            if extreme:
-                how = extreme
-            elif variable.value.dtype.is_floating:
-                how = "mean"
-            elif compat.adds_to(value, before):
-                how = "sum"
+        how = way_of(variable, value, [self.get_current_value(variable)], self._sources)
         _, known = self.assigned.get(id(variable), (variable, "same"))
         self.assigned[id(variable)] = (variable, how if known == "same" else known)
+
+
+def way_of(variable: Any, value: Any, before: Sequence[Any], sources: Sequence[Any]) -> str:
+    """Return how what replicas assign to a variable becomes one again: see `View`.
+
+    Args:
+        variable: A Keras variable.
+        value: What one replica assigns, a traced tensor.
+        before: What it held: the tf.Variable, or a tensor of its value.
+        sources: The replica's rows, and state that depends on them.
+    """
+    declared = {"sum": "sum", "only_first_replica": "first"}.get(variable.aggregation)
+    if declared:
+        return declared
+    if not compat.depends_on(value, sources):
+        return "same"
+    extreme = compat.extreme_of(value, before)
+    if extreme:
+        return extreme
+    if variable.value.dtype.is_floating:
+        return "mean"
+    return "sum" if compat.adds_to(value, before) else "same"
 
 
 class View:

@@ -40,6 +40,7 @@ class Steps:
     Attributes:
         reduce_totals: Whether the replicas sum rows and divisors before the gradients. Found
             out while the first step is traced: see `loss.TotalsNeeded`.
+        digests: int64[2]: of the labels and the inputs of the batches since they were set to 0.
     """
 
     def __init__(
@@ -73,6 +74,14 @@ class Steps:
                 model.name,
                 " It runs without XLA: it communicates in its middle." if self._jit else "",
             )
+        if self.replicas.in_sync > 1 and type(model).compute_loss is not keras.Model.compute_loss:
+            _log.warning(
+                "Model %r has a compute_loss of its own: what it adds to the compiled losses is "
+                "averaged over the rows of all replicas. That is what one device computes where it "
+                "is a mean over rows; one with another divisor (a mask, weights) is exact only "
+                "where all replicas hold equally much.",
+                model.name,
+            )
         # Gradients divided by too small a number could overflow in float16 before they travel.
         optimizer = getattr(model, "optimizer", None)
         self.reduce_totals = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -80,6 +89,7 @@ class Steps:
         self._in_half_precision = half or communication.compression is not None
         with compat.leave_strategy():
             self._nominal_rows = tf.Variable(1.0, trainable=False)
+            self.digests = tf.Variable([0, 0], trainable=False, dtype=tf.int64)
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._differing: dict[Any, list[Any]] = {}
         self._packs: dict[Any, communication_lib.Packs] = {}
@@ -92,6 +102,7 @@ class Steps:
 
     def train(self, split: feed_lib.Split, data: Any) -> None:
         """Train every replica on its part of `data`."""
+        self._digest(split, data)
         if self._user_train is None:
             with self._installed():
                 self.strategy.run(self._train_on_replica, args=(split, data))
@@ -105,16 +116,22 @@ class Steps:
 
     def test(self, split: feed_lib.Split, data: Any) -> None:
         """Add every replica's part of `data` to the metrics."""
+        self._digest(split, data)
         with self._installed():
             self.strategy.run(self._test_on_replica, args=(split, data))
 
     def predict(self, split: feed_lib.Split, data: Any) -> tuple[Any, ...]:
         """Return the predictions of each of this process's replicas, in the order of rows."""
+        self._digest(split, data)
         return self._local_results(self.strategy.run(self._predict_on_replica, args=(split, data)))
 
     def results(self, kind: str) -> dict[str, Any]:
         """Return the logs of "train" or "test" steps out of the metrics' present values."""
         return self.replicas.logs.results(kind, self.model.get_metrics_result())
+
+    def _digest(self, split: feed_lib.Split, data: Any) -> None:
+        if split.has_digests:
+            self.digests.assign(self.digests * feed_lib.DIGEST_FACTOR + data[2])
 
     @contextlib.contextmanager
     def _installed(self) -> Iterator[None]:

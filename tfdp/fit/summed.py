@@ -52,10 +52,12 @@ class Summed:
         self._update: Callable[..., Any] | None = None
         self._sparse: list[bool | None] = []
         self._state: list[keras.Variable] = []
+        self._ways: list[str] = []
 
     def step(self, work: work_lib.Work, number: int, batch: Any) -> np.ndarray:
         """Train on one batch; return its report."""
-        rows = int(feed_lib.rows(batch))
+        batch, rows = feed_lib.of_equal_rows(batch)
+        rows = int(rows)
         count = max(1, min(self._parts, rows))
         bounds = [part * rows // count for part in range(count + 1)]
         parts = [
@@ -98,10 +100,14 @@ class Summed:
         share = loss_lib.share(totals)
         with compat.leave_strategy(), self._installed(), steps.scope(number) as scope:
             view = replica.View(scope, steps.model, steps.metrics)
-            step = self._own if steps.own_train else self._stock
-            gradients, logs = step(batch, totals, view)
+            if steps.own_train:
+                gradients, logs = self._own(batch, totals, view, scope)
+            else:
+                gradients, logs = self._stock(batch, totals, view, scope)
         changes = steps.state_changes(scope)
         self._state = [variable for variable, _, _ in changes]
+        sources = tf.nest.flatten(leaves, expand_composites=True)
+        self._ways = [replica.way_of(v, new, [old], sources) for v, old, new in changes]
         self._sparse = [None if g is None else isinstance(g, tf.IndexedSlices) for g in gradients]
         sparse = [updates.merged(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
         return {
@@ -111,11 +117,14 @@ class Summed:
                 for g in sparse
                 if g is not None
             ],
-            "state": [_change(old, new, share) for _, old, new in changes],
+            "state": [
+                _change(old, new, share, way)
+                for (_, old, new), way in zip(changes, self._ways, strict=True)
+            ],
         }
 
     def _stock(
-        self, batch: Any, totals: loss_lib.Totals, view: replica.View
+        self, batch: Any, totals: loss_lib.Totals, view: replica.View, scope: Any
     ) -> tuple[list[Any], Any]:
         """Return the gradients of this part's share of the loss, and logs."""
         steps, model, share = self._steps, self._steps.model, loss_lib.share(totals)
@@ -124,9 +133,17 @@ class Summed:
             loss_lib.exact(totals, self._parts),
             tf.GradientTape() as tape,
         ):
+            scope.tape = tape
             loss, outputs = steps.forward(batch, training=True)
             objective = model.optimizer.scale_loss(loss) * tf.cast(share, loss.dtype)
-        gradients = tape.gradient(objective, [compat.stored_value(v) for v in steps.variables])
+        scope.tape = None
+        versions = [scope.versions.get(id(v), []) for v in steps.variables]
+        sources = [compat.stored_value(v) for v in steps.variables]
+        flat = tape.gradient(objective, [*sources, *itertools.chain(*versions)])
+        gradients, more = flat[: len(sources)], iter(flat[len(sources) :])
+        for position, values in enumerate(versions):
+            for _ in values:
+                gradients[position] = _added(gradients[position], next(more))
         x, y, y_pred, sample_weight = outputs
         with metrics_lib.exact(view, totals):
             # Keras logs the mean of what it adds up with reduction=None.
@@ -137,7 +154,7 @@ class Summed:
         return gradients, logs
 
     def _own(
-        self, batch: Any, totals: loss_lib.Totals, view: replica.View
+        self, batch: Any, totals: loss_lib.Totals, view: replica.View, scope: Any
     ) -> tuple[list[Any], Any]:
         """Return what a train_step of the user's own hands to the optimizer, and its logs.
 
@@ -145,9 +162,26 @@ class Summed:
 
         Raises:
             ValueError: If it updates more than once: the second gradients would be those of
-                weights that the first update has not changed yet.
+                weights that the first update has not changed yet. Likewise if it assigns a weight,
+                or something that is computed from one, after the update.
         """
         steps, model = self._steps, self._steps.model
+        trained = [part for v in steps.variables for part in (v, compat.whole_of(v))]
+        weights = [w for v in trained for w in _tf_variables(v)]
+        assign = scope.add_update
+
+        def refuse(update: tuple[Any, Any]) -> None:
+            variable, value = update
+            is_weight = any(variable is v for v in trained)
+            if is_weight or (taken and compat.depends_on(value, weights)):
+                raise ValueError(
+                    f"The train_step of model {model.name!r} assigns {variable.path!r}, and "
+                    "max_staleness=0 updates the weights when the step has ended. Leave out "
+                    "max_staleness=0, or let a callback assign it."
+                )
+            assign(update)
+
+        scope.add_update = refuse
         taken: list[tuple[Any, list[Any], list[Any]]] = []
 
         def take(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
@@ -205,17 +239,25 @@ class Summed:
             leaves += [put(list(column)) for column in columns]
         if self._update is None:
             self._update = compat.function(self._on_servers, reduce_retracing=True)
+        # What layers have assigned to weights comes before the update of the weights.
+        self._assign(results, weights=True)
         self._update(*map(tf.constant, leaves))
-        for position, variable in enumerate(self._state):
+        self._assign(results, weights=False)
+
+    def _assign(self, results: Sequence[dict[str, Any]], weights: bool) -> None:
+        """Write what the parts of a batch have made of the state: of weights, or of all else."""
+        for position, (variable, way) in enumerate(zip(self._state, self._ways, strict=True)):
+            if (id(variable) in self._steps.trained) is not weights:
+                continue
             changes = [result["state"][position] for result in results]
             if not np.issubdtype(changes[0].dtype, np.number):
                 compat.stored_value(variable).assign(changes[0])
-                continue
-            floating = np.issubdtype(changes[0].dtype, np.floating)
-            change = _sum(changes) if floating else changes[0]
-            if self._steps.is_seed(variable):
-                change = results[0]["state"][position]
-            partitions.add(variable, tf.constant(change))
+            elif way in ("max", "min"):
+                choose = np.max if way == "max" else np.min
+                compat.stored_value(variable).assign(choose(changes, axis=0))
+            else:
+                adds = way in ("mean", "sum") and not self._steps.is_seed(variable)
+                partitions.add(variable, tf.constant(_sum(changes) if adds else changes[0]))
 
     def _on_servers(self, *leaves: Any) -> None:
         given = iter(leaves)
@@ -242,13 +284,25 @@ class Summed:
             )
 
 
-def _change(old: tf.Tensor, new: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """Return what a part of a batch makes of a layer's state."""
-    if old.dtype in (tf.bool, tf.string):
+def _change(old: tf.Tensor, new: tf.Tensor, share: tf.Tensor, way: str) -> tf.Tensor:
+    """Return what a part of a batch makes of a layer's state: see replica.View for the ways."""
+    if old.dtype in (tf.bool, tf.string) or way in ("max", "min"):
         return new
-    if old.dtype.is_floating:  # averages are averaged by rows
+    if way == "mean":  # averages are averaged by rows
         return (new - old) * tf.cast(share, old.dtype)
-    return new - old  # what counts goes on by one step, not by each part
+    return new - old
+
+
+def _added(one: Any, other: Any) -> Any:
+    """Return the sum of two gradients, either of which may be None."""
+    if one is None or other is None:
+        return other if one is None else one
+    return tf.convert_to_tensor(one) + tf.convert_to_tensor(other)
+
+
+def _tf_variables(variable: keras.Variable) -> list[tf.Variable]:
+    held = compat.stored_value(variable)
+    return list(getattr(held, "variables", [held]))
 
 
 def _sum(values: Sequence[np.ndarray]) -> np.ndarray:

@@ -51,6 +51,7 @@ class SyncTrainer:
         self._first = replica_lib.first_replica(strategy)
         self._chief = self._first == 0
         self._several = strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
+        self._calls_on_batch = 0
         self._key: tuple[Any, ...] = ()
         self._loop: loop_lib.Loop
 
@@ -106,7 +107,11 @@ class SyncTrainer:
             )
 
         validation = agreement.data_plan(evaluation, "validation data") if evaluation else {}
-        self._check("fit", feed, {"epochs": epochs, **validation})
+        start = {"epochs": epochs, "initial_epoch": initial_epoch, **validation}
+        given = getattr(callbacks, "callbacks", None) or keras.tree.flatten(callbacks or [])
+        start["callbacks"] = agreement.callbacks_plan(given)
+        start["validation_freq"] = validation_freq if evaluation else None
+        self._check("fit", feed, start)
         verbose = session.verbosity(verbose) if self._chief else 0
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
@@ -131,7 +136,7 @@ class SyncTrainer:
                 callbacks.on_epoch_begin(epoch)
                 logs, ended = self._train_epoch(loop, feed, callbacks, points, epoch)
                 if session.validates(epoch, validation_freq) and evaluation is not None:
-                    results = self._evaluate(loop, evaluation, callbacks)
+                    results = self._evaluate(loop, evaluation, callbacks, "validation data")
                     logs.update({f"val_{name}": value for name, value in results.items()})
                 callbacks.on_epoch_end(epoch, logs)
                 if self._agree(loop, bool(model.stop_training)):
@@ -195,11 +200,14 @@ class SyncTrainer:
         batches: list[Any] = []
         loop.replicas.begin()
         iterator = feed.begin_epoch()
+        loop.begin_digests()
         while (left := feed.steps_left()) is None or left > 0:
             callbacks.on_predict_batch_begin(feed.step)
             parts = loop.predict(feed, iterator)
             if parts is None:
                 break
+            if feed.comparisons == 0:
+                self._compare_rows(loop, feed, "data")
             batches.append(gather.batch(self.strategy, parts, self._several))
             callbacks.on_predict_batch_end(feed.step - 1, {"outputs": batches[-1]})
             if model.stop_predicting:
@@ -232,9 +240,11 @@ class SyncTrainer:
 
     def predict_on_batch(self, x: Any) -> Any:
         """Predict one global batch, as `keras.Model.predict_on_batch`."""
-        feed = self._whole(x)
-        loop = self._prepare(feed, labelled=False)
-        parts = loop.predict(feed, feed.begin_epoch()) or ()
+        whole, loop = self._whole("predict", x)
+        if isinstance(whole, feed_lib.Whole):
+            parts = loop.on_batch("predict", whole)
+        else:
+            parts = loop.predict(whole, whole.begin_epoch()) or ()
         return gather.rows([gather.batch(self.strategy, parts, self._several)])
 
     # -- epochs -------------------------------------------------------------------------------
@@ -251,6 +261,7 @@ class SyncTrainer:
         model = self.model
         run = callbacks_lib.BatchHooks(callbacks, "train", session.progress_is_shown(callbacks))
         iterator = feed.begin_epoch()
+        loop.begin_digests()
         logs: dict[str, Any] = {}
         exhausted = agreed = False
         while not agreed and ((left := feed.steps_left()) is None or left > 0):
@@ -259,6 +270,8 @@ class SyncTrainer:
             before = feed.step
             done = loop.advance("train", feed, iterator, limit)
             exhausted = done < limit
+            if feed.comparisons == 0:
+                self._compare_rows(loop, feed, "data")
             if not done:
                 break
             session.report(feed.step, epoch)
@@ -281,12 +294,18 @@ class SyncTrainer:
                 stacklevel=4,
             )
         feed.end_epoch(exhausted)
+        if feed.comparisons == 1:
+            self._compare_rows(loop, feed, "data")
         loop.merge_state("train")
         logs, _ = loop.aggregate("train", stopped)
         return session.to_python(logs), exhausted and feed.once
 
     def _evaluate(
-        self, loop: loop_lib.Loop, feed: feed_lib.Feed, callbacks: keras.callbacks.CallbackList
+        self,
+        loop: loop_lib.Loop,
+        feed: feed_lib.Feed,
+        callbacks: keras.callbacks.CallbackList,
+        what: str = "data",
     ) -> dict[str, Any]:
         model = self.model
         run = callbacks_lib.BatchHooks(callbacks, "test", session.progress_is_shown(callbacks))
@@ -295,6 +314,7 @@ class SyncTrainer:
         loop.replicas.reset_metrics()
         feed.restart()
         iterator = feed.begin_epoch()
+        loop.begin_digests()
         logs: dict[str, Any] = {}
         exhausted = False
         agreed = False
@@ -304,6 +324,8 @@ class SyncTrainer:
             before = feed.step
             done = loop.advance("test", feed, iterator, limit)
             exhausted = done < limit
+            if feed.comparisons == 0:
+                self._compare_rows(loop, feed, what)
             if not done:
                 break
             if self._aggregates(before, done, run.wanted):
@@ -313,6 +335,8 @@ class SyncTrainer:
                 break
             agreed = agreed or (not self._several and bool(model.stop_evaluating))
         feed.end_epoch(exhausted)
+        if feed.comparisons == 1:
+            self._compare_rows(loop, feed, what)
         loop.merge_state("test")
         logs, _ = loop.aggregate("test", False)
         logs = session.to_python(logs)
@@ -320,11 +344,13 @@ class SyncTrainer:
         return logs
 
     def _on_batch(self, kind: str, data: tuple[Any, ...], return_dict: bool) -> Any:
-        feed = self._whole(*data)
-        loop = self._prepare(feed)
+        whole, loop = self._whole(kind, *data)
         if compat.BATCH_METHODS_RESET_METRICS:
             loop.replicas.reset_metrics()
-        loop.advance(kind, feed, feed.begin_epoch(), 1)
+        if isinstance(whole, feed_lib.Whole):
+            loop.on_batch(kind, whole)
+        else:
+            loop.advance(kind, whole, whole.begin_epoch(), 1)
         logs = session.to_python(loop.aggregate(kind, False)[0])
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
 
@@ -355,15 +381,31 @@ class SyncTrainer:
         return feed_lib.Feed(self.strategy, self._first, data, session.limit_steps(steps))
 
     def _whole(
-        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
-    ) -> feed_lib.Feed:
-        """Return a feed of one batch: all that was given."""
-        count = int(np.shape(keras.tree.flatten(x)[0])[0])
-        return self._feed(
-            x, y, sample_weight=sample_weight, batch_size=max(1, count), class_weight=class_weight
-        )
+        self, kind: str, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
+    ) -> tuple[feed_lib.Whole | feed_lib.Feed, loop_lib.Loop]:
+        """Return one batch, all that was given, and the loop that takes it.
 
-    def _prepare(self, feed: feed_lib.Feed, labelled: bool = True) -> loop_lib.Loop:
+        Tasks compare what they were given at the first call, the second, the fourth and so on.
+        """
+        batch = compat.whole_batch(x, y, sample_weight, class_weight)
+        whole: feed_lib.Whole | feed_lib.Feed
+        if batch is None:  # a sparse matrix, say
+            count = int(np.shape(keras.tree.flatten(x)[0])[0])
+            more = {"sample_weight": sample_weight, "class_weight": class_weight}
+            whole = self._feed(x, y, batch_size=max(1, count), **more)
+        else:
+            whole = feed_lib.Whole(self.strategy, self._first, batch)
+        loop = self._prepare(whole, labelled=kind != "predict")
+        if whole.split.has_digests:
+            calls = self._calls_on_batch = self._calls_on_batch + 1
+            if calls & (calls - 1) == 0 and batch is not None:
+                labels, inputs = feed_lib.digests(batch).numpy().tolist()
+                agreement.check_rows(self.strategy, f"{kind}_on_batch", labels, inputs)
+        return whole, loop
+
+    def _prepare(
+        self, feed: feed_lib.Feed | feed_lib.Whole, labelled: bool = True
+    ) -> loop_lib.Loop:
         """Return the loop of the model as it is compiled now, built from the feed's spec.
 
         Without labels (predict) the compiled losses and metrics stay as they are.
@@ -391,6 +433,12 @@ class SyncTrainer:
         if self._several:
             settings = agreement.settings(self.model, self.strategy, self.communication, feed)
             agreement.check(self.strategy, call, {**settings, **(more or {})})
+
+    def _compare_rows(self, loop: loop_lib.Loop, feed: feed_lib.Feed, of: str) -> None:
+        """Compare what the tasks have read, after the first step and the first pass."""
+        feed.comparisons += 1
+        if feed.split.has_digests:
+            agreement.check_rows(self.strategy, of, *loop.digests())
 
     def _callbacks(
         self, callbacks: Any, verbose: Any, feed: feed_lib.Feed

@@ -18,6 +18,9 @@ device, unless `lazy_rows` asks for the rows of the batch only.
 """
 
 import contextlib
+import functools
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +28,11 @@ import keras
 import tensorflow as tf
 
 from tfdp import compat
+
+_log = logging.getLogger("tfdp")
+
+# From here on it is said that an optimizer moves a whole table for the rows of a batch.
+_LARGE_BYTES = 16 << 20
 
 
 class StandIn:
@@ -179,6 +187,11 @@ def apply(
                 gradient = gradient.values
             elif gathers:
                 gradient = _dense(gradient, compat.stored_value(variable))
+            else:
+                moved = [variable, *slots[id(variable)]]
+                sizes = [math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in moved]
+                if sum(sizes) >= _LARGE_BYTES:
+                    _say_what_moves(type(optimizer).__name__, variable.path, sum(sizes) >> 20)
         kept.append(gradient)
 
     touched = list({id(v): v for v in [*known, *optimizer.variables]}.values())
@@ -190,7 +203,8 @@ def apply(
         iterations = tf.identity(compat.stored_value(compat.step_count(optimizer)))
     stand_ins = []
     for variable in touched:
-        key = compat.variable_key(optimizer, variable)
+        with compat.leave_stateless_scope():
+            key = compat.variable_key(optimizer, variable)
         stored = compat.stored_value(variable)
         adds = id(variable) in adding
         stand_ins.append(StandIn(stored, key, rows_of.get(id(variable)), adds))
@@ -212,6 +226,18 @@ def apply(
     for stand_in in stand_ins:
         stand_in.write(alone)
     return iterations
+
+
+@functools.cache
+def _say_what_moves(optimizer: str, path: str, megabytes: int) -> None:
+    _log.warning(
+        "%s moves every row of %s at each step, as on one device: %d MB with its slots, whatever "
+        "rows a batch has. tfdp.strategy(..., lazy_rows=True) changes the rows of a batch only; "
+        "Adagrad, and SGD without momentum, do so in any case.",
+        optimizer,
+        path,
+        megabytes,
+    )
 
 
 def merged(gradient: tf.IndexedSlices) -> tf.IndexedSlices:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tfdp.fit import step as step_lib
 
 
+# What TensorFlow says where an optimizer that this module did not find updates on a replica.
+_OWN_UPDATE = ("Must not nest tf.distribute.Strategy scopes", "inside strategy.scope", "merge_call")
+
+
 class _Replica(NamedTuple):
     local: int
     split: feed_lib.Split
@@ -64,8 +68,18 @@ class UserTrainStep:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Let the model's optimizers sum over the replicas inside the train_step."""
-        with compat.replace_apply(optimizers(self._steps.model), self._apply):
-            yield
+        model = self._steps.model
+        try:
+            with compat.replace_apply(optimizers(model), self._apply):
+                yield
+        except (RuntimeError, ValueError) as error:
+            if not any(sign in str(error) for sign in _OWN_UPDATE):
+                raise
+            raise RuntimeError(
+                f"The train_step of model {model.name!r} applies an optimizer that the model does "
+                "not hold. Make it an attribute of the model, or of a layer of it (in a list or a "
+                "dict too), so that its gradients are summed over the replicas."
+            ) from error
 
     def on_replica(self, split: feed_lib.Split, data: Any) -> Any:
         """Run the train_step on this replica; return (logs, rows) when that is done eagerly."""

@@ -223,10 +223,5 @@ class WorkerFeed:
             f"{self.steps} steps of all together"
         )
 
-        def on_worker() -> tf.data.Dataset:
-            # One function for all workers, as the coordinator wants it.
-            index = tf.distribute.coordinator.experimental_get_current_worker_index()
-            branches = [lambda worker=worker: of(worker).repeat() for worker in range(workers)]
-            return tf.switch_case(tf.cast(index, tf.int32), branches)
-
-        self.iterator = iter(coordinator.create_per_worker_dataset(on_worker))
+        functions = [lambda worker=worker: of(worker).repeat() for worker in range(workers)]
+        self.iterator = compat.per_worker_iterator(coordinator, functions)
