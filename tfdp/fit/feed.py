@@ -84,6 +84,8 @@ class Split:
             lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
         )
         count = rows(batch)
+        if self.may_be_empty:
+            count = tf.convert_to_tensor(count)  # a number would say more on one than on another
         if self.may_be_empty and stand_in:
             empty = tf.equal(count, 0)
             batch = keras.tree.map_structure(lambda leaf: _stand_in(leaf, empty), batch)
