@@ -449,10 +449,10 @@ class Logs:
 
     def results(self, kind: str, held: dict[str, Any]) -> dict[str, Any]:
         """Return the logs of a kind of step, out of the metrics' results and what was kept."""
-        held = flat_logs(held)
         names = self._names.get(kind)
         if names is None:
             return held
+        held = flat_logs(held)
         logs = {}
         for name in names:
             if name in held:
