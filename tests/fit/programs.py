@@ -958,16 +958,18 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exception_:
+class Deviation:
     """A kind of program that may differ from one device.
 
     Attributes:
         reason: Why.
         holds: Says whether a program is of this kind, for so many replicas.
+        strategy: The only one that it is about; "" for all.
     """
 
     reason: str
     holds: Callable[[Program, int], bool]
+    strategy: str = ""
 
 
 def _has(*names: str) -> Callable[[Program, int], bool]:
@@ -997,57 +999,71 @@ def _uneven(program: Program, replicas: int) -> bool:
 
 
 BY_DESIGN = [
-    Exception_(
+    Deviation(
         "BatchNormalization without synchronized=True normalises each replica by its own rows",
         _has("local_batch_norm"),
     ),
-    Exception_("every replica draws its own random numbers", _has("dropout", "noise")),
-    Exception_(
+    Deviation("every replica draws its own random numbers", _has("dropout", "noise")),
+    Deviation(
         "float state of a layer is the mean over the replicas: not that over unequal rows",
         lambda p, n: "running" in p.layers and _uneven(p, n),
     ),
-    Exception_(
+    Deviation(
         "a loss function's scalar is taken for a mean over rows: weights and masks come after it",
         lambda p, n: any(o.loss in _SCALAR for o in p.outputs) and (bool(p.weights) or p.masked),
     ),
-    Exception_(
+    Deviation(
         "a train_step of one's own is averaged over rows: its loss has another divisor",
         lambda p, n: _step_is_own(p) and _own_divisors(p),
     ),
+    Deviation(
+        "servers sum an Embedding's gradients by row first; one device updates a row that a batch "
+        "names twice in parts",
+        lambda p, n: (
+            any("words" in name for name in p.inputs)
+            and (p.optimizer != "SGD" or any("clip" in name for name, _ in p.options))
+        ),
+        "parameter_server",
+    ),
 ]
 PENDING = [
-    Exception_("row 4: a layer assigns a weight in call", _has("spectral")),
-    Exception_(
+    Deviation("row 4: a layer assigns a weight in call", _has("spectral")),
+    Deviation(
         "row 6: a metric's result is a dict",
         lambda p, n: any("sizes" in (*o.metrics, *o.weighted) for o in p.outputs),
     ),
-    Exception_("row 7: layer state that is a sum or a maximum", _has("rows", "largest")),
-    Exception_(
+    Deviation("row 7: layer state that is a sum or a maximum", _has("rows", "largest")),
+    Deviation(
         "row 7: layer state is not put together after train_on_batch",
         lambda p, n: (
             "train_on_batch" in p.after
             and bool({"rows", "largest", "running", "calls", "float_calls"} & set(p.layers))
         ),
     ),
-    Exception_(
+    Deviation(
         "row 9: losses over the whole batch",
         lambda p, n: any(o.loss in _WHOLE_BATCH for o in p.outputs),
     ),
-    Exception_(
+    Deviation(
         "row 10: a compute_loss of one's own, with masks or weights",
         lambda p, n: "compute_loss" in p.own and (bool(p.weights) or p.masked),
     ),
 ]
 
 
-def may_differ(program: Program, replicas: int = 2) -> str:
+def may_differ(program: Program, replicas: int = 2, strategy: str = "mirrored") -> str:
     """Return why a program may differ from one device by design; "" if it must not."""
-    return next((e.reason for e in BY_DESIGN if e.holds(program, replicas)), "")
+    found = (
+        one.reason
+        for one in BY_DESIGN
+        if one.strategy in ("", strategy) and one.holds(program, replicas)
+    )
+    return next(found, "")
 
 
 def pending(program: Program, replicas: int = 2) -> str:
     """Return which known fault a program meets; "" for none."""
-    return next((e.reason for e in PENDING if e.holds(program, replicas)), "")
+    return next((one.reason for one in PENDING if one.holds(program, replicas)), "")
 
 
 def refused(program: Program, strategy: str) -> str:
