@@ -1017,6 +1017,11 @@ BY_DESIGN = [
         lambda p, n: _step_is_own(p) and _own_divisors(p),
     ),
     Deviation(
+        "on parameter servers BatchNormalization goes by the rows of each worker, synchronized or not",
+        _has("batch_norm"),
+        "parameter_server",
+    ),
+    Deviation(
         "servers sum an Embedding's gradients by row first; one device updates a row that a batch "
         "names twice in parts",
         lambda p, n: (
