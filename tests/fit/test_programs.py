@@ -12,7 +12,7 @@ import pytest
 from fit import programs
 from tfdp import fit
 
-COUNT, SEED = 50, 13
+COUNT, SEED = 40, 13
 
 
 @functools.cache
