@@ -149,7 +149,7 @@ class Replicas:
 
         What does not depend on the rows stays, as in `keep_where`.
         """
-        assigned = {id(v) for v, _ in view.assigned}
+        assigned = {id(v) for v, _ in view.assigned()}
         trained = {id(v) for v in self.model.trainable_variables}
         current = self.current(local)
         for index, variable in enumerate([*self.variables, *self.metrics]):
@@ -195,7 +195,7 @@ class Replicas:
         numbers = {id(v): str(i) for i, v in enumerate(self.variables)}
         trained = {id(v) for v in self.model.trainable_variables}
         differ = []
-        for variable, how in view.assigned:
+        for variable, how in view.assigned():
             number = numbers.get(id(variable))
             if number and self.is_seed(number):
                 continue
@@ -485,7 +485,7 @@ class _Scope(keras.StatelessScope):
         self._direct = direct
         self._sources = sources
         self._metrics = metrics
-        self.assigned: dict[int, tuple[Any, str]] = {}
+        self.assigned: dict[int, tuple[Any, list[tuple[Any, Any]]]] = {}
 
     def get_current_value(self, variable: Any) -> Any:
         if id(variable) not in self._direct:
@@ -509,9 +509,25 @@ class _Scope(keras.StatelessScope):
         return id(variable) in self._direct
 
     def _note(self, variable: Any, value: Any) -> None:
-        how = way_of(variable, value, [self.get_current_value(variable)], self._sources)
-        _, known = self.assigned.get(id(variable), (variable, "same"))
-        self.assigned[id(variable)] = (variable, how if known == "same" else known)
+        _, values = self.assigned.setdefault(id(variable), (variable, []))
+        values.append((value, self.get_current_value(variable)))
+
+    def ways(self) -> list[tuple[Any, str]]:
+        """Return the variables that were assigned, and the way in which each becomes one again."""
+        found: dict[int, str] = {}
+        sources = list(self._sources)
+        while True:
+            # What was assigned by the rows is a source itself, for what was computed from it.
+            before = dict(found)
+            for key, (variable, values) in self.assigned.items():
+                if found.get(key, "same") != "same":
+                    continue
+                ways = [way_of(variable, value, [held], sources) for value, held in values]
+                found[key] = next((way for way in ways if way != "same"), "same")
+                if found[key] != "same":
+                    sources += [held for _, held in values if isinstance(held, tf.Variable)]
+            if found == before:
+                return [(variable, found[key]) for key, (variable, _) in self.assigned.items()]
 
 
 def way_of(variable: Any, value: Any, before: Sequence[Any], sources: Sequence[Any]) -> str:
@@ -554,10 +570,9 @@ class View:
         self._variables = variables
         self._entered = [scope.get_current_value(v) for v in variables]
 
-    @property
     def assigned(self) -> list[tuple[Any, str]]:
-        """The variables that were assigned, and the way in which they become one again."""
-        return list(self._scope.assigned.values())
+        """Return the variables that were assigned, and the way in which they become one again."""
+        return self._scope.ways()
 
     def updates(self) -> dict[str, Any]:
         """Return the values assigned so far, by the variable's number, and not written yet."""

@@ -173,7 +173,8 @@ class Summed:
         def refuse(update: tuple[Any, Any]) -> None:
             variable, value = update
             is_weight = any(variable is v for v in trained)
-            if is_weight or (taken and compat.depends_on(value, weights)):
+            late = taken and not any(variable is v for v in steps.metrics)
+            if is_weight or (late and compat.depends_on(value, weights)):
                 raise ValueError(
                     f"The train_step of model {model.name!r} assigns {variable.path!r}, and "
                     "max_staleness=0 updates the weights when the step has ended. Leave out "
