@@ -325,7 +325,7 @@ class Task:
         found = programs.compare(alone[0], together[0], program, batches=batches)
         if not found:
             return {"kind": "ok"}
-        if reason := programs.may_differ(program):
+        if reason := programs.may_differ(program, strategy=self.options.strategy):
             return {"kind": "design", "error": reason}
         if reason := programs.pending(program):
             return {"kind": "known", "error": reason}
