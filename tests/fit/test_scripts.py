@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fit import cases
+from fit import cases, script_cases
 from tfdp import compat, fit
 from tfdp.fit import dispatch
 from tfdp.fit import feed as feed_lib
@@ -204,6 +204,26 @@ def test_a_train_on_batch_makes_no_dataset(mirrored, monkeypatch):
     assert model.predict_on_batch(x[:7]).shape == (7, cases.CLASSES)
 
 
+def test_state_after_each_call_on_a_batch(mirrored):
+    x, y = script_cases.arrays()
+    build = script_cases.sequential(script_cases.RowCounter)
+
+    def state(model):
+        model.train_on_batch(x[:7], y[:7])
+        model.test_on_batch(x[7:10], y[7:10])
+        model.predict_on_batch(x[10:15])
+        model.train_on_batch(x[15:16], y[15:16])
+        return model.layers[0].get_weights()
+
+    fit.disable()
+    expected = state(build())
+    fit.enable()
+    with mirrored[2].scope():
+        model = build()
+    for found, wanted in zip(state(model), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize("drop", [True, False])
 def test_a_part_that_has_no_row_for_each_sample_is_refused(drop, mirrored):
     x, y = np.ones((20, 4), "float32"), np.ones((20, 1), "float32")
@@ -245,7 +265,8 @@ def test_losses_over_the_whole_batch_are_said(loss, said, mirrored, caplog):
         y = (np.arange(8) % 3).astype("float32")
     with caplog.at_level(logging.WARNING, "tfdp"):
         model.fit(np.ones((8, 4), "float32"), y, batch_size=4, verbose=0)
-    assert [said in line for line in caplog.messages] == ([True] if said else [])
+    lines = [record.getMessage() for record in caplog.records if record.name == "tfdp"]
+    assert [said in line for line in lines] == ([True] if said else [])
 
 
 class OwnComputeLoss(keras.Model):

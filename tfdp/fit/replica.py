@@ -387,12 +387,11 @@ def first_replica(strategy: tf.distribute.Strategy) -> int:
     if strategy.num_replicas_in_sync == 1:
         return 0
 
-    @tf.function(autograph=False)
     def number() -> Any:
         numbers = strategy.run(lambda: tf.distribute.get_replica_context().replica_id_in_sync_group)
         return strategy.experimental_local_results(numbers)[0]
 
-    return int(number())
+    return int(compat.function(number)())
 
 
 def local_copies(strategy: tf.distribute.Strategy, variable: Any) -> tuple[tf.Variable, ...]:

@@ -241,10 +241,12 @@ class SyncTrainer:
     def predict_on_batch(self, x: Any) -> Any:
         """Predict one global batch, as `keras.Model.predict_on_batch`."""
         whole, loop = self._whole("predict", x)
+        loop.replicas.begin()
         if isinstance(whole, feed_lib.Whole):
             parts = loop.on_batch("predict", whole)
         else:
             parts = loop.predict(whole, whole.begin_epoch()) or ()
+        loop.merge_state("predict")
         return gather.rows([gather.batch(self.strategy, parts, self._several)])
 
     # -- epochs -------------------------------------------------------------------------------
@@ -347,10 +349,13 @@ class SyncTrainer:
         whole, loop = self._whole(kind, *data)
         if compat.BATCH_METHODS_RESET_METRICS:
             loop.replicas.reset_metrics()
+        else:
+            loop.replicas.begin()
         if isinstance(whole, feed_lib.Whole):
             loop.on_batch(kind, whole)
         else:
             loop.advance(kind, whole, whole.begin_epoch(), 1)
+        loop.merge_state(kind)
         logs = session.to_python(loop.aggregate(kind, False)[0])
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
 
