@@ -146,6 +146,32 @@ def _leave(scope) -> None:
             raise
 
 
+class Other:
+    """What another worker has written down."""
+
+    def __init__(self, path: str):
+        self.path = pathlib.Path(path)
+        self.read = 0
+        self.outcomes: dict[str, str] = {}
+
+    def wait_for(self, name: str) -> str:
+        """Return the outcome of a test there. main.py ends a wait that is too long."""
+        while True:
+            if self.path.exists():
+                with open(self.path) as file:
+                    file.seek(self.read)
+                    for line in iter(file.readline, ""):
+                        if not line.endswith("\n"):
+                            break
+                        self.read = file.tell()
+                        end = json.loads(line)
+                        if "ends" in end:
+                            self.outcomes[end["ends"]] = end["outcome"]
+            if name in self.outcomes:
+                return self.outcomes[name]
+            time.sleep(0.02)
+
+
 class Recorder:
     """Writes down what becomes of each test, and keeps workers at the same one."""
 
@@ -154,7 +180,7 @@ class Recorder:
         self.file = open(self.path, "w")
         self.done = done
         self.others = [
-            pathlib.Path(f"{results}-{n}") for n in range(strategy.workers) if n != strategy.worker
+            Other(f"{results}-{n}") for n in range(strategy.workers) if n != strategy.worker
         ]
         self.outcomes: dict[str, tuple[str, str]] = {}
         self.write(pid=os.getpid())
@@ -173,19 +199,10 @@ class Recorder:
         result = yield
         outcome, message = self.outcomes[name]
         self.write(ends=name, outcome=outcome, message=message)
-        theirs = [self.wait_for(path, name) for path in self.others]
+        theirs = [other.wait_for(name) for other in self.others]
         if theirs and {outcome, *theirs} & {"failed"}:
             os._exit(RESTART)
         return result
-
-    def wait_for(self, path: pathlib.Path, name: str) -> str:
-        """Return the outcome of a test in another worker. main.py ends a wait that is too long."""
-        while True:
-            if path.exists():
-                for line in path.read_text().splitlines(keepends=True):
-                    if line.endswith("\n") and (end := json.loads(line)).get("ends") == name:
-                        return end["outcome"]
-            time.sleep(0.01)
 
     def pytest_runtest_logreport(self, report) -> None:
         name = identity(report.nodeid)
