@@ -333,3 +333,16 @@ def test_an_error_of_the_model_is_not_taken_for_one_of_the_data(tmp_path):
     error = tf.errors.InvalidArgumentError(None, None, "logits and labels must have the same size")
     assert damage.explained(error, opened.train) is None
     assert damage.explained(KeyError("x"), opened.train) is None
+
+
+def test_the_search_for_a_damaged_record_ends(tmp_path, monkeypatch, caplog):
+    path = write(tmp_path / "a.tfrecord", contents())
+    opened = source.open_source(settings(tmp_path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    error = tf.errors.DataLossError(None, None, "IteratorGetNext: corrupted record")
+    assert isinstance(damage.explained(error, opened.train), DataError)
+    monkeypatch.setattr(damage, "_LOOK_SECONDS", 0.0)
+    with caplog.at_level("WARNING", "tfdp"):
+        assert damage.explained(error, opened.train) is None
+    assert f"Not found within 0 s, which ended at {path}." in caplog.messages

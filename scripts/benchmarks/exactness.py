@@ -574,7 +574,7 @@ def _script(name):
         with scope():
             model = case.build()
         history = model.fit(**case.fit(), epochs=EPOCHS, shuffle=False, verbose=0).history
-        return [*model.get_weights(), *map(_numbers, history.values())]
+        return [*model.get_weights(), *(_numbers(history[name]) for name in sorted(history))]
 
     return Feature(run, keras_3_only=True)
 

@@ -191,6 +191,7 @@ class Task:
 
         names = {**vars(programs), "inf": float("inf")}
         lines = (self.folder / "programs").read_text().splitlines()
+        self.parent = os.getppid()
         todo = [(i, eval(lines[i], names)) for i in range(first, stop)]  # noqa: S307 (our own)
         with (self.folder / f"output-{self.worker}").open("a") as self.output:
             if self.options.strategy == "multi_worker":
@@ -324,7 +325,7 @@ class Task:
         found = programs.compare(alone[0], together[0], program, batches=batches)
         if not found:
             return {"kind": "ok"}
-        if reason := programs.may_differ(program):
+        if reason := programs.may_differ(program, strategy=self.options.strategy):
             return {"kind": "design", "error": reason}
         if reason := programs.pending(program):
             return {"kind": "known", "error": reason}
@@ -333,6 +334,8 @@ class Task:
     def _write(self, number: int, answer: dict[str, Any]) -> None:
         self.output.write(json.dumps({"number": number, **answer}) + "\n")
         self.output.flush()
+        if os.getppid() != self.parent:  # who reads it was killed
+            os._exit(1)
 
 
 def _attempt(program: Any, strategy: Any) -> tuple[Any, str]:

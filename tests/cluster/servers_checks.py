@@ -558,7 +558,20 @@ def own_train_step_summed() -> dict[str, Any]:
     pairs = [*zip(alone.get_weights(), model.get_weights(), strict=True)]
     # Keras logs "again" of the last batch, this package the mean over the rows.
     pairs += [(np.array(expected["accuracy"]), np.array(history["accuracy"]))]
+    refused = []
+    for kind in (script_cases.Clipped, script_cases.Teacher, script_cases.Sharpness):
+        with STRATEGY.scope():
+            assigning = script_cases.stepping(kind)()
+        try:
+            assigning.fit(**script_cases.fit()(), verbose=0)
+        except ValueError as error:
+            refused.append("max_staleness=0 updates the weights when" in str(error))
+    with STRATEGY.scope():
+        halving = script_cases.stepping(script_cases.Halving)()
+    halving.fit(**script_cases.fit()(), epochs=3, verbose=0)
     return {
+        "refused": refused,
+        "rate": float(halving.optimizer.learning_rate.numpy()) / 0.1 / 0.9**18,
         "largest": max(float(np.abs(a - b).max()) for a, b in pairs),
         "partitions": len(model.layers[1].kernel.value.variables),
         "logs": sorted(history),

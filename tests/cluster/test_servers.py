@@ -203,6 +203,8 @@ def test_own_train_step_summed(found):
     assert found["largest"] <= 1e-5
     assert found["partitions"] > 1
     assert found["logs"] == ["accuracy", "again", "loss"]
+    assert found["refused"] == [True] * 3
+    assert found["rate"] == pytest.approx(1.0, rel=1e-5)
 
 
 def test_models_of_all_kinds(found):

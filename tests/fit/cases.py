@@ -244,6 +244,8 @@ def batch_cases() -> list[Case]:
         Case("first_uneven", classifier, data([5, 6, 6]), three=True),
         Case("all_but_one_empty", classifier, data([1, 1, 1]), predicts=True, three=True),
         Case("smaller_than_replicas", classifier, data([1]), three=True),
+        Case("one_row_known", classifier, lambda: {"x": dataset(3, 1, drop=True)}, three=True),
+        Case("one_row_known_sequences", masked_model, masked_fit(batch_size=1)),
         Case("not_a_multiple", classifier, data([7, 5, 7, 4]), predicts=True, three=True),
     ]
 
@@ -502,12 +504,12 @@ def masked_model(loss: Any = None, **compile: Any) -> keras.Model:
     return model
 
 
-def masked_fit(weighted: bool = False) -> Callable[[], dict[str, Any]]:
+def masked_fit(weighted: bool = False, batch_size: int = BATCH) -> Callable[[], dict[str, Any]]:
     def make() -> dict[str, Any]:
         random = np.random.default_rng(2)
         lengths = random.integers(1, 6, ROWS)
         ids = random.integers(1, 7, (ROWS, 5)) * (np.arange(5) < lengths[:, None])
-        given = {"x": ids.astype("int32"), "y": ids % CLASSES, "batch_size": BATCH}
+        given = {"x": ids.astype("int32"), "y": ids % CLASSES, "batch_size": batch_size}
         if weighted:
             given["sample_weight"] = random.uniform(0, 2, (ROWS, 5)).astype("float32")
         return given
@@ -547,6 +549,11 @@ def with_add_loss() -> keras.Model:
             return inputs
 
     return classifier(L.Dense(8, activation="tanh"), Pull())
+
+
+class ScalarLoss(keras.losses.Loss):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return scalar_mean(y_true, y_pred)
 
 
 class OwnLoss(keras.Model):
@@ -628,6 +635,12 @@ def loss_cases() -> list[Case]:
             lambda: regressor(PerSample()),
             regression_fit(sample_weight=weights()),
         ),
+        Case(
+            "loss_subclass_scalar_sum",
+            lambda: regressor(ScalarLoss(reduction="sum")),
+            regression_fit(),
+            three=True,
+        ),
         Case("huber", lambda: regressor(losses.Huber(0.5)), regression_fit()),
         Case("regularizers", regularized, array_fit(), three=True),
         Case("add_loss", with_add_loss, array_fit(), three=True),
@@ -689,7 +702,9 @@ def optimizer_cases() -> list[Case]:
         case(
             "loss_scale_grows", lambda: o.LossScaleOptimizer(o.Adam(0.02), dynamic_growth_steps=3)
         ),
+        case("loss_scale_nadam", lambda: o.LossScaleOptimizer(o.Nadam(0.02, epsilon=1e-3))),
         Case("frozen", frozen, array_fit()),
+        Case("frozen_whole", frozen_whole, array_fit()),
         Case("constraints", constrained, array_fit()),
     ]
 
@@ -698,6 +713,13 @@ def frozen() -> keras.Model:
     first = L.Dense(8, activation="tanh")
     model = classifier(first, L.Dense(8, activation="tanh"))
     first.trainable = False
+    model.compile(sgd(), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def frozen_whole() -> keras.Model:
+    model = classifier()
+    model.trainable = False
     model.compile(sgd(), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
@@ -901,6 +923,11 @@ def own_step(kind: type, **compile: Any) -> Callable[[], keras.Model]:
     return build
 
 
+def one_row_last(rows: int = BATCH + 1, batch_size: int = BATCH) -> dict[str, Any]:
+    """Return data whose last batch has one row: a replica without any has no part in its logs."""
+    return {"x": arrays(rows)[0], "y": targets(rows), "batch_size": batch_size}
+
+
 def execution_cases() -> list[Case]:
     def even() -> dict[str, Any]:
         return {"x": arrays(24)[0], "y": targets(24), "batch_size": BATCH}
@@ -945,6 +972,8 @@ def execution_cases() -> list[Case]:
         Case("test_step", own_step(OwnTestStep), regression_fit(), three=True),
         Case("train_step", own_step(OwnTrainStep), even, three=True),
         Case("train_step_ragged", own_step(OwnTrainStep), regression_fit(), three=True),
+        Case("train_step_logs", own_step(OwnTrainStep), one_row_last),
+        Case("train_step_logs_one_row", own_step(OwnTrainStep), lambda: one_row_last(3, 1)),
         Case("train_step_eager", own_step(OwnTrainStep, run_eagerly=True), even),
         Case("train_step_jit", own_step(OwnTrainStep, jit_compile=True), even),
         Case("train_step_executions", own_step(OwnTrainStep, steps_per_execution=2), even),

@@ -345,6 +345,7 @@ class State(L.Layer):
             dtype=dtype,
             trainable=False,
             aggregation=aggregation,
+            autocast=False,
             name="state",
         )
 
@@ -930,7 +931,7 @@ def compare(
         # Relative to the largest number of an array: a sum has no more digits than its terms.
         size = max(1.0, float(np.nanmax(np.abs(x), initial=0.0)))
         with np.errstate(invalid="ignore"):
-            off = np.where(x == y, 0.0, np.abs(x - y)) / size
+            off = np.where((x == y) | np.isnan(x), 0.0, np.abs(x - y)) / size
         worst = float(np.nanmax(off, initial=0.0))
         if not worst <= limit:
             found[name] = worst
@@ -957,16 +958,18 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exception_:
+class Deviation:
     """A kind of program that may differ from one device.
 
     Attributes:
         reason: Why.
         holds: Says whether a program is of this kind, for so many replicas.
+        strategy: The only one that it is about; "" for all.
     """
 
     reason: str
     holds: Callable[[Program, int], bool]
+    strategy: str = ""
 
 
 def _has(*names: str) -> Callable[[Program, int], bool]:
@@ -995,55 +998,73 @@ def _uneven(program: Program, replicas: int) -> bool:
     return not program.data.even(replicas) or bool(program.after)
 
 
+_STATE = {"calls", "float_calls", "running", "rows", "largest"}
 BY_DESIGN = [
-    Exception_(
+    Deviation(
         "BatchNormalization without synchronized=True normalises each replica by its own rows",
         _has("local_batch_norm"),
     ),
-    Exception_("every replica draws its own random numbers", _has("dropout", "noise")),
-    Exception_(
+    Deviation("every replica draws its own random numbers", _has("dropout", "noise")),
+    Deviation(
         "float state of a layer is the mean over the replicas: not that over unequal rows",
         lambda p, n: "running" in p.layers and _uneven(p, n),
     ),
-    Exception_(
+    Deviation(
         "a loss function's scalar is taken for a mean over rows: weights and masks come after it",
         lambda p, n: any(o.loss in _SCALAR for o in p.outputs) and (bool(p.weights) or p.masked),
     ),
-    Exception_(
+    Deviation(
+        "each replica compares its own rows with one another",
+        lambda p, n: any(o.loss in _WHOLE_BATCH for o in p.outputs),
+    ),
+    Deviation(
+        "what a compute_loss of one's own adds is averaged over rows",
+        lambda p, n: "compute_loss" in p.own and _own_divisors(p),
+    ),
+    Deviation(
+        "there is no graph that says whether a state is a maximum",
+        lambda p, n: p.eager and "largest" in p.layers,
+    ),
+    Deviation(
         "a train_step of one's own is averaged over rows: its loss has another divisor",
         lambda p, n: _step_is_own(p) and _own_divisors(p),
     ),
+    Deviation(
+        "on servers BatchNormalization goes by the rows of each worker, synchronized or not",
+        _has("batch_norm"),
+        "parameter_server",
+    ),
+    Deviation(
+        "servers sum an Embedding's gradients by row first; one device updates a row that a batch "
+        "names twice in parts",
+        lambda p, n: (
+            any("words" in name for name in p.inputs)
+            and (p.optimizer != "SGD" or any("clip" in name for name, _ in p.options))
+        ),
+        "parameter_server",
+    ),
 ]
 PENDING = [
-    Exception_("row 4: a layer assigns a weight in call", _has("spectral")),
-    Exception_(
-        "row 6: a metric's result is a dict",
-        lambda p, n: any("sizes" in (*o.metrics, *o.weighted) for o in p.outputs),
-    ),
-    Exception_("row 7: layer state that is a sum or a maximum", _has("rows", "largest")),
-    Exception_(
-        "row 7: layer state that counts, on a replica without a row",
-        lambda p, n: _has("calls", "float_calls")(p, n) and min(p.data.batches) < n,
-    ),
-    Exception_(
-        "row 9: losses over the whole batch",
-        lambda p, n: any(o.loss in _WHOLE_BATCH for o in p.outputs),
-    ),
-    Exception_(
-        "row 10: a compute_loss of one's own, with masks or weights",
-        lambda p, n: "compute_loss" in p.own and (bool(p.weights) or p.masked),
+    Deviation(
+        "layer state is not put together after train_on_batch",
+        lambda p, n: "train_on_batch" in p.after and bool(_STATE & set(p.layers)),
     ),
 ]
 
 
-def may_differ(program: Program, replicas: int = 2) -> str:
+def may_differ(program: Program, replicas: int = 2, strategy: str = "mirrored") -> str:
     """Return why a program may differ from one device by design; "" if it must not."""
-    return next((e.reason for e in BY_DESIGN if e.holds(program, replicas)), "")
+    found = (
+        one.reason
+        for one in BY_DESIGN
+        if one.strategy in ("", strategy) and one.holds(program, replicas)
+    )
+    return next(found, "")
 
 
 def pending(program: Program, replicas: int = 2) -> str:
     """Return which known fault a program meets; "" for none."""
-    return next((e.reason for e in PENDING if e.holds(program, replicas)), "")
+    return next((one.reason for one in PENDING if one.holds(program, replicas)), "")
 
 
 def refused(program: Program, strategy: str) -> str:
@@ -1094,14 +1115,11 @@ def _data(draw: Any) -> Data:
 
 
 @st.composite
-def _output(draw: Any, sequences: bool, precise: bool, known: bool) -> Output:
+def _output(draw: Any, sequences: bool, precise: bool) -> Output:
     task = draw(st.sampled_from(["value", "class", "binary"])) if precise else "value"
-    losses = [n for n in LOSSES[task] if not (known and n in _WHOLE_BATCH)]
-    metrics = [
-        n
-        for n in METRICS[task]
-        if not (sequences and n in _NO_SEQUENCES) and not (known and n == "sizes")
-    ]
+    seldom = draw(st.integers(1, 6)) == 6
+    losses = [n for n in LOSSES[task] if seldom or n not in _WHOLE_BATCH]
+    metrics = [n for n in METRICS[task] if not (sequences and n in _NO_SEQUENCES)]
     if not precise:
         losses, metrics = ["mse", "own_per_row"], ["mae", "mse"]
     loss = draw(st.sampled_from(losses))
@@ -1113,7 +1131,7 @@ def _output(draw: Any, sequences: bool, precise: bool, known: bool) -> Output:
         reduction=draw(st.sampled_from(reductions)) if has_reduction else "sum_over_batch_size",
         loss_weight=draw(st.sampled_from([1.0, 1.0, 0.3, 2.0])),
         metrics=draw(_some(metrics)),
-        weighted=draw(_some(metrics, 1)),
+        weighted=draw(_some([n for n in metrics if n != "scalar"], 1)),
     )
 
 
@@ -1163,13 +1181,12 @@ def programs(draw: Any, known: bool = True) -> Program:
     words = words if has_words else "mean"
     sequences = has_words and words == "each"
     unwanted = {"dropout", "noise", "local_batch_norm"} if draw(st.integers(1, 10)) < 10 else set()
-    unwanted |= {"rows", "largest", "spectral"} if known else set()
     unwanted |= set(_VECTORS_ONLY) if sequences else set()
     unwanted |= set() if precise else {"add_loss", "activity"}  # Keras adds them up as float32
     names = [name for name in _NAMES if name not in unwanted]
     layers = tuple(draw(st.lists(st.sampled_from(names), max_size=3)))
     count = draw(st.sampled_from([1, 1, 2]))
-    outputs = tuple(draw(_output(sequences, precise, known)) for _ in range(count))
+    outputs = tuple(draw(_output(sequences, precise)) for _ in range(count))
     own = _seldom(draw, draw(_some(OWN)), (), 3)
     if sum(name.startswith("train_step") for name in own) > 1:
         own = tuple(name for name in own if name != "train_step_loops")
@@ -1195,6 +1212,10 @@ def programs(draw: Any, known: bool = True) -> Program:
         validations.append("split")
     eager = draw(st.integers(1, 12)) == 12
     jit = not eager and draw(st.integers(1, 14)) == 14
+    policy = "float32" if precise else draw(st.sampled_from(["mixed_float16", "mixed_bfloat16"]))
+    # Keras's scale of 32768 leads to the end of float16, where the sum over all rows overflows and
+    # the sums over those of a replica do not.
+    loss_scale = policy == "mixed_float16" or draw(st.integers(1, 6)) == 6
     program = Program(
         inputs=inputs,
         words=words,
@@ -1203,11 +1224,11 @@ def programs(draw: Any, known: bool = True) -> Program:
         named=draw(st.booleans()),
         wrapped=draw(st.integers(1, 4)) == 4,
         own=own,
-        policy="float32" if precise else draw(st.sampled_from(["mixed_float16", "mixed_bfloat16"])),
+        policy=policy,
         optimizer=optimizer_name,
         options=options,
         schedule=schedule,
-        loss_scale=draw(st.integers(1, 6)) == 6,
+        loss_scale=loss_scale,
         executions=draw(st.sampled_from([1, 1, 1, 2, 3])) if not eager else 1,
         jit=jit,
         eager=eager,

@@ -8,16 +8,27 @@ import dataclasses
 import functools
 
 import pytest
+import tensorflow as tf
 
 from fit import programs
 from tfdp import fit
 
-COUNT, SEED = 50, 13
+COUNT, SEED = 30, 13
 
 
 @functools.cache
 def drawn() -> list[programs.Program]:
     return programs.drawn(COUNT, SEED)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_graphs():
+    """Optimizing graphs that run a few steps takes longer than it saves."""
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    off = before.get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": off})
 
 
 @pytest.mark.parametrize("number", range(COUNT))

@@ -212,7 +212,8 @@ def test_a_part_that_has_no_row_for_each_sample_is_refused(drop, mirrored):
     dataset = dataset.map(lambda x, y: ({"x": x, "anchors": anchors}, y))
     with mirrored[2].scope():
         inputs = {name: keras.Input((4,), name=name) for name in ("x", "anchors")}
-        model = keras.Model(inputs, keras.layers.Dense(1)(inputs["x"]))
+        both = keras.layers.Add()([inputs["x"], inputs["anchors"]])
+        model = keras.Model(inputs, keras.layers.Dense(1)(both))
         model.compile("sgd", "mse")
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=r"x\[.*anchors.*batch"):
         model.fit(dataset, verbose=0)

@@ -8,9 +8,10 @@ Read in this order:
     loop            steps in a row, as graphs; where metrics are summed up
     step            one step on a replica: gradients, all-reduce, update
     loss, metrics   why the sums over replicas are exact
-    replica         a replica's copies of the variables
+    replica, view   a replica's copies of the variables, and what it sees and assigns of them
+    logs            what a step returns beside the metrics
     communication   how gradients travel
-    agreement       do all tasks train the same?
+    agreement, digest   do all tasks train the same, on the same rows?
     callbacks, saving, gather, session
 
 and for parameter servers

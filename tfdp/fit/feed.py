@@ -20,12 +20,9 @@ import keras
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import digest
 
 _Policy = tf.data.experimental.AutoShardPolicy
-
-# So many elements of a tensor, evenly spread, tell whether two workers have read the same.
-_DIGEST_ELEMENTS = 4096
-DIGEST_FACTOR = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Split:
         nominal_rows: Rows of a full global batch, where the shapes of a dataset that tf.distribute
             splits say so; 0 where they do not.
         has_digests: Whether an element holds digests of the global batch, for other processes
-            that are to read the same: see `digests`.
+            that are to read the same: see `digest`.
     """
 
     by_rows: bool
@@ -66,7 +63,7 @@ class Split:
                 keras.tree.map_structure(lambda leaf, a=start, b=stop: cut(leaf, a, b), batch)
             )
         whole = (tuple(parts), tf.cast(count, tf.float32))
-        return (*whole, digests(batch)) if self.has_digests else whole
+        return (*whole, digest.of_batch(batch)) if self.has_digests else whole
 
     def batch(self, data: Any, local: int, stand_in: bool = True) -> tuple[Any, Any]:
         """Return the batch of this process's replica `local` out of an element, and its rows.
@@ -84,6 +81,8 @@ class Split:
             lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
         )
         count = rows(batch)
+        if self.may_be_empty:
+            count = tf.convert_to_tensor(count)  # a number would say more on one than on another
         if self.may_be_empty and stand_in:
             empty = tf.equal(count, 0)
             batch = keras.tree.map_structure(lambda leaf: _stand_in(leaf, empty), batch)
@@ -267,33 +266,6 @@ class Whole:
     def element(self, batch: Any) -> Any:
         """Return a batch like this one as an element: see `Split.element`."""
         return self.split.element(batch, self._replicas)
-
-
-def digests(batch: Any) -> tf.Tensor:
-    """Return int64[2]: a digest of the labels of a batch, and one of its inputs.
-
-    Without labels both are of the inputs. Of a large tensor some thousand elements are looked at.
-    """
-    x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-    inputs = _digest(x)
-    return tf.stack([inputs if y is None else _digest(y), inputs])
-
-
-def _digest(structure: Any) -> tf.Tensor:
-    total = tf.zeros((), tf.int64)
-    for leaf in tf.nest.flatten(structure, expand_composites=True):
-        if not isinstance(leaf, tf.Tensor) or leaf.dtype in (tf.variant, tf.resource):
-            continue
-        flat = tf.reshape(leaf, (-1,))
-        flat = flat[:: tf.maximum(1, tf.size(flat) // _DIGEST_ELEMENTS)]
-        if flat.dtype == tf.string:
-            flat = tf.strings.to_hash_bucket_fast(flat, 1 << 62)
-        elif flat.dtype == tf.bool:
-            flat = tf.cast(flat, tf.uint8)
-        data = tf.reshape(tf.bitcast(flat, tf.uint8), (1, -1))
-        mark = tf.bitcast(tf.raw_ops.Fingerprint(data=data, method="farmhash64")[0], tf.int64)
-        total = total * DIGEST_FACTOR + mark
-    return total
 
 
 def without_stand_in(outputs: Any, count: Any) -> Any:

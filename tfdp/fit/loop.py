@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfdp import compat
 from tfdp.fit import communication, user_step
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import logs as logs_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import replica as replica_lib
 from tfdp.fit import step as step_lib
@@ -207,7 +208,7 @@ class Loop:
                 return call()
             except loss_lib.TotalsNeeded:
                 self._steps.reduce_totals = True
-            except replica_lib.LogsNeeded as needed:
+            except logs_lib.LogsNeeded as needed:
                 self._steps.replicas.add_logs(needed.kind, needed.shapes)
             except user_step.BuildNeeded as needed:
                 with self._steps.replicas.strategy.scope():

@@ -255,12 +255,14 @@ def _weighted_values(
         values = values * weights
 
     reduction = loss.reduction
+    if values.shape.rank == 0 and weights is None:  # the user's own mean
+        return values, None, True
     if reduction in (None, "none", "sum"):
         return (tf.reduce_sum(values) if reduction == "sum" else values), None, False
     if reduction == "mean_with_sample_weight" and weights is not None:
         return values, tf.reduce_sum(weights), False
-    if values.shape.rank == 0:  # the user's own mean
-        return values, None, True
+    if values.shape.rank == 0:  # the same, times the weight of the one row of a replica
+        values = values[tf.newaxis]
     size = tf.cast(tf.size(values), values.dtype)
     if mask is not None:
         valid = tf.math.divide_no_nan(tf.reduce_sum(mask), tf.cast(tf.size(mask), mask.dtype))
@@ -272,7 +274,8 @@ def _proportional(loss: Any, values: tf.Tensor, rows: Any) -> bool:
     """Say whether `values` surely has the same number of elements for each row, everywhere."""
     if not values.shape[1:].is_fully_defined():
         return False
-    if values.shape[0] is not None and values.shape[0] == rows:
+    # All replicas have to come to the same: not so by rows where one may be without.
+    if isinstance(rows, int) and values.shape[0] == rows:
         return True
     # A user's own function may return another first axis than the batch's (tokens, say).
     function = getattr(loss, "fn", type(loss))

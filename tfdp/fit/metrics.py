@@ -20,11 +20,11 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import loss as loss_lib
-from tfdp.fit import replica as replica_lib
+from tfdp.fit import view as view_lib
 
 
 class _Replica(NamedTuple):
-    view: replica_lib.View
+    view: view_lib.View
     totals: loss_lib.Totals
 
 
@@ -46,7 +46,7 @@ def installed(model: keras.Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exact(view: replica_lib.View, totals: loss_lib.Totals) -> Iterator[None]:
+def exact(view: view_lib.View, totals: loss_lib.Totals) -> Iterator[None]:
     """Make the installed metrics exact while this thread traces a step.
 
     Args:

@@ -22,8 +22,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
-from tfdp.fit import decisions, partitions, replica, user_step
+from tfdp.fit import decisions, partitions, user_step
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import logs as logs_lib
 from tfdp.fit import loss as loss_lib
 
 # Far apart, so that the draws of one step never meet another's.
@@ -324,13 +325,13 @@ class RemoteSteps:
     def report(self, kind: str, scope: _Scope, rows: Any, staleness: Any, logs: Any) -> tf.Tensor:
         """Return 1 (step), rows, staleness, extra logs times rows, and what the metrics gained."""
         with scope:
-            held = replica.flat_logs(self.model.get_metrics_result())
+            held = logs_lib.flat(self.model.get_metrics_result())
         tracker = compat.loss_tracker(self.model)
         if tracker is not None and all(
             scope.get_current_value(v) is self._fresh.get(id(v), self) for v in tracker.variables
         ):
             held.pop(tracker.name, None)  # a train_step of the user's own gives the loss itself
-        logs = replica.flat_logs(logs) if isinstance(logs, dict) else {}
+        logs = logs_lib.flat(logs) if isinstance(logs, dict) else {}
         self._names[kind] = list(logs) if logs and set(logs) != set(held) else None
         extra = {
             name: tf.cast(keras.ops.convert_to_tensor(value), tf.float64)
@@ -391,7 +392,7 @@ class Totals:
             if np.issubdtype(start.dtype, np.integer):
                 value = np.rint(value)
             compat.stored_value(metric).assign(value.astype(start.dtype))
-        held = replica.flat_logs(steps.model.get_metrics_result())
+        held = logs_lib.flat(steps.model.get_metrics_result())
         names = steps._names[self._kind]
         if names is None:
             return held

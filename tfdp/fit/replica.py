@@ -21,6 +21,8 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import communication
+from tfdp.fit import logs as logs_lib
+from tfdp.fit import view as view_lib
 
 # Far apart, so that the draws of one replica's seed never meet another's.
 _SEED_STRIDE = 0x9E3779B1
@@ -40,7 +42,7 @@ class Replicas:
         several_processes: Whether other processes hold replicas too.
         synchronized: Ids of the variables of layers that communicate by themselves.
         moving: How the copies of each state that steps assign become one again, by the number of
-            the variable: see `View`.
+            the variable: see `view.View`.
         moves_in: The kinds of steps after which copies differ: "train", "test", "predict".
     """
 
@@ -68,7 +70,7 @@ class Replicas:
         self.moving: dict[str, str] = {}
         self.moves_in: set[str] = set()
         self._bases = self._make_bases()
-        self.logs = Logs()
+        self.logs = logs_lib.Logs()
         self._localise_metrics(measures)
 
     # -- variables --------------------------------------------------------------------------
@@ -79,7 +81,9 @@ class Replicas:
         return copies[local] if len(copies) > 1 else copies[0]
 
     @contextlib.contextmanager
-    def enter(self, local: int, sources: Any = (), through: Sequence[Any] = ()) -> Iterator["View"]:
+    def enter(
+        self, local: int, sources: Any = (), through: Sequence[Any] = ()
+    ) -> Iterator[view_lib.View]:
         """Show replica `local`'s values of all variables, and keep what is assigned.
 
         Args:
@@ -110,9 +114,9 @@ class Replicas:
             if how != "same" and int(i) < len(self.variables)
         ]
         sources = [*tf.nest.flatten(sources, expand_composites=True), *tainted]
-        scope = _Scope(mapping, direct, sources, {id(v) for v in self.metrics})
+        scope = view_lib.Scope(mapping, direct, sources, {id(v) for v in self.metrics})
         with scope:
-            yield View(scope, self.model, self.variables + self.metrics)
+            yield view_lib.View(scope, self.model, self.variables + self.metrics)
 
     def current(self, local: int) -> dict[str, Any]:
         """Return the values that `updates()` would replace, by the variable's number."""
@@ -143,13 +147,13 @@ class Replicas:
         return {i: tf.identity(v) for i, v in self.current(local).items() if not self.is_seed(i)}
 
     def restore_unless(
-        self, condition: Any, before: dict[str, tf.Tensor], local: int, view: "View"
+        self, condition: Any, before: dict[str, tf.Tensor], local: int, view: view_lib.View
     ) -> None:
         """Put what a view assigned at once back to `before` unless `condition` holds.
 
         What does not depend on the rows stays, as in `keep_where`.
         """
-        assigned = {id(v) for v, _ in view.assigned}
+        assigned = {id(v) for v, _ in view.assigned()}
         trained = {id(v) for v in self.model.trainable_variables}
         current = self.current(local)
         for index, variable in enumerate([*self.variables, *self.metrics]):
@@ -181,7 +185,7 @@ class Replicas:
         number = (self.first + local) * _SEED_STRIDE % 2**31
         return tf.constant(np.array([number, 0]), dtype)
 
-    def remember(self, view: "View", kind: str) -> list[Any]:
+    def remember(self, view: view_lib.View, kind: str) -> list[Any]:
         """Note how what a view assigned becomes one again.
 
         Args:
@@ -195,7 +199,7 @@ class Replicas:
         numbers = {id(v): str(i) for i, v in enumerate(self.variables)}
         trained = {id(v) for v in self.model.trainable_variables}
         differ = []
-        for variable, how in view.assigned:
+        for variable, how in view.assigned():
             number = numbers.get(id(variable))
             if number and self.is_seed(number):
                 continue
@@ -257,7 +261,7 @@ class Replicas:
         """Make one of the state that steps assigned, on a replica; each copy gets it.
 
         Averages (BatchNormalization's statistics) become their mean, counters the sum of what was
-        added, extremes the extreme of all: see `View`.
+        added, extremes the extreme of all: see `view.View`.
         """
         local = self.here()
         ways: dict[str, list[tf.Variable]] = {}
@@ -378,212 +382,6 @@ class Replicas:
             variable.value.assign(tf.cast(value, variable.value.dtype))
 
 
-class LogsNeeded(Exception):
-    """A step returned logs that no metric holds; there is no room for them yet."""
-
-    def __init__(self, kind: str, shapes: dict[str, tuple[int, ...]]):
-        super().__init__(kind, shapes)
-        self.kind = kind
-        self.shapes = shapes
-
-
-class Logs:
-    """What the last step returned beside the metrics: its mean over the rows of all replicas."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, list[str] | None] = {}
-        self._variables: dict[tuple[str, str], tuple[Any, Any]] = {}
-
-    def create(self, kind: str, shapes: dict[str, tuple[int, ...]]) -> list[Any]:
-        """Return new variables: for each name a sum weighted by rows, and the rows."""
-        made: list[Any] = []
-        for name, shape in shapes.items():
-            pair = tuple(
-                keras.Variable(np.zeros(s, "float32"), trainable=False, aggregation="sum")
-                for s in (shape, ())
-            )
-            self._variables[kind, name] = pair
-            made += pair
-        return made
-
-    def keep(self, kind: str, view: "View", logs: Any, rows: Any) -> None:
-        """Keep the logs of this step in a replica's view.
-
-        Raises:
-            LogsNeeded: If there is no room for one of them yet.
-        """
-        values = self.select(kind, view, logs)
-        if missing := self.missing(kind, values):
-            raise LogsNeeded(kind, missing)
-        for variable, value in self.weighted(kind, values, rows):
-            view.set(variable, value)
-
-    def select(self, kind: str, view: "View", logs: Any) -> dict[str, Any]:
-        """Return those of a step's logs that no metric holds; remember the names of all."""
-        held = view.model_results
-        logs = flat_logs(logs) if isinstance(logs, dict) else {}
-        self._names[kind] = list(logs) if logs and set(logs) != set(held) else None
-        return {
-            name: tf.cast(keras.ops.convert_to_tensor(value), tf.float32)
-            for name, value in logs.items()
-            if name not in held
-        }
-
-    def holds(self, variable: Any) -> bool:
-        """Say whether a variable is one of these: an empty replica has none of the last step."""
-        return any(variable is made for pair in self._variables.values() for made in pair)
-
-    def missing(self, kind: str, values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the values that there is no room for yet."""
-        return {n: tuple(v.shape) for n, v in values.items() if (kind, n) not in self._variables}
-
-    def weighted(self, kind: str, values: dict[str, Any], rows: Any) -> list[tuple[Any, Any]]:
-        """Return (variable, what it shall hold) for each of the values."""
-        rows = tf.cast(rows, tf.float32)
-        pairs = []
-        for name, value in values.items():
-            total, count = self._variables[kind, name]
-            value = tf.where(rows > 0, value * rows, tf.zeros_like(value))  # NaN of no row
-            pairs += [(total, value), (count, rows)]
-        return pairs
-
-    def results(self, kind: str, held: dict[str, Any]) -> dict[str, Any]:
-        """Return the logs of a kind of step, out of the metrics' results and what was kept."""
-        held = flat_logs(held)
-        names = self._names.get(kind)
-        if names is None:
-            return held
-        logs = {}
-        for name in names:
-            if name in held:
-                logs[name] = held[name]
-            else:
-                total, count = self._variables[kind, name]
-                logs[name] = tf.math.divide_no_nan(total.value, count.value)
-        return logs
-
-
-class _Scope(keras.StatelessScope):
-    """Shows a replica's values, keeps or passes on what is assigned, and notes what it is.
-
-    Args:
-        mapping: (variable, value) of those whose assignments are kept.
-        direct: By the id of a variable that is assigned at once: its copy, and what is added to
-            it for this replica, or None.
-        sources: The replica's rows, and state that depends on them.
-        metrics: Ids of the variables of metrics, whose state is summed up by itself.
-    """
-
-    def __init__(
-        self,
-        mapping: Any,
-        direct: dict[int, tuple[Any, Any]],
-        sources: Sequence[Any],
-        metrics: set[int],
-    ):
-        super().__init__(mapping, collect_losses=True)
-        self._direct = direct
-        self._sources = sources
-        self._metrics = metrics
-        self.assigned: dict[int, tuple[Any, str]] = {}
-
-    def get_current_value(self, variable: Any) -> Any:
-        if id(variable) not in self._direct:
-            return super().get_current_value(variable)
-        copy, offset = self._direct[id(variable)]
-        return copy if offset is None else copy + offset
-
-    def add_update(self, update: tuple[Any, Any]) -> None:
-        variable, value = update
-        if id(variable) not in self._metrics:
-            self._note(variable, value)
-        if id(variable) not in self._direct:
-            super().add_update(update)
-            return
-        copy, offset = self._direct[id(variable)]
-        value = tf.cast(value, copy.dtype)
-        copy.assign(value if offset is None else value - offset)
-
-    def is_direct(self, variable: Any) -> bool:
-        """Say whether assignments to a variable reach its copy at once."""
-        return id(variable) in self._direct
-
-    def _note(self, variable: Any, value: Any) -> None:
-        how = way_of(variable, value, [self.get_current_value(variable)], self._sources)
-        _, known = self.assigned.get(id(variable), (variable, "same"))
-        self.assigned[id(variable)] = (variable, how if known == "same" else known)
-
-
-def way_of(variable: Any, value: Any, before: Sequence[Any], sources: Sequence[Any]) -> str:
-    """Return how what replicas assign to a variable becomes one again: see `View`.
-
-    Args:
-        variable: A Keras variable.
-        value: What one replica assigns, a traced tensor.
-        before: What it held: the tf.Variable, or a tensor of its value.
-        sources: The replica's rows, and state that depends on them.
-    """
-    declared = {"sum": "sum", "only_first_replica": "first"}.get(variable.aggregation)
-    if declared:
-        return declared
-    if not compat.depends_on(value, sources):
-        return "same"
-    extreme = compat.extreme_of(value, before)
-    if extreme:
-        return extreme
-    if variable.value.dtype.is_floating:
-        return "mean"
-    return "sum" if compat.adds_to(value, before) else "same"
-
-
-class View:
-    """What a replica sees of the variables, and what it assigned.
-
-    What was assigned becomes one over all replicas again in one of these ways:
-
-    - "same": it does not depend on the rows of a replica, so all replicas have assigned the same;
-    - "sum": a counter, by `aggregation="sum"`, or a whole number that rows were added to;
-    - "max", "min": the larger or smaller of what it was and something of the rows;
-    - "first": `aggregation="only_first_replica"`;
-    - "mean": any other number with a fraction, such as a moving average.
-    """
-
-    def __init__(self, scope: _Scope, model: keras.Model, variables: list[Any]):
-        self._scope = scope
-        self._model = model
-        self._variables = variables
-        self._entered = [scope.get_current_value(v) for v in variables]
-
-    @property
-    def assigned(self) -> list[tuple[Any, str]]:
-        """The variables that were assigned, and the way in which they become one again."""
-        return list(self._scope.assigned.values())
-
-    def updates(self) -> dict[str, Any]:
-        """Return the values assigned so far, by the variable's number, and not written yet."""
-        return {
-            str(index): self._scope.get_current_value(variable)
-            for index, (variable, entered) in enumerate(
-                zip(self._variables, self._entered, strict=True)
-            )
-            if not self._scope.is_direct(variable)
-            and self._scope.get_current_value(variable) is not entered
-        }
-
-    def get(self, variable: Any) -> Any:
-        """Return the value that a variable has in this view now."""
-        return self._scope.get_current_value(variable)
-
-    @property
-    def model_results(self) -> dict[str, Any]:
-        """The results of the model's metrics in this view, without nesting."""
-        return flat_logs(self._model.get_metrics_result())
-
-    def set(self, variable: Any, value: Any) -> None:
-        """Assign to a variable in this view, past what wraps its `assign`."""
-        self._scope.add_update((variable, value))
-
-
 def first_replica(strategy: tf.distribute.Strategy) -> int:
     """Return the number, among all replicas in sync, of this process's first replica."""
     if strategy.num_replicas_in_sync == 1:
@@ -600,14 +398,6 @@ def first_replica(strategy: tf.distribute.Strategy) -> int:
 def local_copies(strategy: tf.distribute.Strategy, variable: Any) -> tuple[tf.Variable, ...]:
     """Return the tf.Variable of each of this process's replicas behind a Keras variable."""
     return tuple(strategy.experimental_local_results(variable.value))
-
-
-def flat_logs(logs: dict[str, Any]) -> dict[str, Any]:
-    """Return logs without nesting, as Keras shows them: {"m": {"a": 1}} is {"a": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in logs.items():
-        flat.update(flat_logs(value) if isinstance(value, dict) else {name: value})
-    return flat
 
 
 def _plain(variable: Any) -> tf.Variable:

@@ -108,6 +108,15 @@ def validates(epoch: int, frequency: Any) -> bool:
 
 
 def to_python(logs: dict[str, Any]) -> dict[str, Any]:
-    """Return logs as Python floats, sorted by name as Keras does; what is no scalar as an array."""
-    arrays = {name: np.asarray(logs[name]) for name in sorted(logs)}
-    return {name: float(a) if a.ndim == 0 else a for name, a in arrays.items()}
+    """Return logs as Python floats, in Keras's order; what is no scalar as an array.
+
+    Keras sorts by the names of the metrics, and puts what a metric's dict holds in its place.
+    """
+    found: dict[str, Any] = {}
+    for name in sorted(logs):
+        if isinstance(logs[name], dict):
+            found.update(to_python(logs[name]))
+        else:
+            array = np.asarray(logs[name])
+            found[name] = float(array) if array.ndim == 0 else array
+    return found

@@ -20,11 +20,12 @@ import tensorflow as tf
 
 from tfdp import compat
 from tfdp.fit import communication as communication_lib
+from tfdp.fit import digest, user_step
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import replica as replica_lib
-from tfdp.fit import user_step
+from tfdp.fit import view as view_lib
 
 _log = logging.getLogger("tfdp")
 
@@ -131,7 +132,7 @@ class Steps:
 
     def _digest(self, split: feed_lib.Split, data: Any) -> None:
         if split.has_digests:
-            self.digests.assign(self.digests * feed_lib.DIGEST_FACTOR + data[2])
+            self.digests.assign(self.digests * digest.FACTOR + data[2])
 
     @contextlib.contextmanager
     def _installed(self) -> Iterator[None]:
@@ -349,7 +350,7 @@ class Steps:
         totals: loss_lib.Totals,
         training: bool,
         collect: bool = False,
-        view: replica_lib.View | None = None,
+        view: view_lib.View | None = None,
     ) -> tuple[Any, loss_lib.Terms, Any]:
         """Run the model forward; return its loss, the loss's terms, and inputs and outputs."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -367,7 +368,7 @@ class Steps:
         totals: loss_lib.Totals,
         training: bool,
         collect: bool = False,
-        view: replica_lib.View | None = None,
+        view: view_lib.View | None = None,
     ) -> tuple[Any, loss_lib.Terms, Any]:
         """Run the user's own test_step; return its logs and the loss's terms."""
         del training
@@ -376,7 +377,7 @@ class Steps:
 
     @contextlib.contextmanager
     def _exact(
-        self, totals: loss_lib.Totals, collect: bool, view: replica_lib.View | None
+        self, totals: loss_lib.Totals, collect: bool, view: view_lib.View | None
     ) -> Iterator[loss_lib.Terms]:
         """Make losses, and what metrics make of scalars, exact; without a view only losses."""
         with contextlib.ExitStack() as stack:
@@ -386,7 +387,7 @@ class Steps:
 
     def _measure(
         self,
-        view: replica_lib.View,
+        view: view_lib.View,
         totals: loss_lib.Totals,
         loss: Any,
         outputs: Any,

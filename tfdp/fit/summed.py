@@ -18,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
-from tfdp.fit import decisions, partitions, remote_step, replica, updates, user_step
+from tfdp.fit import decisions, partitions, remote_step, updates, user_step
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
+from tfdp.fit import view as view_lib
 from tfdp.fit import work as work_lib
 
 
@@ -99,7 +100,7 @@ class Summed:
         totals = loss_lib.Totals(mine, rows, divisors if self._sums_divisors else None)
         share = loss_lib.share(totals)
         with compat.leave_strategy(), self._installed(), steps.scope(number) as scope:
-            view = replica.View(scope, steps.model, steps.metrics)
+            view = view_lib.View(scope, steps.model, steps.metrics)
             if steps.own_train:
                 gradients, logs = self._own(batch, totals, view, scope)
             else:
@@ -107,7 +108,7 @@ class Summed:
         changes = steps.state_changes(scope)
         self._state = [variable for variable, _, _ in changes]
         sources = tf.nest.flatten(leaves, expand_composites=True)
-        self._ways = [replica.way_of(v, new, [old], sources) for v, old, new in changes]
+        self._ways = [view_lib.way_of(v, new, [old], sources) for v, old, new in changes]
         self._sparse = [None if g is None else isinstance(g, tf.IndexedSlices) for g in gradients]
         sparse = [updates.merged(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
         return {
@@ -124,7 +125,7 @@ class Summed:
         }
 
     def _stock(
-        self, batch: Any, totals: loss_lib.Totals, view: replica.View, scope: Any
+        self, batch: Any, totals: loss_lib.Totals, view: view_lib.View, scope: Any
     ) -> tuple[list[Any], Any]:
         """Return the gradients of this part's share of the loss, and logs."""
         steps, model, share = self._steps, self._steps.model, loss_lib.share(totals)
@@ -154,7 +155,7 @@ class Summed:
         return gradients, logs
 
     def _own(
-        self, batch: Any, totals: loss_lib.Totals, view: replica.View, scope: Any
+        self, batch: Any, totals: loss_lib.Totals, view: view_lib.View, scope: Any
     ) -> tuple[list[Any], Any]:
         """Return what a train_step of the user's own hands to the optimizer, and its logs.
 
@@ -169,11 +170,13 @@ class Summed:
         trained = [part for v in steps.variables for part in (v, compat.whole_of(v))]
         weights = [w for v in trained for w in _tf_variables(v)]
         assign = scope.add_update
+        taken: list[tuple[Any, list[Any], list[Any]]] = []
 
         def refuse(update: tuple[Any, Any]) -> None:
             variable, value = update
             is_weight = any(variable is v for v in trained)
-            if is_weight or (taken and compat.depends_on(value, weights)):
+            late = taken and not any(variable is v for v in steps.metrics)
+            if is_weight or (late and compat.depends_on(value, weights)):
                 raise ValueError(
                     f"The train_step of model {model.name!r} assigns {variable.path!r}, and "
                     "max_staleness=0 updates the weights when the step has ended. Leave out "
@@ -182,7 +185,6 @@ class Summed:
             assign(update)
 
         scope.add_update = refuse
-        taken: list[tuple[Any, list[Any], list[Any]]] = []
 
         def take(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
             given = steps.variables if variables is None else variables
@@ -285,7 +287,7 @@ class Summed:
 
 
 def _change(old: tf.Tensor, new: tf.Tensor, share: tf.Tensor, way: str) -> tf.Tensor:
-    """Return what a part of a batch makes of a layer's state: see replica.View for the ways."""
+    """Return what a part of a batch makes of a layer's state: see view.View for the ways."""
     if old.dtype in (tf.bool, tf.string) or way in ("max", "min"):
         return new
     if way == "mean":  # averages are averaged by rows

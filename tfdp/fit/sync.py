@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
-from tfdp.fit import agreement, evaluator, gather, session
+from tfdp.fit import agreement, digest, evaluator, gather, session
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import communication as communication_lib
 from tfdp.fit import feed as feed_lib
@@ -405,7 +405,7 @@ class SyncTrainer:
         if whole.split.has_digests:
             calls = self._calls_on_batch = self._calls_on_batch + 1
             if calls & (calls - 1) == 0 and batch is not None:
-                labels, inputs = feed_lib.digests(batch).numpy().tolist()
+                labels, inputs = digest.of_batch(batch).numpy().tolist()
                 agreement.check_rows(self.strategy, f"{kind}_on_batch", labels, inputs)
         return whole, loop
 
