@@ -101,6 +101,26 @@ def test_a_generator_is_read_once_and_no_further(mirrored):
     assert taken == list(range(12))
 
 
+class Endless(keras.utils.PyDataset):
+    """Batches without an end, read ahead by threads that Keras stops between two epochs."""
+
+    @property
+    def num_batches(self):
+        return None
+
+    def __getitem__(self, index):
+        return np.ones((5, 4), "float32"), np.zeros((5, 3), "float32")
+
+
+def test_threads_of_a_pydataset_are_not_asked_between_epochs(mirrored):
+    fit.enable()
+    with mirrored[2].scope():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        model.compile("sgd", "mse")
+    history = model.fit(Endless(workers=2), steps_per_epoch=8, epochs=3, verbose=0)
+    assert len(history.history["loss"]) == 3
+
+
 def test_a_generator_that_ends_early_ends_training_with_a_warning(mirrored):
     fit.enable()
     with mirrored[2].scope():

@@ -56,6 +56,11 @@ def is_generator_adapter(adapter: Any) -> bool:
     return isinstance(adapter, GeneratorDataAdapter)
 
 
+def has_enqueuer(adapter: Any) -> bool:
+    """Say whether an adapter reads ahead in threads, which it stops between two epochs."""
+    return getattr(adapter, "enqueuer", None) is not None
+
+
 def is_dataset_adapter(adapter: Any) -> bool:
     """Say whether an adapter reads a tf.data.Dataset that a script has made."""
     return isinstance(adapter, data_adapters.TFDatasetAdapter)

@@ -174,13 +174,16 @@ class Feed:
         nominal = 0 if by_rows or not static else static * self._replicas
         several = by_rows and self._replicas > self._local
         self.split = Split(by_rows, self._replicas, not never_empty, nominal, several)
+        # Batches of a generator, and of threads that stop between epochs, are taken only when they
+        # are needed: none ahead.
+        none_ahead = self.once or compat.has_enqueuer(data)
         if by_rows and self._replicas > 1:
-            if self.once:  # batches are taken only when they are needed, none ahead
+            if none_ahead:
                 dataset = dataset.map(self._parts)
             else:
                 dataset = dataset.map(self._parts, num_parallel_calls=tf.data.AUTOTUNE)
                 dataset = dataset.prefetch(tf.data.AUTOTUNE)
-        if self.once:
+        if none_ahead:
             options = tf.data.Options()
             # tf.data would add prefetching and parallel maps of its own.
             options.experimental_optimization.apply_default_optimizations = False

@@ -203,14 +203,20 @@ class SyncTrainer:
         loop.begin_digests()
         while (left := feed.steps_left()) is None or left > 0:
             callbacks.on_predict_batch_begin(feed.step)
-            parts = loop.predict(feed, iterator)
-            if parts is None:
+            limit = self._limit(feed, left)
+            together: list[Any] = []
+            while len(together) < limit:
+                parts = loop.predict(feed, iterator)
+                if parts is None:
+                    break
+                if feed.comparisons == 0:
+                    self._compare_rows(loop, feed, "data")
+                together.append(gather.batch(self.strategy, parts, self._several))
+            if not together:
                 break
-            if feed.comparisons == 0:
-                self._compare_rows(loop, feed, "data")
-            batches.append(gather.batch(self.strategy, parts, self._several))
-            callbacks.on_predict_batch_end(feed.step - 1, {"outputs": batches[-1]})
-            if model.stop_predicting:
+            batches += together
+            callbacks.on_predict_batch_end(feed.step - 1, {"outputs": gather.concat(together)})
+            if model.stop_predicting or len(together) < limit:
                 break
         feed.end_epoch(exhausted=False)
         loop.merge_state("predict")
