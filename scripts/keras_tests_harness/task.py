@@ -109,14 +109,19 @@ def _serve(workers: int, ps: int) -> list:
 
 
 def teach_numbers() -> None:
-    """Let int() and float() read variables of several replicas, as they read one device's.
+    """Let int(), float() and NumPy read variables of several replicas, as they read one device's.
 
-    TensorFlow's class for them lacks that, so that a test would end before it has seen anything.
+    TensorFlow's class for them lacks that, or does it wrongly for scalars, so that a test would end
+    before it has seen anything.
     """
+    import numpy as np
     from tensorflow.python.distribute import values
 
     values.DistributedVariable.__int__ = lambda self: int(self.numpy())
     values.DistributedVariable.__float__ = lambda self: float(self.numpy())
+    values.DistributedVariable.__array__ = lambda self, dtype=None, copy=None: np.asarray(
+        self.numpy(), dtype
+    )
 
 
 def enter_scope_in_tests(strategy: Strategy, folder: pathlib.Path) -> None:
