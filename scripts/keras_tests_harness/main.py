@@ -171,7 +171,12 @@ def read(path: pathlib.Path, strategy: str) -> tuple[list[Expected], list[str]]:
         unknown = set(entry.strategies) - {*STRATEGIES, "all"}
         if unknown or not entry.reason:
             raise ValueError(f"{path}: {entry} needs a reason and known strategies.")
-    left_out = [pattern for entry in kept["left_out"] for pattern in entry["files"]]
+    left_out = [
+        pattern
+        for entry in kept["left_out"]
+        if {strategy, "all"} & set(entry["strategies"])
+        for pattern in entry["files"]
+    ]
     return [e for e in entries if {strategy, "all"} & set(e.strategies)], left_out
 
 
