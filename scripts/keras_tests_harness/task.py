@@ -9,6 +9,7 @@ them leave after a test that failed: whoever failed may have left the others in 
 """
 
 import collections
+import functools
 import importlib.util
 import json
 import os
@@ -127,7 +128,7 @@ def teach_numbers() -> None:
 def enter_scope_in_tests(strategy: Strategy, folder: pathlib.Path) -> None:
     """Let each of Keras's tests run in the scope, with the same seeds and folders everywhere."""
     import keras
-    from keras.src.testing import test_case
+    from keras.src.testing import test_case, test_utils
 
     set_up = test_case.TestCase.setUp
 
@@ -148,6 +149,8 @@ def enter_scope_in_tests(strategy: Strategy, folder: pathlib.Path) -> None:
         path.mkdir(exist_ok=True)
         return str(path)
 
+    # Without a seed of the test's own it takes one of the system, another in each worker.
+    test_utils.get_test_data = functools.partial(test_utils.get_test_data, random_seed=1337)
     counts: collections.Counter = collections.Counter()
     test_case.TestCase.setUp = set_up_in_scope
     if strategy.workers > 1:
