@@ -9,6 +9,7 @@ them leave after a test that failed: whoever failed may have left the others in 
 """
 
 import collections
+import functools
 import importlib.util
 import json
 import os
@@ -67,6 +68,7 @@ class Strategy:
             return
         tfdp.enable()
         _teach_the_trainer()
+        teach_numbers()
 
 
 def _teach_the_trainer() -> None:
@@ -107,10 +109,26 @@ def _serve(workers: int, ps: int) -> list:
     ]
 
 
+def teach_numbers() -> None:
+    """Let int(), float() and NumPy read variables of several replicas, as they read one device's.
+
+    TensorFlow's class for them lacks that, or does it wrongly for scalars, so that a test would end
+    before it has seen anything.
+    """
+    import numpy as np
+    from tensorflow.python.distribute import values
+
+    values.DistributedVariable.__int__ = lambda self: int(self.numpy())
+    values.DistributedVariable.__float__ = lambda self: float(self.numpy())
+    values.DistributedVariable.__array__ = lambda self, dtype=None, copy=None: np.asarray(
+        self.numpy(), dtype
+    )
+
+
 def enter_scope_in_tests(strategy: Strategy, folder: pathlib.Path) -> None:
     """Let each of Keras's tests run in the scope, with the same seeds and folders everywhere."""
     import keras
-    from keras.src.testing import test_case
+    from keras.src.testing import test_case, test_utils
 
     set_up = test_case.TestCase.setUp
 
@@ -131,6 +149,8 @@ def enter_scope_in_tests(strategy: Strategy, folder: pathlib.Path) -> None:
         path.mkdir(exist_ok=True)
         return str(path)
 
+    # Without a seed of the test's own it takes one of the system, another in each worker.
+    test_utils.get_test_data = functools.partial(test_utils.get_test_data, random_seed=1337)
     counts: collections.Counter = collections.Counter()
     test_case.TestCase.setUp = set_up_in_scope
     if strategy.workers > 1:
@@ -246,6 +266,15 @@ def stand_in(path: pathlib.Path) -> None:
             sys.modules[name] = Absent(name)
 
 
+def stand_for_conftest() -> None:
+    """Give what tests import from the conftest.py of Keras's repository, which no wheel holds."""
+    conftest = types.ModuleType("conftest")
+    conftest.skip_if_backend = lambda backend, reason: pytest.mark.skipif(
+        backend == "tensorflow", reason=reason
+    )
+    sys.modules["conftest"] = conftest
+
+
 def main(name: str, file: str, results: str, done: str, *options: str) -> None:
     sys.path.insert(0, str(ROOT))
     strategy = Strategy(name, stock="--stock" in options)
@@ -257,6 +286,7 @@ def main(name: str, file: str, results: str, done: str, *options: str) -> None:
 
     path = pathlib.Path(keras.__file__).parent / "src" / file
     stand_in(path)
+    stand_for_conftest()
     recorder = Recorder(results, set(pathlib.Path(done).read_text().splitlines()), strategy)
     arguments = ["-q", "-c", os.devnull, "--rootdir=/", str(path)]
     arguments += [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "warnings")]

@@ -47,6 +47,7 @@ SYNCHRONOUS = {
         "layer_counts_of_one_row",
         "layer_overwrites_a_weight",
         "dict_metric",
+        "metric_kept_over_epochs",
     ),
 }
 

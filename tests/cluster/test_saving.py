@@ -23,6 +23,7 @@ def test_the_chief_writes(tmp_path, environment):
             "turn: 1",
             "turn: 2",
         ]
+        assert "saved in the scope" in log
         assert "quantized: int8" in log
     assert logs[1].count("The chief writes what all workers save to one path") == 1
     assert "The chief writes" not in logs[0]

@@ -41,6 +41,7 @@ SYNCHRONOUS = (
     "scripts-layer_counts",
     "scripts-layer_counts_of_one_row",
     "scripts-layer_overwrites_a_weight",
+    "scripts-metric_kept_over_epochs",
     "scripts-spectral_normalization",
 )
 

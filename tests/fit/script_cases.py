@@ -279,6 +279,22 @@ def counted() -> keras.Model:
     return model
 
 
+class Kept(keras.metrics.Mean):
+    """A metric that goes on over the epochs."""
+
+    def reset_state(self) -> None:
+        pass
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        super().update_state(keras.ops.abs(y_true - y_pred))
+
+
+def kept() -> keras.Model:
+    model = dense()
+    model.compile(cases.sgd(), "mse", metrics=[Kept(name="kept")])
+    return model
+
+
 def script_cases() -> list[cases.Case]:
     case = cases.Case
     build: list[tuple[str, Any]] = [
@@ -293,6 +309,7 @@ def script_cases() -> list[cases.Case]:
         ("accumulation_by_hand", accumulating),
         ("optimizers_everywhere", many_optimizers),
         ("dict_metric", counted),
+        ("metric_kept_over_epochs", kept),
     ]
     # A size that the shapes say looks like a number of calls: here it has to be declared.
     found = [case(n, model, fit()) for n, model in build if n != "layer_counts_undeclared"]

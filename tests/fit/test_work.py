@@ -13,7 +13,7 @@ class Remote:
     def __init__(self, value):
         self.value = value
 
-    def fetch(self):
+    def get(self):
         if isinstance(self.value, Exception):
             raise self.value
         return self.value
@@ -64,3 +64,12 @@ def test_what_a_call_raises_is_not_run_again(work_of, monkeypatch):
     with pytest.raises(tf.errors.UnavailableError, match="Connection refused"):
         work.take()
     assert work._coordinator.calls == [(3,)]
+
+
+def test_tensors_become_arrays_and_ragged_tensors_stay(work_of):
+    with work_of(lost=0) as work:
+        work.put(lambda: (tf.constant([1.0]), tf.ragged.constant([[1], [2, 3]])), ())
+        array, ragged = work.take()
+    assert array.tolist() == [1.0]
+    assert isinstance(ragged, tf.RaggedTensor)
+    assert ragged.to_list() == [[1], [2, 3]]

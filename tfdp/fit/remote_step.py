@@ -360,6 +360,9 @@ class Totals:
         self._steps = steps
         self._kind = kind
         self._sum: Any = None
+        steps.model.reset_metrics()
+        # What a fresh metric holds, and more where a reset_state of the user's own keeps some.
+        self._before = [compat.stored_value(metric).numpy() for metric in steps.metrics]
         self.steps = 0
         self.stalest = 0
 
@@ -386,7 +389,7 @@ class Totals:
             size = int(np.prod(shape))
             extra[name] = self._sum[at : at + size].reshape(shape) / rows
             at += size
-        for metric, start in zip(steps.metrics, steps.starts, strict=True):
+        for metric, start in zip(steps.metrics, self._before, strict=True):
             value = start + self._sum[at : at + start.size].reshape(start.shape)
             at += start.size
             if np.issubdtype(start.dtype, np.integer):

@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdp import compat
 from tfdp.fit import agreement
 
 METHODS = ("save", "save_weights", "export")
@@ -42,9 +43,16 @@ def save(
     """Stand for a method of `METHODS`: write on the chief, and wait for it elsewhere."""
     strategy = model.distribute_strategy
     path = args[0] if args else kwargs.get("filepath")
-    write = functools.partial(stock, model, *args, **kwargs)
-    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    if not several or model in _fitting or not isinstance(path, str | os.PathLike):
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return stock(model, *args, **kwargs)
+
+    def write() -> Any:
+        # Keras makes an optimizer and a metric to see what they hold. In the strategy's scope their
+        # variables would be sent to the other workers, which save nothing and wait for nothing.
+        with compat.leave_strategy():
+            return stock(model, *args, **kwargs)
+
+    if model in _fitting or not isinstance(path, str | os.PathLike):
         return write()
     place = os.path.abspath(os.fspath(path))
     if agreement.is_chief(strategy):

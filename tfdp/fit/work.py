@@ -78,7 +78,7 @@ class Work:
         for _ in range(_RUNS_AGAIN):
             self._wait(remote)
             try:
-                return remote.fetch()
+                return tf.nest.map_structure(_to_array, remote.get())
             except Exception as error:
                 # A worker that died after a call keeps what the call gave: it is run again.
                 if not (compat.call_succeeded(remote) and self._lost_with_worker(error)):
@@ -153,6 +153,11 @@ class Work:
             except OSError:
                 silent[f"{job}:{index}"] = address
         return silent
+
+
+def _to_array(value: Any) -> Any:
+    # fetch() would make an array of arrays out of a ragged tensor.
+    return value.numpy() if isinstance(value, tf.Tensor) else value
 
 
 def _lost(task: str, address: str) -> str:

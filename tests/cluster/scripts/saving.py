@@ -34,6 +34,14 @@ def main():
     # Only the chief saves: nobody waits for anything.
     if tfdp.is_chief():
         model.save("chief.keras")
+    # A script may stay in the scope: no variable that saving makes goes to the other workers.
+    with strategy.scope():
+        backup = keras.callbacks.BackupAndRestore("backup", save_freq=1)
+        best = keras.callbacks.ModelCheckpoint("best.keras")
+        model.fit(np.ones((8, 4)), np.ones((8, 2)), epochs=2, verbose=0, callbacks=[backup, best])
+        model.save("inside.keras")
+        assert keras.saving.load_model("inside.keras").optimizer.iterations.numpy() == 3
+    print("saved in the scope", flush=True)
     with strategy.scope():
         model.quantize("int8")
     print("quantized:", model.layers[-1].quantization_mode, flush=True)
