@@ -47,6 +47,10 @@ _is_evaluator = False
 # Where a model keeps what trains it: a trainer refers to its model, so that a table of trainers
 # would keep both for ever.
 _TRAINER = "_tfdp_trainer"
+# Those of parameter servers live as long as the process, and their models with them: what they
+# have traced is removed from every worker when it goes, and the end of a process would wait for a
+# worker that is dead.
+_server_trainers: list[Any] = []
 _is_enabled = False
 _prepared: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _installed: dict[str, Callable[..., Any]] = {}
@@ -199,6 +203,7 @@ def trainer_of(model: keras.Model) -> Any:
         if trainer is None or trainer.options != options:
             trainer = parameter_server.ServerTrainer(model, strategy, options)
             object.__setattr__(model, _TRAINER, trainer)
+            _server_trainers.append(trainer)
         return trainer
     communication = _communication_of.get(strategy, _communication)
     if trainer is None:
