@@ -3,7 +3,7 @@
     python -m tfdp.run exactness.py OUTPUT [GROUP ...]
 
 Each worker writes OUTPUT-0 or OUTPUT-1, with a line for each of its cases: the name and the
-differences, or the error.
+differences, or the error. CASES=NAME,NAME in the environment chooses cases by their names.
 """
 
 import json
