@@ -20,7 +20,7 @@ def outcomes(tmp_path_factory) -> dict[tuple[str, str], dict]:
     output = folder / "outcomes"
     command = [sys.executable, "-m", "tfdp", "launch", "--workers=2", f"--log_dir={folder}"]
     done = subprocess.run(
-        [*command, "--", str(SCRIPT), str(output)], capture_output=True, text=True, timeout=600
+        [*command, "--", str(SCRIPT), str(output)], capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     texts = [pathlib.Path(f"{output}-{worker}").read_text() for worker in range(2)]

@@ -327,10 +327,19 @@ def script_cases() -> list[cases.Case]:
             lambda: many_optimizers(run_eagerly=True),
             fit(),
         ),
+        case("nothing_to_train", nothing_to_train, fit()),
         case("spectral_compiled", compiled(spectral), fit()),
         case("layer_counts_compiled", compiled(sequential(RowCounter)), fit()),
     ]
     return found
+
+
+def nothing_to_train() -> keras.Model:
+    """Keras does not build the optimizer of a model whose weights are all frozen."""
+    model = dense()
+    model.trainable = False
+    model.compile(keras.optimizers.Nadam(0.01), "mse")
+    return model
 
 
 def compiled(build: Any) -> Any:

@@ -101,7 +101,10 @@ def is_built(model: keras.Model, compiled: bool = True) -> bool:
         compiled: Whether its compiled losses and metrics and its optimizer need theirs too.
     """
     # A model that was never compiled has no optimizer attribute.
-    parts = (model._compile_loss, model._compile_metrics, getattr(model, "optimizer", None))
+    parts = [model._compile_loss, model._compile_metrics]
+    # Keras builds no optimizer for a model that has nothing to train.
+    if model.trainable_variables:
+        parts.append(getattr(model, "optimizer", None))
     # One without a call(), whose own train_step runs its layers, has no state beside theirs.
     layers = [layer for layer in model._flatten_layers() if layer is not model or has_call(model)]
     return all(layer.built for layer in layers) and (
@@ -153,7 +156,7 @@ def build(model: keras.Model, spec: Any, compiled: bool = True, optimizer: bool 
                     f"{layer.name!r} is not built: give it a keras.Input, or call its build()."
                 )
     own = getattr(model, "optimizer", None)
-    if compiled and optimizer and own is not None and not own.built:
+    if compiled and optimizer and own is not None and not own.built and model.trainable_variables:
         own.build(model.trainable_variables)
     model._post_build()
 
