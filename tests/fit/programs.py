@@ -1235,6 +1235,9 @@ def programs(draw: Any, known: bool = True) -> Program:
         callbacks=callbacks,
         after=_seldom(draw, draw(_some(AFTER)), (), 3),
     )
+    if program.validation_freq > program.epochs:
+        # Keras would never look at the validation data, tfdp does before the first step.
+        program = dataclasses.replace(program, validation_freq=1)
     hypothesis.assume(not (known and pending(program)))
     return program
 
