@@ -96,3 +96,22 @@ def test_several_inputs_and_outputs(mirrored):
         assert list(logs) == sorted(logs)
     for a, b in zip(*got, strict=True):
         np.testing.assert_allclose(np.asarray(b), np.asarray(a), atol=1e-5)
+
+
+def test_one_array_of_weights_for_the_steps_of_two_outputs(mirrored):
+    """Fit refuses one array with an axis beside the rows for several outputs; this does not."""
+    random = np.random.default_rng(2)
+    x, weight = random.normal(size=(6, 4, 2)), random.uniform(size=(6, 4))
+    y = [random.normal(size=(6, 4, 1)) for _ in range(2)]
+    got = []
+    for strategy in (None, mirrored[2]):
+        fit.disable() if strategy is None else fit.enable()
+        keras.utils.set_random_seed(7)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            inputs = keras.Input((4, 2))
+            model = keras.Model(inputs, [keras.layers.Dense(1)(inputs) for _ in range(2)])
+            model.compile(cases.sgd(), "mse")
+        losses = model.train_on_batch(x, y, weight)
+        got.append([losses, model.test_on_batch(x, y, weight), *model.get_weights()])
+    for a, b in zip(*got, strict=True):
+        np.testing.assert_allclose(np.asarray(b), np.asarray(a), atol=1e-5)

@@ -46,6 +46,10 @@ def whole_batch(
     leaves = keras.tree.flatten((x, y, sample_weight))
     if not all(leaf is None or isinstance(leaf, np.ndarray | tf.Tensor) for leaf in leaves):
         return None
+    if keras.tree.is_nested(y) and isinstance(sample_weight, np.ndarray | tf.Tensor):
+        # Weights of any shape for all outputs: train_on_batch takes them, arrays for fit are
+        # refused unless there is one weight a row.
+        sample_weight = keras.tree.map_structure(lambda _: sample_weight, y)
     adapter = data_adapters.ArrayDataAdapter(x, y, sample_weight, class_weight=class_weight)
     arrays = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
     return keras.tree.map_structure(tf.convert_to_tensor, arrays)
