@@ -1030,6 +1030,11 @@ BY_DESIGN = [
         lambda p, n: _step_is_own(p) and _own_divisors(p),
     ),
     Deviation(
+        "in a train_step of one's own the losses of the replicas reach each other through a "
+        "synchronized BatchNormalization before they are weighted by their rows",
+        lambda p, n: _step_is_own(p) and "batch_norm" in p.layers and _uneven(p, n),
+    ),
+    Deviation(
         "on servers BatchNormalization goes by the rows of each worker, synchronized or not",
         _has("batch_norm"),
         "parameter_server",

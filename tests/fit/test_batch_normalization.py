@@ -22,6 +22,21 @@ def model(synchronized: bool, **compile: object) -> keras.Model:
     return cases.classifier(L.Dense(8), norm, L.Activation("tanh"), **compile)
 
 
+def masked() -> keras.Model:
+    """A model whose BatchNormalization goes by the words that a mask lets through."""
+    words = keras.Input((5,), dtype="int32")
+    embedded = L.Embedding(9, 4, mask_zero=True)(words)
+    norm = L.BatchNormalization(synchronized=True, momentum=MOMENTUM, epsilon=EPSILON)
+    made = keras.Model(words, L.Dense(1)(L.GlobalAveragePooling1D()(norm(embedded))))
+    made.compile(keras.optimizers.SGD(RATE), "mse")
+    return made
+
+
+def masked_words() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(5)
+    return {"x": random.integers(0, 9, (22, 5)), "y": random.normal(size=(22, 1)), "batch_size": 4}
+
+
 SYNCHRONISED = [
     cases.Case(
         "even", lambda: model(True), lambda: {"x": cases.dataset(24)}, predicts=True, tolerance=2e-5
@@ -30,6 +45,7 @@ SYNCHRONISED = [
     cases.Case(
         "empty_replica", lambda: model(True), lambda: {"x": cases.known([6, 1, 6])}, tolerance=2e-5
     ),
+    cases.Case("masked", lambda: masked(), lambda: masked_words(), predicts=True, tolerance=2e-5),
     cases.Case("jit", lambda: model(True, jit_compile=True), cases.array_fit(), tolerance=2e-5),
 ]
 

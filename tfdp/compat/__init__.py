@@ -64,6 +64,7 @@ from tfdp.compat.inputs import (
     train_validation_split,
     whole_batch,
 )
+from tfdp.compat.iterators import let_go, own_dataset
 from tfdp.compat.parameter_server import (
     addresses,
     built_with,
@@ -100,6 +101,7 @@ from tfdp.compat.variables import (
     restore_apply,
     seed_states,
     step_count,
+    synchronized_over_masks,
     synchronized_state,
 )
 
@@ -152,6 +154,7 @@ __all__ = [
     "learning_rate",
     "leave_stateless_scope",
     "leave_strategy",
+    "let_go",
     "local_spec",
     "lock",
     "loss_tracker",
@@ -161,6 +164,7 @@ __all__ = [
     "moving_averages",
     "optimizer_on_one_device",
     "optimizer_variables",
+    "own_dataset",
     "partitions",
     "per_worker_iterator",
     "quieten_coordinator",
@@ -180,6 +184,7 @@ __all__ = [
     "step_count",
     "stored_value",
     "supports_jit",
+    "synchronized_over_masks",
     "synchronized_state",
     "traced",
     "train_validation_split",

@@ -209,6 +209,46 @@ def synchronized_state(model: keras.Model) -> list[Any]:
 
 
 @contextlib.contextmanager
+def synchronized_over_masks(model: keras.Model) -> Iterator[None]:
+    """Let BatchNormalization(synchronized=True) synchronise masked inputs too.
+
+    Keras 3.13 to 3.15 sums over all replicas where there is no mask; with one, each replica
+    normalises by its own rows (layers/normalization/batch_normalization.py, _moments). Traced in
+    replica context.
+    """
+
+    def moments(layer: Any, own: Any, inputs: Any, mask: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        if mask is None or context is None:
+            return own(inputs, mask)
+        seen = tf.cast(tf.expand_dims(mask, -1), inputs.dtype) * tf.ones_like(inputs)
+
+        def over_all(values: Any) -> Any:
+            masked = tf.where(seen > 0, values, tf.zeros_like(values))
+            mine = tf.reduce_sum(masked, layer._reduction_axes, keepdims=True)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+        # Keras's formula, with the sums of all.
+        count = over_all(seen) + keras.backend.epsilon()
+        mean = over_all(inputs) / count
+        variance = over_all(tf.square(inputs - mean)) / count
+        return tf.squeeze(mean), tf.squeeze(variance)
+
+    changed = [
+        layer
+        for layer in layers(model)
+        if getattr(layer, "synchronized", False) and hasattr(layer, "_moments")
+    ]
+    for layer in changed:
+        object.__setattr__(layer, "_moments", functools.partial(moments, layer, layer._moments))
+    try:
+        yield
+    finally:
+        for layer in changed:
+            object.__delattr__(layer, "_moments")
+
+
+@contextlib.contextmanager
 def leave_stateless_scope() -> Iterator[None]:
     """Let assignments inside a `keras.StatelessScope` reach the variables."""
     name = "stateless_scope"

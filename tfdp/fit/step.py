@@ -136,11 +136,12 @@ class Steps:
 
     @contextlib.contextmanager
     def _installed(self) -> Iterator[None]:
-        """Let losses and metrics ask which replica is being traced."""
+        """Let losses, metrics and layers ask which replica is being traced, and what others see."""
         with contextlib.ExitStack() as stack:
             if self.replicas.in_sync > 1:
                 stack.enter_context(loss_lib.installed(self.model))
                 stack.enter_context(metrics_lib.installed(self.model))
+                stack.enter_context(compat.synchronized_over_masks(self.model))
             yield
 
     def _local_results(self, values: Any) -> tuple[Any, ...]:
