@@ -69,6 +69,37 @@ def file_sharding() -> dict:
             "steps": steps}  # fmt: skip
 
 
+def shards_by_function() -> dict:
+    """Functions of InputContext whose shards have as many batches, and fewer, known or not."""
+    x, y = cases.arrays(22)
+
+    def shard(stop: int, known: bool = True):
+        def function(context):
+            own = slice(0, 12) if context.input_pipeline_id == 0 else slice(12, stop)
+            data = tf.data.Dataset.from_tensor_slices((x[own], y[own])).batch(4)
+            return data if known else data.filter(lambda x, y: True)
+
+        return function
+
+    results = {}
+    for name, data, eagerly in (
+        ("even", shard(22), False),
+        ("uneven", shard(17), False),
+        ("unknown", shard(17, known=False), False),
+        ("eager", shard(17), True),
+    ):
+        model = build()
+        model.run_eagerly = eagerly
+        history = model.fit(data, validation_data=data, epochs=2, verbose=0).history
+        results[name] = {
+            "weights": weights(model),
+            "losses": history["loss"] + history["val_loss"],
+            "predicted": model.predict(data, verbose=0).tolist(),
+            "steps": int(model.optimizer.iterations.numpy()),
+        }
+    return results
+
+
 def callbacks() -> dict:
     """Every worker takes the same decisions; files come from the chief alone."""
     folder = FOLDER / "callbacks"
@@ -212,6 +243,7 @@ def predict() -> dict:
 
 FUNCTIONS = (
     file_sharding,
+    shards_by_function,
     callbacks,
     stop_on_one_worker,
     backup_and_restore,

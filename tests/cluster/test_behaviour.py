@@ -60,6 +60,30 @@ def test_uneven_files_lose_nothing(run):
     assert got["test"] == pytest.approx(test, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("even", (8, 8, 6)), ("uneven", (8, 5, 4)), ("unknown", (8, 5, 4)), ("eager", (8, 5, 4))],
+)
+def test_shards_by_a_function(name, sizes, run):
+    got = run[1][0]["shards_by_function"][name]
+    assert got == run[1][1]["shards_by_function"][name]
+    # Of each step worker 0 has 4 of the first 12 rows, worker 1 the rest.
+    rows, second = [], 12
+    for step, size in enumerate(sizes):
+        rows += [*range(4 * step, 4 * step + 4), *range(second, second + size - 4)]
+        second += size - 4
+    x, y = (part[rows] for part in cases.arrays(22))
+    ends = np.cumsum([0, *sizes])
+    parts = [(x[a:b], y[a:b]) for a, b in itertools.pairwise(ends)]
+    data = iter_dataset(parts)
+    model, history = one_device(x=data, validation_data=data, epochs=2)
+    assert got["steps"] == 6
+    assert_weights(got["weights"], model)
+    losses = history.history["loss"] + history.history["val_loss"]
+    assert got["losses"] == pytest.approx(losses, abs=1e-5)
+    np.testing.assert_allclose(got["predicted"], model.predict(x, verbose=0), atol=1e-5)
+
+
 def iter_dataset(parts):
     import tensorflow as tf
 

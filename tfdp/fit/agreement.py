@@ -84,7 +84,7 @@ def check(strategy: tf.distribute.Strategy, call: str, settings: Mapping[str, An
         AgreementError: On every task, when one differs or has ended.
     """
     facts = {"call": call, **{name: _plain(value) for name, value in settings.items()}}
-    _exchange(strategy, call, facts, _difference)
+    _exchange(strategy, call, facts, _pairwise(_difference))
 
 
 def check_rows(strategy: tf.distribute.Strategy, of: str, labels: int, inputs: int) -> None:
@@ -101,7 +101,7 @@ def check_rows(strategy: tf.distribute.Strategy, of: str, labels: int, inputs: i
     """
     call = f"rows of {of}"
     facts = {"call": call, "labels": labels, "inputs": inputs}
-    note = _exchange(strategy, call, facts, functools.partial(_rows_differ, of))
+    note = _exchange(strategy, call, facts, _pairwise(functools.partial(_rows_differ, of)))
     if note:
         _say_once(note)
 
@@ -113,7 +113,25 @@ def same_everywhere(strategy: tf.distribute.Strategy, name: str, value: str) -> 
     def judge(first: str, ours: Any, second: str, theirs: Any) -> str:
         return "" if ours == theirs else f"{_NOTE}{first} and {second} differ"
 
-    return not _exchange(strategy, name, facts, judge)
+    return not _exchange(strategy, name, facts, _pairwise(judge))
+
+
+def of_all(strategy: tf.distribute.Strategy, what: str, number: int) -> list[int]:
+    """Returns the numbers that all tasks give, the chief's first.
+
+    Raises:
+        AgreementError: On every task, when another has called something else, or has ended.
+    """
+
+    def judge(facts: dict[str, Any]) -> str:
+        chief, *others = facts
+        for other in others:
+            if facts[other]["call"] != what:
+                return _difference(chief, facts[chief], other, facts[other])
+        return _NOTE + json.dumps([fact["number"] for fact in facts.values()])
+
+    numbers = _exchange(strategy, what, {"call": what, "number": number}, judge)
+    return json.loads(numbers) if numbers else [number]
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -177,7 +195,7 @@ def _exchange(
     strategy: tf.distribute.Strategy,
     call: str,
     facts: Mapping[str, Any],
-    judge: Callable[[str, Any, str, Any], str],
+    judge: Callable[[dict[str, Any]], str],
 ) -> str:
     """Gives all tasks the chief's judgement of what each of them wrote.
 
@@ -185,7 +203,7 @@ def _exchange(
         strategy: The strategy; "" unless it spans several processes.
         call: What this task has called, for those who wait.
         facts: What it writes.
-        judge: Called on the chief with (its name, its facts, another's name, theirs); returns a
+        judge: Called on the chief with what all have written, by name, its own first; returns a
             problem, a note (which begins with `_NOTE`), or "".
 
     Returns:
@@ -207,13 +225,11 @@ def _exchange(
     chief, *others = names
     watch = _watches.get(strategy)
     if me == chief:
-        verdict = ""
+        written = {chief: facts}
         try:
             for other in others:
-                theirs = json.loads(_wait(f"{prefix}/{other}", [other], call, watch))
-                found = judge(chief, facts, other, theirs)
-                if not verdict or (verdict.startswith(_NOTE) and not found.startswith(_NOTE)):
-                    verdict = found or verdict
+                written[other] = json.loads(_wait(f"{prefix}/{other}", [other], call, watch))
+            verdict = judge(written)
         except AgreementError as error:
             with contextlib.suppress(tf.errors.OpError):
                 compat.share_text(f"{prefix}/verdict", str(error))
@@ -228,6 +244,20 @@ def _exchange(
     if verdict:
         raise AgreementError(verdict)
     return ""
+
+
+def _pairwise(judge: Callable[[str, Any, str, Any], str]) -> Callable[[dict[str, Any]], str]:
+    """Returns a judge of all out of one of two: the chief and another; a problem before a note."""
+
+    def judge_all(facts: dict[str, Any]) -> str:
+        chief, *others = facts
+        found = [judge(chief, facts[chief], other, facts[other]) for other in others]
+        return next(
+            (one for one in found if one and not one.startswith(_NOTE)),
+            next((one for one in found if one), ""),
+        )
+
+    return judge_all
 
 
 def watch(strategy: tf.distribute.Strategy) -> None:

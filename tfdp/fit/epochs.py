@@ -225,10 +225,10 @@ def _batches(
     feed: feed_lib.Feed, begin: Callable[[int], None], stopped: Callable[[], Any]
 ) -> Iterator[Any]:
     """Give the batches of one epoch, until `stopped`; `begin` is told the number of each."""
-    iterator = feed.begin_epoch()
+    feed.begin_epoch()
     exhausted = False
     while not stopped() and ((left := feed.steps_left()) is None or left > 0):
-        batch = next(iterator, None)
+        batch = next(feed.iterator, None)
         if batch is None:
             exhausted = True
             break

@@ -4,16 +4,18 @@ Everything that Keras's fit takes becomes a tf.data.Dataset of *global* batches.
 reads the same batches, and replica r of R keeps the rows from floor(r * rows / R) up to
 floor((r + 1) * rows / R): so the rows of all replicas together are the batch one device would
 have trained on, in order, whatever the sizes. A dataset whose options ask tf.data for FILE, HINT
-or OFF sharding, and one that is distributed already, is left to tf.distribute.
+or OFF sharding, and one that is distributed already, is left to tf.distribute: each process reads
+what that gives it.
 
     feed = Feed(strategy, first_replica=0, data=compat.data_adapter(x, y, batch_size=32))
-    iterator = feed.begin_epoch()
-    batch, rows = feed.split.batch(next(iterator), local=0)
+    feed.begin_epoch()
+    batch, rows = feed.split.batch(next(feed.iterator), local=0)
 """
 
 import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -37,6 +39,8 @@ class Split:
             splits say so; 0 where they do not.
         has_digests: Whether an element holds digests of the global batch, for other processes
             that are to read the same: see `digest`.
+        ends_apart: Whether processes that read shards of their own may come to the end of their
+            data at different steps: those that have ended take part without rows.
     """
 
     by_rows: bool
@@ -44,6 +48,7 @@ class Split:
     may_be_empty: bool
     nominal_rows: int = 0
     has_digests: bool = False
+    ends_apart: bool = False
 
     def element(self, batch: Any, replicas: range) -> Any:
         """Return a global batch as an element of a feed's iterator.
@@ -104,10 +109,13 @@ class Feed:
         data: What `compat.data_adapter` returned, a distributed dataset, or a function of
             `tf.distribute.InputContext` that returns a dataset batched per replica.
         steps_per_epoch: Steps of an epoch; None for a pass over the data.
+        of_all: Returns the numbers that all processes give; called where each of them reads a
+            shard of its own.
 
     Attributes:
         spec: The structure of a batch, as `tf.TypeSpec`s.
         split: How an element of the iterator becomes the replicas' batches.
+        iterator: Of the pass that is under way, or None.
         batches: Batches of a pass; None when that shows only at the end.
         once: Whether the data can be read only once (a generator).
         step: Steps taken in this epoch.
@@ -126,13 +134,14 @@ class Feed:
         first_replica: int,
         data: Any,
         steps_per_epoch: int | None = None,
+        of_all: Callable[[int], list[int]] = lambda number: [number],
     ):
         self._replicas = strategy.num_replicas_in_sync
         self._local = len(strategy.extended.worker_devices)
         self._first = first_replica
         self.steps_per_epoch = steps_per_epoch
         self._adapter = data if hasattr(data, "get_tf_dataset") else None
-        self._iterator: Any = None
+        self.iterator: Any = None
         self._seen = 0
         self.step = 0
 
@@ -168,12 +177,28 @@ class Feed:
             dataset = strategy.experimental_distribute_dataset(dataset)
         elif policy is not None and callable(dataset):
             dataset = strategy.distribute_datasets_from_function(dataset)
+        several = self._replicas > self._local
+        ends_apart = False
+        own = compat.own_dataset(dataset) if not by_rows and self._local == 1 else None
+        if own is not None:
+            dataset = own
+            counts = of_all(int(dataset.cardinality()))
+            self._endless = all(count == tf.data.INFINITE_CARDINALITY for count in counts)
+            if len(set(counts)) == 1 and counts[0] >= 0:
+                self.batches = counts[0]
+            ends_apart = several and self.batches is None and not self._endless
         self.spec = compat.local_spec(dataset.element_spec)
+        if ends_apart:
+            self.spec = build_spec(self.spec)
         static = static_rows(self.spec)
-        never_empty = self._replicas == 1 or (by_rows and static and static >= self._replicas)
+        all_have_rows = (
+            static and static >= self._replicas if by_rows else own is not None and not ends_apart
+        )
+        never_empty = self._replicas == 1 or bool(all_have_rows)
         nominal = 0 if by_rows or not static else static * self._replicas
-        several = by_rows and self._replicas > self._local
-        self.split = Split(by_rows, self._replicas, not never_empty, nominal, several)
+        self.split = Split(
+            by_rows, self._replicas, not never_empty, nominal, by_rows and several, ends_apart
+        )
         # Batches of a generator, and of threads that stop between epochs, are taken only when they
         # are needed: none ahead.
         none_ahead = self.once or compat.has_enqueuer(data)
@@ -189,7 +214,7 @@ class Feed:
             options.experimental_optimization.apply_default_optimizations = False
             options.experimental_optimization.inject_prefetch = False
             dataset = dataset.with_options(options)
-        self.dataset = dataset
+        self._dataset = dataset
 
     def _parts(self, *element: Any) -> Any:
         batch = element if isinstance(self.spec, tuple) else element[0]
@@ -197,21 +222,31 @@ class Feed:
 
     # -- epochs ---------------------------------------------------------------------------
 
-    def begin_epoch(self) -> Any:
-        """Return the iterator of the next epoch."""
+    def begin_epoch(self) -> None:
+        """Begin the next epoch: `iterator` gives its batches."""
         if self._adapter:
             self._adapter.on_epoch_begin()
         persistent = self.once or self.steps_per_epoch is not None
-        if self._iterator is None or not persistent:
-            self._iterator = iter(self.dataset)
+        if self.iterator is None or not persistent:
+            self.close()
+            self.iterator = iter(self._dataset)
             self._seen = 0
         self.step = 0
-        return self._iterator
 
     def restart(self) -> None:
         """Let the next epoch start at the first batch."""
         if not self.once:
-            self._iterator = None
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the iterator, without waiting for its end."""
+        if self.iterator is not None:
+            compat.let_go(self.iterator)
+            self.iterator = None
+
+    def __del__(self) -> None:
+        if getattr(self, "iterator", None) is not None:
+            self.close()
 
     @property
     def steps(self) -> int | None:
@@ -240,7 +275,7 @@ class Feed:
         if (exhausted and not self.once) or (
             self.batches is not None and self._seen >= self.batches
         ):
-            self._iterator = None
+            self.close()
 
 
 class Whole:
@@ -397,6 +432,29 @@ def cut(leaf: Any, start: Any, stop: Any) -> Any:
     if not isinstance(leaf, tf.RaggedTensor) and leaf.shape.rank == 0:
         return leaf
     return leaf[start:stop]
+
+
+def without_rows(spec: Any) -> Any:
+    """Return a batch of a spec that has no row, for a replica whose data has ended."""
+
+    def empty(leaf: Any) -> Any:
+        if compat.is_none_spec(leaf):
+            return None
+        if isinstance(leaf, tf.RaggedTensorSpec):
+            inner = leaf.shape[leaf.ragged_rank + 1 :] if leaf.shape.rank else ()
+            flat = tf.zeros((0, *(size or 0 for size in inner)), leaf.dtype)
+            splits = [tf.zeros((1,), leaf.row_splits_dtype) for _ in range(leaf.ragged_rank)]
+            return tf.RaggedTensor.from_nested_row_splits(flat, splits, validate=False)
+        shape = tuple(size or 0 for size in leaf.shape)
+        shape = (0, *shape[1:]) if shape else shape
+        if isinstance(leaf, tf.SparseTensorSpec):
+            indices = tf.zeros((0, len(shape)), tf.int64)
+            return tf.SparseTensor(
+                indices, tf.zeros((0,), leaf.dtype), tf.constant(shape, tf.int64)
+            )
+        return tf.zeros(shape, leaf.dtype)
+
+    return keras.tree.map_structure(empty, spec)
 
 
 def _stand_in(leaf: Any, empty: tf.Tensor) -> Any:

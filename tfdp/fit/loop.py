@@ -1,7 +1,7 @@
 """Steps in a row: graph loops over an iterator, and the points where metrics are summed up.
 
 loop = Loop(steps)
-done = loop.advance("train", feed, iterator, limit=20)
+done = loop.advance("train", feed, limit=20)
 logs, stopped = loop.aggregate("train", stop=False)
 """
 
@@ -32,7 +32,7 @@ class Loop:
         self._eager = bool(steps.model.run_eagerly)
         self._functions: dict[Any, Callable[..., Any]] = {}
 
-    def advance(self, kind: str, feed: feed_lib.Feed, iterator: Any, limit: int) -> int:
+    def advance(self, kind: str, feed: feed_lib.Feed, limit: int) -> int:
         """Take up to `limit` batches, each one step; return how many there were.
 
         The steps run as one graph, unless the model runs eagerly. Where the feed does not know
@@ -40,13 +40,13 @@ class Loop:
         beside the data.
         """
         if self._eager:
-            done = self._advance_eagerly(kind, feed, iterator, limit)
+            done = self._advance_eagerly(kind, feed, limit)
         else:
             left = feed.steps_left()
             exact = left is not None and left >= limit
             done = self._retrying(
                 lambda: self._function(kind, feed.split, limit == 1, exact)(
-                    iterator, tf.constant(limit)
+                    feed.iterator, tf.constant(limit)
                 )
             )
             done = limit if exact else int(done)
@@ -70,11 +70,10 @@ class Loop:
 
         return self._retrying(call)
 
-    def predict(self, feed: feed_lib.Feed, iterator: Any) -> tuple[Any, ...] | None:
+    def predict(self, feed: feed_lib.Feed) -> tuple[Any, ...] | None:
         """Return the predictions of this process's replicas for one batch; None at the end."""
-        try:
-            data = next(iterator)
-        except (StopIteration, tf.errors.OutOfRangeError):
+        found, data = self._next(feed)
+        if not found:
             return None
         feed.took(1)
         key = ("predict", feed.split)
@@ -189,7 +188,7 @@ class Loop:
 
             def run(iterator: Any, limit: tf.Tensor) -> Any:
                 if not exact:
-                    return _until_end(one, split, iterator, limit)
+                    return self._until_end(one, split, iterator, limit)
                 if not single:
                     return _counted(one, split, iterator, limit)
                 one(split, next(iterator))
@@ -216,15 +215,70 @@ class Loop:
             self._functions.clear()
             self._steps.forget()
 
-    def _advance_eagerly(self, kind: str, feed: feed_lib.Feed, iterator: Any, limit: int) -> int:
+    def _advance_eagerly(self, kind: str, feed: feed_lib.Feed, limit: int) -> int:
         one = {"train": self._steps.train, "test": self._steps.test}[kind]
         for step in range(limit):
-            try:
-                data = next(iterator)
-            except (StopIteration, tf.errors.OutOfRangeError):
+            found, data = self._next(feed)
+            if not found:
                 return step
             self._retrying(functools.partial(one, feed.split, data))
         return limit
+
+    def _next(self, feed: feed_lib.Feed) -> tuple[bool, Any]:
+        """Return whether there is another element, and the element."""
+        if feed.split.ends_apart:
+            key = ("next", feed.split)
+            if key not in self._functions:
+                ahead = functools.partial(self._ahead, feed.split)
+                self._functions[key] = compat.function(ahead, reduce_retracing=True)
+            present, optional = self._functions[key](feed.iterator)
+            return bool(present), _value(feed.split, feed.iterator, optional) if present else None
+        try:
+            return True, next(feed.iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            return False, None
+
+    def _ahead(self, split: feed_lib.Split, iterator: Any) -> tuple[tf.Tensor, Any]:
+        """Return whether any replica has another element, and this process's, an Optional."""
+        optional = iterator.get_next_as_optional()
+        present = optional.has_value()
+        if split.ends_apart:
+            strategy = self._steps.strategy
+            sums = strategy.run(communication.all_sum, args=(tf.cast(present, tf.float32),))
+            present = strategy.experimental_local_results(sums)[0] > 0
+        return present, optional
+
+    def _until_end(
+        self, one: Any, split: feed_lib.Split, iterator: Any, limit: tf.Tensor
+    ) -> tf.Tensor:
+        """Take batches while there are any: no step runs beside the data."""
+
+        def cond(step: tf.Tensor, present: tf.Tensor, optional: Any) -> tf.Tensor:
+            del optional
+            return tf.logical_and(step < limit, present)
+
+        def body(step: tf.Tensor, present: tf.Tensor, optional: Any) -> tuple[Any, ...]:
+            one(split, _value(split, iterator, optional))
+            following = tf.cond(
+                step + 1 < limit,
+                lambda: self._ahead(split, iterator),
+                lambda: (present, optional),
+            )
+            return step + 1, *following
+
+        first = (tf.constant(0), *self._ahead(split, iterator))
+        return tf.while_loop(cond, body, first, parallel_iterations=1)[0]
+
+
+def _value(split: feed_lib.Split, iterator: Any, optional: Any) -> Any:
+    """Return the element of an Optional: one without rows where this process's data has ended."""
+    if not split.ends_apart:
+        return optional.get_value()
+    return tf.cond(
+        optional.has_value(),
+        optional.get_value,
+        lambda: feed_lib.without_rows(iterator.element_spec),
+    )
 
 
 def _counted(one: Any, split: feed_lib.Split, iterator: Any, limit: tf.Tensor) -> tf.Tensor:
@@ -234,22 +288,5 @@ def _counted(one: Any, split: feed_lib.Split, iterator: Any, limit: tf.Tensor) -
 
     (done,) = tf.while_loop(
         lambda step: step < limit, body, (tf.constant(0),), parallel_iterations=1
-    )
-    return done
-
-
-def _until_end(one: Any, split: feed_lib.Split, iterator: Any, limit: tf.Tensor) -> tf.Tensor:
-    """Take batches while there are any: no step runs beside the data."""
-
-    def cond(step: tf.Tensor, optional: Any) -> tf.Tensor:
-        return tf.logical_and(step < limit, optional.has_value())
-
-    def body(step: tf.Tensor, optional: Any) -> tuple[tf.Tensor, Any]:
-        one(split, optional.get_value())
-        following = tf.cond(step + 1 < limit, iterator.get_next_as_optional, lambda: optional)
-        return step + 1, following
-
-    done, _ = tf.while_loop(
-        cond, body, (tf.constant(0), iterator.get_next_as_optional()), parallel_iterations=1
     )
     return done

@@ -7,6 +7,8 @@ multi-worker cluster calls them with the same model and data.
     history = trainer.fit(dataset, epochs=3)
 """
 
+import contextlib
+import functools
 import logging
 import warnings
 from typing import Any
@@ -123,7 +125,11 @@ class SyncTrainer:
                 steps=feed.steps,
                 model=model,
             )
-        with callbacks_lib.chief_writes(model, self._chief):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(callbacks_lib.chief_writes(model, self._chief))
+            stack.callback(feed.close)
+            if evaluation is not None:
+                stack.callback(evaluation.close)
             model.stop_training = False
             if self._chief:
                 evaluator.begins(callbacks.callbacks)
@@ -175,7 +181,8 @@ class SyncTrainer:
         loop = self._prepare(feed)
         self._check("evaluate", feed)
         callbacks = self._callbacks(callbacks, verbose, feed)
-        logs = self._evaluate(loop, feed, callbacks)
+        with contextlib.closing(feed):
+            logs = self._evaluate(loop, feed, callbacks)
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
 
     def predict(
@@ -199,14 +206,14 @@ class SyncTrainer:
         callbacks.on_predict_begin()
         batches: list[Any] = []
         loop.replicas.begin()
-        iterator = feed.begin_epoch()
+        feed.begin_epoch()
         loop.begin_digests()
         while (left := feed.steps_left()) is None or left > 0:
             callbacks.on_predict_batch_begin(feed.step)
             limit = self._limit(feed, left)
             together: list[Any] = []
             while len(together) < limit:
-                parts = loop.predict(feed, iterator)
+                parts = loop.predict(feed)
                 if parts is None:
                     break
                 if feed.comparisons == 0:
@@ -219,6 +226,7 @@ class SyncTrainer:
             if model.stop_predicting or len(together) < limit:
                 break
         feed.end_epoch(exhausted=False)
+        feed.close()
         loop.merge_state("predict")
         callbacks.on_predict_end()
         if not batches:
@@ -251,7 +259,9 @@ class SyncTrainer:
         if isinstance(whole, feed_lib.Whole):
             parts = loop.on_batch("predict", whole)
         else:
-            parts = loop.predict(whole, whole.begin_epoch()) or ()
+            whole.begin_epoch()
+            parts = loop.predict(whole) or ()
+            whole.close()
         loop.merge_state("predict")
         return gather.rows([gather.batch(self.strategy, parts, self._several)])
 
@@ -268,7 +278,7 @@ class SyncTrainer:
         """Run one epoch; return its logs, and whether there is no data for another."""
         model = self.model
         run = callbacks_lib.BatchHooks(callbacks, "train", session.progress_is_shown(callbacks))
-        iterator = feed.begin_epoch()
+        feed.begin_epoch()
         loop.begin_digests()
         logs: dict[str, Any] = {}
         exhausted = agreed = False
@@ -276,7 +286,7 @@ class SyncTrainer:
             limit = self._limit(feed, left)
             run.begin(feed.step)
             before = feed.step
-            done = loop.advance("train", feed, iterator, limit)
+            done = loop.advance("train", feed, limit)
             exhausted = done < limit
             if feed.comparisons == 0:
                 self._compare_rows(loop, feed, "data")
@@ -321,7 +331,7 @@ class SyncTrainer:
         callbacks.on_test_begin()
         loop.replicas.reset_metrics()
         feed.restart()
-        iterator = feed.begin_epoch()
+        feed.begin_epoch()
         loop.begin_digests()
         logs: dict[str, Any] = {}
         exhausted = False
@@ -330,7 +340,7 @@ class SyncTrainer:
             limit = self._limit(feed, left)
             run.begin(feed.step)
             before = feed.step
-            done = loop.advance("test", feed, iterator, limit)
+            done = loop.advance("test", feed, limit)
             exhausted = done < limit
             if feed.comparisons == 0:
                 self._compare_rows(loop, feed, what)
@@ -360,7 +370,9 @@ class SyncTrainer:
         if isinstance(whole, feed_lib.Whole):
             loop.on_batch(kind, whole)
         else:
-            loop.advance(kind, whole, whole.begin_epoch(), 1)
+            whole.begin_epoch()
+            loop.advance(kind, whole, 1)
+            whole.close()
         loop.merge_state(kind)
         logs = session.to_python(loop.aggregate(kind, False)[0])
         return logs if return_dict else compat.flatten_metrics_in_order(self.model, logs)
@@ -389,7 +401,8 @@ class SyncTrainer:
                 shuffle=shuffle,
                 class_weight=class_weight,
             )
-        return feed_lib.Feed(self.strategy, self._first, data, session.limit_steps(steps))
+        of_all = functools.partial(agreement.of_all, self.strategy, "batches of its shard")
+        return feed_lib.Feed(self.strategy, self._first, data, session.limit_steps(steps), of_all)
 
     def _whole(
         self, kind: str, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
