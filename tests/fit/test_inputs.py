@@ -174,7 +174,7 @@ def test_the_log_says_how_the_data_is_split(mirrored, caplog):
 def test_rows_are_split_evenly_and_in_order(rows, replicas, sizes, mirrored):
     data = feed_lib.Feed(mirrored[replicas], 0, _Adapter(tf.data.Dataset.range(rows).batch(rows)))
     data.begin_epoch()
-    element = next(data.iterator)
+    element = data.split.parts(next(data.iterator))
     parts = [data.split.batch(element, r, False)[0].numpy().tolist() for r in range(replicas)]
     assert [len(part) for part in parts] == sizes
     assert functools.reduce(operator.iadd, parts, []) == list(range(rows))

@@ -9,7 +9,7 @@ what that gives it.
 
     feed = Feed(strategy, first_replica=0, data=compat.data_adapter(x, y, batch_size=32))
     feed.begin_epoch()
-    batch, rows = feed.split.batch(next(feed.iterator), local=0)
+    batch, rows = feed.split.batch(feed.split.parts(next(feed.iterator)), local=0)
 """
 
 import dataclasses
@@ -29,15 +29,19 @@ _Policy = tf.data.experimental.AutoShardPolicy
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How an element of a feed's iterator becomes the replicas' batches.
+    """How an element of a feed's iterator becomes the replicas' batches, in the graph of a step.
+
+    A dataset that did so would make each new iterator slower by 18 ms on one core: the functions of
+    its maps are instantiated again for each.
 
     Attributes:
         by_rows: Whether fit splits global batches by rows; otherwise tf.distribute has split.
         replicas: Number of replicas in sync.
+        own: The numbers of this process's replicas among all.
         may_be_empty: Whether a replica may get a batch without a row.
         nominal_rows: Rows of a full global batch, where the shapes of a dataset that tf.distribute
             splits say so; 0 where they do not.
-        has_digests: Whether an element holds digests of the global batch, for other processes
+        has_digests: Whether the parts come with digests of the global batch, for other processes
             that are to read the same: see `digest`.
         ends_apart: Whether processes that read shards of their own may come to the end of their
             data at different steps: those that have ended take part without rows.
@@ -45,23 +49,23 @@ class Split:
 
     by_rows: bool
     replicas: int
+    own: range
     may_be_empty: bool
     nominal_rows: int = 0
     has_digests: bool = False
     ends_apart: bool = False
 
-    def element(self, batch: Any, replicas: range) -> Any:
-        """Return a global batch as an element of a feed's iterator.
+    def parts(self, element: Any) -> Any:
+        """Return what `batch` and `total_rows` take: a global batch in parts, beside its rows.
 
-        Args:
-            batch: The batch.
-            replicas: The numbers of this process's replicas among all.
+        Raises:
+            ValueError, tf.errors.InvalidArgumentError: See `of_equal_rows`.
         """
         if not self.by_rows or self.replicas == 1:
-            return batch
-        batch, count = of_equal_rows(batch)
+            return element
+        batch, count = of_equal_rows(element)
         parts = []
-        for replica in replicas:
+        for replica in self.own:
             start = replica * count // self.replicas
             stop = (replica + 1) * count // self.replicas
             parts.append(
@@ -71,10 +75,10 @@ class Split:
         return (*whole, digest.of_batch(batch)) if self.has_digests else whole
 
     def batch(self, data: Any, local: int, stand_in: bool = True) -> tuple[Any, Any]:
-        """Return the batch of this process's replica `local` out of an element, and its rows.
+        """Return the batch of this process's replica `local`, and its rows.
 
         Args:
-            data: The element.
+            data: What `parts` returned.
             local: The replica.
             stand_in: Whether a replica without a row gets one of zeros in its place, because
                 not every kernel takes an empty batch (a fused convolution of oneDNN gives the
@@ -138,7 +142,6 @@ class Feed:
     ):
         self._replicas = strategy.num_replicas_in_sync
         self._local = len(strategy.extended.worker_devices)
-        self._first = first_replica
         self.steps_per_epoch = steps_per_epoch
         self._adapter = data if hasattr(data, "get_tf_dataset") else None
         self.iterator: Any = None
@@ -197,17 +200,19 @@ class Feed:
         never_empty = self._replicas == 1 or bool(all_have_rows)
         nominal = 0 if by_rows or not static else static * self._replicas
         self.split = Split(
-            by_rows, self._replicas, not never_empty, nominal, by_rows and several, ends_apart
+            by_rows,
+            self._replicas,
+            range(first_replica, first_replica + self._local),
+            not never_empty,
+            nominal,
+            by_rows and several,
+            ends_apart,
         )
         # Batches of a generator, and of threads that stop between epochs, are taken only when they
         # are needed: none ahead.
         none_ahead = self.once or compat.has_enqueuer(data)
-        if by_rows and self._replicas > 1:
-            if none_ahead:
-                dataset = dataset.map(self._parts)
-            else:
-                dataset = dataset.map(self._parts, num_parallel_calls=tf.data.AUTOTUNE)
-                dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        if by_rows and self._replicas > 1 and not none_ahead:
+            dataset = dataset.prefetch(tf.data.AUTOTUNE)
         if none_ahead:
             options = tf.data.Options()
             # tf.data would add prefetching and parallel maps of its own.
@@ -215,10 +220,6 @@ class Feed:
             options.experimental_optimization.inject_prefetch = False
             dataset = dataset.with_options(options)
         self._dataset = dataset
-
-    def _parts(self, *element: Any) -> Any:
-        batch = element if isinstance(self.spec, tuple) else element[0]
-        return self.split.element(batch, range(self._first, self._first + self._local))
 
     # -- epochs ---------------------------------------------------------------------------
 
@@ -295,12 +296,8 @@ class Whole:
         self.data = batch
         self.spec = keras.tree.map_structure(tf.TensorSpec.from_tensor, batch)
         empty = replicas > 1 and rows(batch) < replicas
-        self.split = Split(True, replicas, empty, has_digests=replicas > local)
-        self._replicas = range(first_replica, first_replica + local)
-
-    def element(self, batch: Any) -> Any:
-        """Return a batch like this one as an element: see `Split.element`."""
-        return self.split.element(batch, self._replicas)
+        own = range(first_replica, first_replica + local)
+        self.split = Split(True, replicas, own, empty, has_digests=replicas > local)
 
 
 def without_stand_in(outputs: Any, count: Any) -> Any:

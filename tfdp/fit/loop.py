@@ -59,7 +59,7 @@ class Loop:
         key = ("on_batch", kind, whole.split)
 
         def run(batch: Any) -> Any:
-            return one(whole.split, whole.element(batch))
+            return one(whole.split, batch)
 
         def call() -> Any:
             if self._eager:

@@ -101,9 +101,9 @@ class Steps:
 
     # -- in cross-replica context -----------------------------------------------------------
 
-    def train(self, split: feed_lib.Split, data: Any) -> None:
-        """Train every replica on its part of `data`."""
-        self._digest(split, data)
+    def train(self, split: feed_lib.Split, element: Any) -> None:
+        """Train every replica on its part of an element of a feed's iterator."""
+        data = self._parts(split, element)
         if self._user_train is None:
             with self._installed():
                 self.strategy.run(self._train_on_replica, args=(split, data))
@@ -115,24 +115,27 @@ class Steps:
             for local, (values, rows) in enumerate(self._local_results(logs)):
                 self.replicas.put_logs("train", values, rows, local)
 
-    def test(self, split: feed_lib.Split, data: Any) -> None:
-        """Add every replica's part of `data` to the metrics."""
-        self._digest(split, data)
+    def test(self, split: feed_lib.Split, element: Any) -> None:
+        """Add every replica's part of an element to the metrics."""
+        data = self._parts(split, element)
         with self._installed():
             self.strategy.run(self._test_on_replica, args=(split, data))
 
-    def predict(self, split: feed_lib.Split, data: Any) -> tuple[Any, ...]:
+    def predict(self, split: feed_lib.Split, element: Any) -> tuple[Any, ...]:
         """Return the predictions of each of this process's replicas, in the order of rows."""
-        self._digest(split, data)
+        data = self._parts(split, element)
         return self._local_results(self.strategy.run(self._predict_on_replica, args=(split, data)))
 
     def results(self, kind: str) -> dict[str, Any]:
         """Return the logs of "train" or "test" steps out of the metrics' present values."""
         return self.replicas.logs.results(kind, self.model.get_metrics_result())
 
-    def _digest(self, split: feed_lib.Split, data: Any) -> None:
+    def _parts(self, split: feed_lib.Split, element: Any) -> Any:
+        """Return an element in the replicas' parts; what was read goes into the digests."""
+        data = split.parts(element)
         if split.has_digests:
             self.digests.assign(self.digests * digest.FACTOR + data[2])
+        return data
 
     @contextlib.contextmanager
     def _installed(self) -> Iterator[None]:
