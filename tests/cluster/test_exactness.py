@@ -8,6 +8,8 @@ import sys
 import pytest
 from fit import cases
 
+from cluster import exactness
+
 pytestmark = pytest.mark.cluster
 
 SCRIPT = pathlib.Path(__file__).parent / "exactness.py"
@@ -30,7 +32,7 @@ def outcomes(tmp_path_factory) -> dict[tuple[str, str], dict]:
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [(group, case.name) for group, table in cases.TABLES.items() for case in table()],
+    [(group, case.name) for group in cases.TABLES for case in exactness.on_workers(group)],
 )
 def test_two_workers_train_what_one_device_trains(group, name, outcomes):
     outcome = outcomes[group, name]

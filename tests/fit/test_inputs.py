@@ -4,6 +4,8 @@ import functools
 import itertools
 import logging
 import operator
+import threading
+import time
 
 import keras
 import numpy as np
@@ -240,3 +242,29 @@ class _Adapter:
 
     def on_epoch_begin(self):
         pass
+
+
+def test_nobody_waits_for_an_iterator_that_is_still_at_work(mirrored):
+    """Its destructor waits for what the pipeline does just then, and for tf.data's autotuner."""
+    begun, end, in_time = threading.Event(), threading.Event(), []
+
+    def slow(number):
+        if number > 0:
+            begun.set()
+            in_time.append(end.wait(30))
+        return number
+
+    numbers = tf.data.Dataset.range(4).map(lambda n: tf.py_function(slow, [n], tf.int64))
+    feed = feed_lib.Feed(mirrored[2], 0, _Adapter(numbers.batch(1).prefetch(1)))
+    feed.begin_epoch()
+    next(feed.iterator)
+    assert begun.wait(30)  # ahead, in a thread of the pipeline
+    feed.close()
+    assert not end.is_set()
+    assert feed.iterator is None
+    end.set()
+    deadline = time.monotonic() + 30
+    while any(t.name == "tfdp-iterator" for t in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert all(in_time)
