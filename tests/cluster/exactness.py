@@ -3,7 +3,8 @@
     python -m tfdp.run exactness.py OUTPUT [GROUP ...]
 
 Without a GROUP: all that `on_workers` chooses. Each worker writes OUTPUT-0 or OUTPUT-1, with a line
-for each of its cases: the name and the differences, or the error. CASES=NAME,NAME in the environment chooses cases by their names.
+for each of its cases: the name and the differences, or the error. CASES=NAME,NAME in the
+environment chooses cases by their names.
 """
 
 import json
