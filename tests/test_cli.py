@@ -440,7 +440,16 @@ def test_help_of_a_verb_names_every_flag(verb, asked):
 
 
 def test_flags_of_the_verbs():
-    cluster = ["chief", "dry_run", "evaluator", "isolate", "log_dir", "log_megabytes", "logs_kept"]
+    cluster = [
+        "chief",
+        "cores",
+        "dry_run",
+        "evaluator",
+        "isolate",
+        "log_dir",
+        "log_megabytes",
+        "logs_kept",
+    ]
     cluster += ["max_restarts", "platform", "ps", "trust_network", "workers"]
     assert sorted(flags_of("launch")) == cluster
     assert sorted(flags_of("train")) == sorted([*cluster, "config"])

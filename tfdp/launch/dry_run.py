@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from tfdp.launch import cores
 from tfdp.launch.plan import TaskProcess
 from tfdp.redaction import Redactor
 
@@ -29,9 +30,10 @@ def command_line(process: TaskProcess, redactor: Redactor) -> str:
     """The command of one task for bash, on one line, whatever its words hold."""
     variables = redactor.environment(process.environment)
     words = [f"{quote(name)}={quote(value)}" for name, value in variables.items()]
+    pinned = ("taskset", "--cpu-list", cores.in_words(process.cpus)) if process.cpus else ()
     if not all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in variables):
         words.insert(0, "env")  # names that no shell can assign to
-    command = " ".join([*words, *map(quote, redactor.command(process.command))])
+    command = " ".join([*words, *pinned, *map(quote, redactor.command(process.command))])
     if process.directory is None:
         return command
     # "--": a folder may be called -P.

@@ -1,11 +1,13 @@
-"""What this machine has to give: ports and GPUs. Found without TensorFlow.
+"""What this machine has to give: ports, GPUs and cores. Found without TensorFlow.
 
     machine.free_ports(2)     # [14233, 20817]
     machine.gpus(os.environ)  # ("0", "1"), or () where there are none
+    machine.cores()           # [(0, 4), (1, 5), (2, 6), (3, 7)]: 4 cores of 2 CPUs each
 
 What is found may be taken by somebody else the next moment; nothing is held.
 """
 
+import os
 import pathlib
 import random
 import re
@@ -17,6 +19,7 @@ from collections.abc import Mapping
 
 _EPHEMERAL = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10000
+_TOPOLOGY = pathlib.Path("/sys/devices/system/cpu")
 
 
 def free_ports(count: int) -> list[int]:
@@ -72,6 +75,36 @@ def gpus(environ: Mapping[str, str], *, timeout_seconds: float = 10.0) -> tuple[
         sys.stderr.write(f"GPUs are left undivided: nvidia-smi failed ({type(error).__name__}).\n")
         return ()
     return listed_gpus(listed.stdout) if listed.returncode == 0 else ()
+
+
+def cores() -> list[tuple[int, ...]]:
+    """The CPUs that this process may run on, by physical core.
+
+    Those that share a socket, and then a last-level cache, stand beside each other. What a cgroup,
+    Slurm or taskset leaves out is left out.
+
+    Returns:
+      [] on systems that cannot say which they are.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    places: dict[tuple[int, ...], list[int]] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        folder = _TOPOLOGY / f"cpu{cpu}"
+        names = ("topology/physical_package_id", "cache/index3/id", "topology/core_id")
+        place = [_number(folder / name) for name in names]
+        # Without a core's number a CPU is a core.
+        key = tuple(0 if n is None else n for n in place[:2])
+        key += (place[2],) if place[2] is not None else (-1, cpu)
+        places.setdefault(key, []).append(cpu)
+    return [tuple(cpus) for _, cpus in sorted(places.items())]
+
+
+def _number(path: pathlib.Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def visible_gpus(text: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from tfdp import batching
 from tfdp.cluster import EVALUATOR_VARIABLE, Cluster, ClusterError, Task
+from tfdp.launch import cores as cores_lib
 
 # Far above what one machine trains with, far below what exhausts its ports and processes.
 _MOST_TASKS = 1000
@@ -33,6 +34,7 @@ class TaskProcess:
       environment: What is added to the environment that the task finds on its host.
       log: The file that its output is appended to; None for none.
       directory: The folder it runs in; None for the one its platform starts it in.
+      cpus: The CPUs of its host that it runs on; () for all that there are.
     """
 
     task: Task
@@ -41,6 +43,7 @@ class TaskProcess:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     log: pathlib.Path | None = None
     directory: pathlib.Path | None = None
+    cpus: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.command or isinstance(self.command, str):
@@ -140,6 +143,7 @@ def plan(
     directory: str | pathlib.Path | None = None,
     environ: Mapping[str, str] | None = None,
     run: str = "1",
+    cores: Sequence[Sequence[int]] = (),
 ) -> list[TaskProcess]:
     """The processes of a cluster, in the order of cluster.tasks.
 
@@ -155,6 +159,8 @@ def plan(
       environ: Variables every task is given besides; those of the plan win.
       run: What the run is called in TFDP_EVALUATOR, where there is an evaluator: another name for
         each launch, the same after a restart.
+      cores: The CPUs of each core of the one machine that all tasks share, divided evenly over
+        the tasks that compute; the others run on all of them. Empty, or with GPUs: all use all.
 
     Raises:
       ClusterError: No script, a bad seed, or GPUs that cannot be divided.
@@ -166,6 +172,9 @@ def plan(
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise ClusterError(f"seed={seed!r} is not a whole number from 0 to {2**31 - 1}. Use one.")
     visible = _divide_gpus(cluster, gpus)
+    computing = _computing(cluster)
+    shares = cores_lib.divide(cores, len(computing)) if not gpus else []
+    cpus = dict(zip(computing, shares, strict=False))
     return [
         TaskProcess(
             task=task,
@@ -182,6 +191,7 @@ def plan(
             },
             log=pathlib.Path(log_dir, log_name(task)) if log_dir is not None else None,
             directory=pathlib.Path(directory) if directory is not None else None,
+            cpus=cpus.get(task, ()),
         )
         for task in cluster.tasks
     ]
@@ -192,17 +202,20 @@ def log_name(task: Task) -> str:
     return f"{task.type}-{task.index}.log"
 
 
-def _divide_gpus(cluster: Cluster, gpus: Sequence[str]) -> dict[Task, str]:
-    """CUDA_VISIBLE_DEVICES for each task; nothing where there are no GPUs."""
-    if not gpus:
-        return {}
-    # The chief of parameter servers only coordinates. "-1" hides all GPUs; an empty value does too,
-    # but is easily lost on the way through a scheduler.
-    computing = [
+def _computing(cluster: Cluster) -> list[Task]:
+    """The tasks that train: the chief of parameter servers only coordinates."""
+    return [
         task
         for task in cluster.tasks
         if task.type == "worker" or (task.type == "chief" and not cluster.is_parameter_server)
     ]
+
+
+def _divide_gpus(cluster: Cluster, gpus: Sequence[str]) -> dict[Task, str]:
+    """CUDA_VISIBLE_DEVICES for each task; nothing where there are no GPUs."""
+    if not gpus:
+        return {}
+    computing = _computing(cluster)
     shown, tasks = ",".join(gpus), len(computing)
     if len(gpus) < tasks:
         raise ClusterError(
@@ -216,6 +229,7 @@ def _divide_gpus(cluster: Cluster, gpus: Sequence[str]) -> dict[Task, str]:
             f"{len(gpus)} GPUs ({shown}) do not divide over {tasks} training tasks. "
             f"Set CUDA_VISIBLE_DEVICES={fitting}, or change the number of tasks."
         )
+    # "-1" hides all GPUs. An empty value does too, but a scheduler on the way may lose it.
     visible = dict.fromkeys(cluster.tasks, "-1")
     left = iter(gpus)
     for task, share in zip(computing, batching.split(len(gpus), tasks), strict=True):

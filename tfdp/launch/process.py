@@ -103,6 +103,10 @@ def start(plan: TaskProcess, output: TaskOutput, *, on_terminal: bool = False) -
             pass_fds=(lifeline_end,),
         )
         _kill_group_when_closed(lifeline_end, process.pid)
+        if plan.cpus:
+            # At once, so that every thread that it starts inherits it. It may have ended by now.
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, plan.cpus)
     except OSError:
         os.close(lifeline)
         raise

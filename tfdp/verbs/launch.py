@@ -35,6 +35,13 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
         "Failures without progress that are followed by a new start.",
     )
     add(flags.DEFINE_bool, "dry_run", False, "Print each task's command and TF_CONFIG; start none.")
+    flags.DEFINE_enum(
+        "cores",
+        "divide",
+        ["divide", "all"],
+        "Divide this machine's cores among the tasks that train on CPUs, or let all use all.",
+        flag_values=values,
+    )
     add(
         flags.DEFINE_bool,
         "isolate",
@@ -114,11 +121,13 @@ def launch_tasks(
             log_dir=log_dir,
             directory=os.getcwd(),
             run=run_name,
+            cores=cores,
         )
 
     try:
         plan.count_tasks(**shape)
         gpus = machine.gpus(os.environ)
+        cores = machine.cores() if values.cores == "divide" else []
         if values.isolate and not values.dry_run:
             _isolate()
         cluster = make_cluster()
@@ -134,6 +143,13 @@ def launch_tasks(
         print(dry_run.render(processes, redaction.Redactor(os.environ)))
         return 0
     print(output.printable(where).decode(), end="", flush=True)
+    shares = [len(process.cpus) for process in processes if process.cpus]
+    if shares:
+        each = " or ".join(str(share) for share in sorted(set(shares)))
+        sys.stderr.write(
+            f"tfdp: Each task that trains has {each} of {sum(shares)} CPUs to itself. "
+            f"With --cores=all they share all.\n"
+        )
     if not values.isolate and isolation.is_exposed():
         ports = ", ".join(str(cluster.port(task)) for task in cluster.tasks[:20])
         sys.stderr.write(
