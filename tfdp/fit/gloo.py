@@ -15,6 +15,7 @@ import mmap
 import os
 import pathlib
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -33,6 +34,9 @@ _ALIGNMENT = 64
 # Smaller sums are copied out: they may be kept for long, and would keep shared memory with them.
 _SMALL = 1 << 16
 _LOOK_SECONDS = 1.0
+# Memory that so many collectives have not used belongs to a model that is trained no more.
+_FORGOTTEN_AFTER = 1000
+_GONE = "the process that runs Gloo has ended"
 _KINDS = ("float32", "float64", "int32", "int64", "float16", "bfloat16")
 
 
@@ -92,7 +96,8 @@ class Gloo:
         self._broken = ""
         self._lock = threading.Lock()  # one collective after the other
         self._regions: dict[Any, list[_Region]] = {}
-        self._count = 0
+        self._made = 0  # regions, those that are gone too
+        self._orders = 0
         path = binding()
         if path is None:
             raise Failed("Gloo is not installed")
@@ -100,22 +105,11 @@ class Gloo:
         self._channel = gloo_process.Channel(ours)
         self._process = _start(path, theirs)
         theirs.close()
-        until = time.monotonic() + connect_seconds
-        self._channel.send("connect", rank, size, host, connect_seconds)
-        while (answer := self._channel_answer(until))[0] == "store":
-            _, what, key, text = answer
-            if what == "set":
-                share(key, text)
-                self._channel.send("value", "")
-                continue
-            value = shared(key, max(0.1, until - time.monotonic()))
-            if value is None:
-                self.close()
-                raise Failed(f"worker {key} did not tell its address within {connect_seconds:g} s")
-            self._channel.send("value", value)
-        if answer[0] != "done":
+        try:
+            self._connect(host, connect_seconds)
+        except BaseException:
             self.close()
-            raise Failed(answer[1])
+            raise
 
     def sum(
         self, arrays: Sequence[np.ndarray], timeout_seconds: float | None = None
@@ -174,40 +168,54 @@ class Gloo:
         self._broken = self._broken or "Gloo was closed"
         self._process.kill()
 
+    def _connect(self, host: str, seconds: float) -> None:
+        """Let the process connect; hand it the addresses of the others."""
+        until = time.monotonic() + seconds
+        self._send("connect", self.rank, self.size, host, seconds)
+        while (answer := self._answer(until))[0] == "store":
+            _, what, key, text = answer
+            if what == "set":
+                self._share(key, text)
+                self._send("value", "")
+                continue
+            value = self._shared(key, max(0.1, until - time.monotonic()))
+            if value is None:
+                raise Failed(f"worker {key} did not tell its address within {seconds:g} s")
+            self._send("value", value)
+        if answer[0] != "done":
+            raise Failed(_plain(answer[1]))
+
     # -- orders -------------------------------------------------------------------------------
 
     def _order(self, *words: Any, file: int | None = None, seconds: float | None = None) -> None:
+        """Let the process do something to its end."""
         if self._broken:
             raise Failed(self._broken)
         try:
-            self._channel.send(*words, file=file)
-            answer = self._channel_answer(None if seconds is None else time.monotonic() + seconds)
-        except Late as error:
-            self._broken = str(error)
+            self._send(*words, file=file)
+            answer = self._answer(None if seconds is None else time.monotonic() + seconds)
+            if answer[0] != "done":
+                raise Failed(_plain(answer[1]))
+        except BaseException as error:
+            # The others have added this worker's numbers, or wait for them: it cannot go on.
+            self._broken = str(error) or type(error).__name__
             self.close()
             raise
-        except (OSError, Failed) as error:
-            self._broken = str(error)
-        except BaseException:
-            # The others cannot know that this worker does not take part any more.
-            self._broken = "a collective was interrupted"
-            self.close()
-            raise
-        else:
-            if answer[0] == "done":
-                return
-            self._broken = answer[1]
-        self.close()
-        raise Failed(self._broken)
 
-    def _channel_answer(self, until: float | None) -> list[Any]:
+    def _send(self, *words: Any, file: int | None = None) -> None:
+        try:
+            self._channel.send(*words, file=file)
+        except OSError:
+            raise Failed(_GONE) from None
+
+    def _answer(self, until: float | None) -> list[Any]:
         """Return the process's answer; look now and then whether it can still come."""
         while True:
             left = _LOOK_SECONDS if until is None else until - time.monotonic()
             try:
                 answer = self._channel.receive(max(0.001, min(_LOOK_SECONDS, left)))
             except EOFError:
-                raise Failed("the process that runs Gloo has ended") from None
+                raise Failed(_GONE) from None
             if answer is not None:
                 return answer
             self._check()
@@ -216,19 +224,32 @@ class Gloo:
 
     def _region(self, key: Any, make: Callable[[], "_Layout"]) -> "_Region":
         """Return shared memory of a layout that nobody holds a part of."""
-        made = self._regions.setdefault(key, [])
-        for region in made:
+        self._orders += 1
+        for region in self._regions.get(key, ()):
             if region.is_free():
+                region.used_at = self._orders
                 return region
-        file = _memory_file()
-        layout = make()
-        os.ftruncate(file, layout.size)
-        region = _Region(self._count, layout, file)
-        self._count += 1
-        self._order("memory", layout.size, file=file)
-        os.close(file)
-        made.append(region)
+        self._forget()
+        layout, file = make(), _memory_file()
+        try:
+            os.ftruncate(file, layout.size)
+            region = _Region(self._made, layout, file, self._orders)
+            self._order("memory", layout.size, file=file)
+        finally:
+            os.close(file)
+        self._made += 1
+        self._regions.setdefault(key, []).append(region)
         return region
+
+    def _forget(self) -> None:
+        """Give memory back that was not used for long."""
+        for key, made in list(self._regions.items()):
+            for region in list(made):
+                if self._orders - region.used_at > _FORGOTTEN_AFTER and region.is_free():
+                    made.remove(region)
+                    self._order("forget", region.number)
+            if not made:
+                del self._regions[key]
 
 
 class _Layout:
@@ -257,8 +278,9 @@ class _Layout:
 class _Region:
     """A piece of shared memory, and the arrays in it."""
 
-    def __init__(self, number: int, layout: _Layout, file: int):
+    def __init__(self, number: int, layout: _Layout, file: int, used_at: int):
         self.number, self.layout, self.size = number, layout, layout.size
+        self.used_at = used_at
         self.bytes = np.frombuffer(mmap.mmap(file, layout.size), np.uint8)
         self.views = [
             self.bytes[start : start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize]
@@ -274,6 +296,15 @@ class _Region:
 
     def _holders(self) -> list[int]:
         return [sys.getrefcount(view) for view in self.views]
+
+
+def _plain(problem: str) -> str:
+    """Return what Gloo says without the line of its source and its advice.
+
+    "RuntimeError: [/a/pair.cc:561] Connection closed by peer [10.0.0.1]:5. This is typically ..."
+    """
+    problem = re.sub(r"^RuntimeError: (\[[^]]*\.cc:\d+\] )?", "", problem)
+    return problem.partition(" This is typically ")[0]
 
 
 def _aligned(size: int) -> int:

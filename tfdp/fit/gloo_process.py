@@ -10,6 +10,7 @@ copied for it; what passes the socket are orders, a line of JSON each:
 
     ["connect", rank, size, host, seconds]      answers ["store", ...] orders until it is connected
     ["memory", bytes]                           with a file descriptor: the next region's
+    ["forget", region]
     ["sum", region, [[type, offset, count], ...]]
     ["gather", region, offset, bytes, to]       everybody's bytes, in the order of ranks
 
@@ -129,7 +130,7 @@ class Collectives:
         spec.loader.exec_module(self._gloo)
         self._channel = channel
         self._size = 1
-        self._regions: list[np.ndarray] = []
+        self._regions: list[Any] = []
         self._scratch: dict[tuple[str, int], np.ndarray] = {}
         self._context: Any = None
 
@@ -146,8 +147,16 @@ class Collectives:
     def memory(self, size: int) -> None:
         """Take a region of shared memory, whose file descriptor came with the order."""
         file = self._channel.file()
-        self._regions.append(np.frombuffer(mmap.mmap(file, size), np.uint8))
+        self.use(np.frombuffer(mmap.mmap(file, size), np.uint8))
         os.close(file)
+
+    def use(self, region: np.ndarray) -> None:
+        """Take bytes as the next region."""
+        self._regions.append(region)
+
+    def forget(self, region: int) -> None:
+        """Give a region back."""
+        self._regions[region] = None
 
     def sum(self, region: int, parts: list[list[Any]]) -> None:
         """Sum parts of a region over all workers, in place."""
@@ -220,7 +229,10 @@ def main(binding: str, descriptor: int, parent: int) -> None:
             return
     channel = Channel(socket.socket(fileno=descriptor))
     collectives = Collectives(binding, channel)
-    orders = {name: getattr(collectives, name) for name in ("connect", "memory", "sum", "gather")}
+    orders = {
+        name: getattr(collectives, name)
+        for name in ("connect", "memory", "forget", "sum", "gather")
+    }
     while True:
         try:
             words = channel.receive()
