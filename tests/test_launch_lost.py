@@ -41,6 +41,13 @@ BLAME = "It has crashed, was stopped, or"
             "worker:0 (a:1) was lost: it closed its connections. It has ended or crashed: look at "
             "its own output.",
         ),
+        (
+            "UnavailableError: Gloo lost worker:1: Connection closed by peer [10.0.0.2]:14.",
+            2,
+            "worker:1 (b:1) was lost: it closed its connections. It has ended or crashed: look at "
+            "its own output.",
+        ),
+        ("UnavailableError: Gloo lost another worker: Connection closed by peer.", 2, ""),
         (UNHEALTHY, 1, ""),
         (HEARTBEAT, 0, ""),
         ("Shape mismatch in the collective instance 100", 0, ""),

@@ -21,7 +21,7 @@ from tfdp import sharding
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "parameter_server")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-IMPLEMENTATIONS = ("auto", "ring", "nccl")
+IMPLEMENTATIONS = ("auto", "ring", "nccl", "gloo")
 COMPRESSIONS = ("none", "float16", "bfloat16")
 READINGS = ("coordinator", "shard")
 SECOND_SIGNATURES = ("none", "examples", "images")

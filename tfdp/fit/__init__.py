@@ -11,6 +11,7 @@ Read in this order:
     replica, view   a replica's copies of the variables, and what it sees and assigns of them
     logs            what a step returns beside the metrics
     communication   how gradients travel
+    transport, gloo, gloo_process   what carries them between workers: Gloo, or TensorFlow
     agreement, digest   do all tasks train the same, on the same rows?
     callbacks, saving, gather, session
 

@@ -134,16 +134,39 @@ def of_all(strategy: tf.distribute.Strategy, what: str, number: int) -> list[int
     return json.loads(numbers) if numbers else [number]
 
 
+def first_problem(strategy: tf.distribute.Strategy, call: str, problem: str) -> str:
+    """Gives all tasks the first problem that one of them has: "worker:1: the problem", or "".
+
+    Args:
+        strategy: The strategy.
+        call: What the tasks are about to do: the same everywhere.
+        problem: This task's, or "".
+
+    Raises:
+        AgreementError: On every task, when they are about to do different things.
+    """
+
+    def judge(first: str, ours: Any, second: str, theirs: Any) -> str:
+        if ours["call"] != theirs["call"]:
+            return _difference(first, ours, second, theirs)
+        for who, facts in ((first, ours), (second, theirs)):
+            if facts["problem"]:
+                return f"{_NOTE}{who}: {facts['problem']}"
+        return ""
+
+    return _exchange(strategy, call, {"call": call, "problem": problem}, judge)
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Says whether this task is the first of those that train together."""
-    tasks = _tasks(strategy)
+    tasks = members(strategy)
     return tasks is None or tasks[0] == tasks[1][0]
 
 
 @contextlib.contextmanager
 def writing(strategy: tf.distribute.Strategy, path: str) -> Iterator[None]:
     """Tells the others, on the chief, that a path is being written, and when it has been."""
-    if _tasks(strategy) is None:
+    if members(strategy) is None:
         yield
         return
     number = _saves.setdefault(path, 0)
@@ -166,7 +189,7 @@ def wait_until_written(strategy: tf.distribute.Strategy, path: str) -> bool:
     Raises:
         AgreementError: If the chief is lost meanwhile.
     """
-    tasks = _tasks(strategy)
+    tasks = members(strategy)
     if tasks is None:
         return False
     chief = tasks[1][0]
@@ -213,7 +236,7 @@ def _exchange(
         AgreementError: On every task: the problem, or a task has ended.
     """
     global _exchanges
-    tasks = _tasks(strategy)
+    tasks = members(strategy)
     if tasks is None:
         return ""
     me, names = tasks
@@ -266,7 +289,7 @@ def watch(strategy: tf.distribute.Strategy) -> None:
     Under MultiWorkerMirroredStrategy each new variable is sent by the chief to all: models that
     differ end in an error that names neither, or in a wait without end. Costs nothing otherwise.
     """
-    tasks = _tasks(strategy)
+    tasks = members(strategy)
     if tasks is not None and strategy not in _watches:
         made = _watches[strategy] = _Watch(*tasks)
         compat.watch_initial_values(strategy, made.begins, made.ends)
@@ -440,7 +463,7 @@ def _wait(key: str, names: list[str], call: str, watch: _Watch | None) -> str:
             )
 
 
-def _tasks(strategy: tf.distribute.Strategy) -> tuple[str, list[str]] | None:
+def members(strategy: tf.distribute.Strategy) -> tuple[str, list[str]] | None:
     """Returns this task and all that train, the chief first; None where there is nobody else."""
     resolver = getattr(strategy, "cluster_resolver", None)
     if resolver is None or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):

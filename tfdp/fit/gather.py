@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdp.fit import transport
+
 
 def batch(strategy: tf.distribute.Strategy, parts: Sequence[Any], several: bool) -> Any:
     """Return the rows of one global batch.
@@ -65,6 +67,8 @@ def _exchange(strategy: tf.distribute.Strategy, parts: Sequence[Any]) -> list[by
     Encoded, because collectives know neither strings nor ragged tensors.
     """
     mine = [np.frombuffer(_encode(part), np.int32) for part in parts]
+    if carrier := transport.of(strategy):
+        return [part.tobytes() for part in carrier.gather(mine[0])]
     values = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(mine[context.replica_id_in_sync_group % len(mine)])
     )

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
-from tfdp.fit import agreement, digest, evaluator, gather, session
+from tfdp.fit import agreement, digest, evaluator, gather, session, transport
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import communication as communication_lib
 from tfdp.fit import feed as feed_lib
@@ -435,6 +435,7 @@ class SyncTrainer:
         Without labels (predict) the compiled losses and metrics stay as they are.
         """
         model = self.model
+        transport.choose(self.strategy, self.communication)
         if not compat.is_built(model, compiled=labelled):
             with self.strategy.scope():
                 compat.build(model, feed_lib.build_spec(feed.spec), compiled=labelled)

@@ -15,9 +15,12 @@ _UNHEALTHY = re.compile(r"stopped sending heartbeats\):\s*((?:/job:\w+/replica:\
 _TASK = re.compile(r"/job:(\w+)/replica:\d+/task:(\d+)")
 _REMOTE = re.compile(r"from remote target /job:(\w+)/replica:\d+/task:(\d+)")
 _HEARTBEAT = re.compile(r"CoordinationService/(?:Heartbeat|PollForError)")
+# Said by fit.transport.
+_GLOO = re.compile(r"Gloo lost (\w+):(\d+): ")
 _CUT = re.compile(
     r"Socket closed|Connection reset|Connection refused|failed to connect|UNAVAILABLE"
 )
+_CLOSED = "it closed its connections. It has ended or crashed: look at its own output."
 
 
 def describe(message: str, cluster: Cluster, task: Task) -> str:
@@ -43,7 +46,10 @@ def describe(message: str, cluster: Cluster, task: Task) -> str:
             return ""
     elif (found := _REMOTE.search(message)) and _CUT.search(message):
         names = _name(cluster, Task(found[1], int(found[2])))
-        why = "it closed its connections. It has ended or crashed: look at its own output."
+        why = _CLOSED
+    elif found := _GLOO.search(message):
+        names = _name(cluster, Task(found[1], int(found[2])))
+        why = _CLOSED
     else:
         return ""
     return f"{names} was lost: {why}" if names else ""
