@@ -396,7 +396,9 @@ def _reduce(model: str, rounds: int, output: str, as_it_comes: bool = False) -> 
     with strategy.scope():
         variables = [v.value for v in _build(keras, model).trainable_variables]
 
-    def contestant(reduce, values=variables, wire=communication.Communication("ring")):
+    ring = communication.Communication("ring")
+
+    def contestant(reduce, values=variables, wire=ring):
         @tf.function(autograph=False)
         def step(scale):
             def on_replica():

@@ -4,7 +4,7 @@
 
 Without a GROUP: all that `on_workers` chooses. Each worker writes OUTPUT-0 or OUTPUT-1, with a line
 for each of its cases: the name and the differences, or the error. CASES=NAME,NAME in the
-environment chooses cases by their names.
+environment chooses cases by their names, IMPLEMENTATION=gloo what carries the sums.
 """
 
 import json
@@ -21,7 +21,8 @@ import tfdp
 
 
 def main(output: str, groups: list[str]) -> None:
-    strategy = tfdp.strategy("multi_worker")
+    carried = tfdp.Communication(implementation=os.environ.get("IMPLEMENTATION", "auto"))
+    strategy = tfdp.strategy("multi_worker", communication=carried)
     one_device = tf.distribute.OneDeviceStrategy("cpu:0")
     worker = strategy.cluster_resolver.task_id
     only = set(filter(None, os.environ.get("CASES", "").split(",")))

@@ -1,6 +1,7 @@
 """Promise 1 across processes: two workers train what one device trains."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -15,14 +16,20 @@ pytestmark = pytest.mark.cluster
 SCRIPT = pathlib.Path(__file__).parent / "exactness.py"
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[tuple[str, str], dict]:
-    """Run every case once on two workers; return what they wrote, by group and case."""
-    folder = tmp_path_factory.mktemp("exactness")
+# How sums are carried shows in how batches are split, and in the types that travel.
+OVER_GLOO = ("batches", "precision")
+
+
+def run(folder: pathlib.Path, groups=(), **environment: str) -> dict[tuple[str, str], dict]:
+    """Run cases on two workers; return what they wrote, by group and case."""
     output = folder / "outcomes"
     command = [sys.executable, "-m", "tfdp", "launch", "--workers=2", f"--log_dir={folder}"]
     done = subprocess.run(
-        [*command, "--", str(SCRIPT), str(output)], capture_output=True, text=True, timeout=1800
+        [*command, "--", str(SCRIPT), str(output), *groups],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     texts = [pathlib.Path(f"{output}-{worker}").read_text() for worker in range(2)]
@@ -30,12 +37,32 @@ def outcomes(tmp_path_factory) -> dict[tuple[str, str], dict]:
     return {(line["group"], line["case"]): line for line in lines}
 
 
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> dict[tuple[str, str], dict]:
+    return run(tmp_path_factory.mktemp("exactness"))
+
+
+@pytest.fixture(scope="module")
+def outcomes_over_gloo(tmp_path_factory) -> dict[tuple[str, str], dict]:
+    return run(tmp_path_factory.mktemp("gloo"), OVER_GLOO, IMPLEMENTATION="gloo")
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
     [(group, case.name) for group in cases.TABLES for case in exactness.on_workers(group)],
 )
 def test_two_workers_train_what_one_device_trains(group, name, outcomes):
-    outcome = outcomes[group, name]
+    check(outcomes[group, name])
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, case.name) for group in OVER_GLOO for case in cases.TABLES[group]()]
+)
+def test_gloo_carries_the_same_sums(group, name, outcomes_over_gloo):
+    check(outcomes_over_gloo[group, name])
+
+
+def check(outcome: dict) -> None:
     assert "error" not in outcome, outcome["error"]
     tolerance = outcome["tolerance"]
     assert not {k: v for k, v in outcome["differences"].items() if not v <= tolerance}

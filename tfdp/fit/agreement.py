@@ -154,7 +154,7 @@ def first_problem(strategy: tf.distribute.Strategy, call: str, problem: str) -> 
                 return f"{_NOTE}{who}: {facts['problem']}"
         return ""
 
-    return _exchange(strategy, call, {"call": call, "problem": problem}, judge)
+    return _exchange(strategy, call, {"call": call, "problem": problem}, _pairwise(judge))
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -27,11 +27,10 @@ class Communication:
     """Options of the gradients' all-reduce.
 
     Attributes:
-        implementation: "ring" is TensorFlow's, gRPC between hosts, on CPUs and GPUs; "nccl" is
-            for GPUs; "gloo" is for workers of MultiWorkerMirroredStrategy on CPUs, and takes half
-            of ring's time (`pip install 'tfdp[gloo]'`; it sends from where the gradients lie, see
-            transport). "auto" takes Gloo where every worker has it and is connected by it, and
-            else lets TensorFlow choose.
+        implementation: "auto" lets TensorFlow choose; "ring" is TensorFlow's, gRPC between hosts,
+            on CPUs and GPUs; "nccl" is for GPUs; "gloo" is for workers of
+            MultiWorkerMirroredStrategy with one replica each, on CPUs (`pip install 'tfdp[gloo]'`):
+            it sends from where the gradients lie, see transport.
         pack_bytes: Gradients travel in packs of at most about this many bytes; larger ones are
             split. Gloo needs no packs.
         compression: None, or the type in which float32 gradients travel. Every replica's are

@@ -34,7 +34,6 @@ _EXPLAIN_SECONDS = 1.5
 _ADDRESS = re.compile(r"\[([0-9A-Fa-f.:]+)\]:\d+")
 
 _carriers: "weakref.WeakKeyDictionary[Any, Carrier]" = weakref.WeakKeyDictionary()
-_decided: "weakref.WeakKeyDictionary[Any, set[str]]" = weakref.WeakKeyDictionary()
 _current: "weakref.WeakKeyDictionary[Any, Carrier | None]" = weakref.WeakKeyDictionary()
 _connections = itertools.count()
 
@@ -141,48 +140,31 @@ def choose(strategy: tf.distribute.Strategy, communication: Any) -> None:
         ValueError: If Gloo was asked for and cannot be had on every task.
         AgreementError: If the tasks ask for different ones.
     """
-    wanted = communication.implementation
+    if communication.implementation != "gloo":
+        _current[strategy] = None
+        return
     tasks = agreement.members(strategy)
     if tasks is None:
-        if wanted == "gloo" and strategy.num_replicas_in_sync > 1:
+        if strategy.num_replicas_in_sync > 1:
             raise ValueError(_refusal(_unfit(strategy)))
         return
-    decided = _decided.setdefault(strategy, set())
-    if wanted not in decided:
-        _decide(strategy, wanted, *tasks)
-        decided.add(wanted)
-    carrier = _carriers.get(strategy) if wanted in ("auto", "gloo") else None
-    if carrier is not None:
-        carrier.timeout_seconds = communication.timeout_seconds
+    if strategy not in _carriers:
+        _decide(strategy, *tasks)
+    carrier = _carriers[strategy]
+    carrier.timeout_seconds = communication.timeout_seconds
     _current[strategy] = carrier
 
 
-def _decide(strategy: Any, wanted: str, me: str, names: list[str]) -> None:
-    asks = wanted in ("auto", "gloo") and strategy not in _carriers
-    problem = _unfit(strategy) if asks else ""
-    found = agreement.first_problem(strategy, f"communication {wanted!r}", problem)
-    if not asks:
-        return
-    fits = not found
-    if fits:
-        problem = _connect(strategy, me, names)
-        found = agreement.first_problem(strategy, f"connecting {wanted!r}", problem)
+def _decide(strategy: Any, me: str, names: list[str]) -> None:
+    found = agreement.first_problem(strategy, "communication 'gloo'", _unfit(strategy))
     if not found:
-        _log.info(
-            "Gradients and sums travel by Gloo: it takes about half of the time of TensorFlow's "
-            "RING, which Communication(implementation='ring') chooses."
-        )
-        return
-    if lost := _carriers.pop(strategy, None):
-        lost._gloo.close()
-    if wanted == "gloo":
+        problem = _connect(strategy, me, names)
+        found = agreement.first_problem(strategy, "connecting 'gloo'", problem)
+    if found:
+        if lost := _carriers.pop(strategy, None):
+            lost._gloo.close()
         raise ValueError(_refusal(found))
-    if not tf.config.list_logical_devices("GPU"):
-        _log.info(
-            "Gradients and sums travel by TensorFlow's RING. Gloo would take about half of the "
-            "time: %s.",
-            found,
-        )
+    _log.info("Gradients and sums travel by Gloo.")
 
 
 def _unfit(strategy: Any) -> str:
