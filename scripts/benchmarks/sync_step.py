@@ -410,7 +410,7 @@ def _reduce(model: str, rounds: int, output: str, as_it_comes: bool = False) -> 
             return strategy.run(on_replica)
 
         def run() -> float:
-            transport.choose(strategy, wire)
+            transport.choose(strategy, wire, "the benchmark")
             start = time.perf_counter()
             for _ in range(STEPS):
                 result = step(tf.constant(1.0))

@@ -116,12 +116,13 @@ def same_everywhere(strategy: tf.distribute.Strategy, name: str, value: str) -> 
     return not _exchange(strategy, name, facts, judge)
 
 
-def first_problem(strategy: tf.distribute.Strategy, call: str, problem: str) -> str:
+def first_problem(strategy: tf.distribute.Strategy, call: str, option: str, problem: str) -> str:
     """Gives all tasks the first problem that one of them has: "worker:1: the problem", or "".
 
     Args:
         strategy: The strategy.
-        call: What the tasks are about to do: the same everywhere.
+        call: "fit", "evaluate", ...: what the tasks have called, for those who wait.
+        option: What they are about to use, in words: compared as well.
         problem: This task's, or "".
 
     Raises:
@@ -136,7 +137,7 @@ def first_problem(strategy: tf.distribute.Strategy, call: str, problem: str) -> 
                 return f"{_NOTE}{who}: {facts['problem']}"
         return ""
 
-    return _exchange(strategy, call, {"call": call, "problem": problem}, judge)
+    return _exchange(strategy, call, {"call": f"{call} with {option}", "problem": problem}, judge)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -1,8 +1,8 @@
 """What carries sums between the workers: Gloo, or TensorFlow's own collectives.
 
-    choose(strategy, communication)     # at the beginning of fit, evaluate, predict: every task
-    carrier = of(strategy)              # None: tf.distribute carries
-    sums = carrier.sum([tensor, ...])   # in a replica's graph, or eagerly
+    choose(strategy, communication, "fit")      # when fit begins: every task
+    carrier = of(strategy)                      # None: tf.distribute carries
+    sums = carrier.sum([tensor, ...])           # in a replica's graph, or eagerly
 
 TensorFlow's RING over gRPC copies each byte five or six times. Gloo (github.com/pytorch/gloo) sends
 from where the numbers lie. Both keep running side by side: the values of new variables, and what a
@@ -128,7 +128,7 @@ def of(strategy: tf.distribute.Strategy) -> Carrier | None:
     return _current.get(strategy)
 
 
-def choose(strategy: tf.distribute.Strategy, communication: Any) -> None:
+def choose(strategy: tf.distribute.Strategy, communication: Any, call: str) -> None:
     """Let the tasks of a strategy agree on what carries their sums from now on.
 
     Every task calls it with the same options. The first time they connect.
@@ -136,6 +136,7 @@ def choose(strategy: tf.distribute.Strategy, communication: Any) -> None:
     Args:
         strategy: The strategy.
         communication: A `communication.Communication`.
+        call: What was called: "fit", "evaluate", ...
 
     Raises:
         ValueError: If Gloo was asked for and cannot be had on every task.
@@ -149,7 +150,7 @@ def choose(strategy: tf.distribute.Strategy, communication: Any) -> None:
         return
     decided = _decided.setdefault(strategy, set())
     if wanted not in decided:
-        _decide(strategy, wanted, *tasks)
+        _decide(strategy, wanted, call, *tasks)
         decided.add(wanted)
     carrier = _carriers.get(strategy) if wanted in ("auto", "gloo") else None
     if carrier is not None:
@@ -157,16 +158,17 @@ def choose(strategy: tf.distribute.Strategy, communication: Any) -> None:
     _current[strategy] = carrier
 
 
-def _decide(strategy: Any, wanted: str, me: str, names: list[str]) -> None:
+def _decide(strategy: Any, wanted: str, call: str, me: str, names: list[str]) -> None:
+    option = f"Communication(implementation={wanted!r})"
     asks = wanted in ("auto", "gloo") and strategy not in _carriers
     problem = _unfit(strategy) if asks else ""
-    found = agreement.first_problem(strategy, f"communication {wanted!r}", problem)
+    found = agreement.first_problem(strategy, call, option, problem)
     if not asks:
         return
     fits = not found
     if fits:
         problem = _connect(strategy, me, names)
-        found = agreement.first_problem(strategy, f"connecting {wanted!r}", problem)
+        found = agreement.first_problem(strategy, call, option, problem)
     if not found:
         _log.info(
             "Gradients and sums travel by Gloo: it takes about half of the time of TensorFlow's "
