@@ -71,6 +71,8 @@ class Carrier:
         side effects in order, those of branches and loops too, so that all workers meet alike.
         """
         tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
+        if not tensors:  # all gradients are sparse
+            return []
 
         @tf.autograph.experimental.do_not_convert
         def body(*arrays: Any) -> list[np.ndarray]:
