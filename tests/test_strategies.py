@@ -9,6 +9,7 @@ import tensorflow as tf
 import tfdp
 from tfdp import cluster as cluster_lib
 from tfdp import compat, fit, run, strategies
+from tfdp.fit import gloo
 
 
 def tf_config(task_type="worker", index=0, **jobs):
@@ -234,6 +235,53 @@ def test_what_cannot_be_made(name, config, error, message, machine):
     assert str(raised.value) == message
     assert isinstance(raised.value, ValueError)
     assert not hasattr(keras.Model.fit, "tfdp")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "binding", "message"),
+    [
+        (
+            "multi_worker",
+            tf_config(**TWO),
+            None,
+            "Communication(implementation='gloo'): Gloo is not installed: pip install 'tfdp[gloo]' "
+            "on every worker.",
+        ),
+        (
+            "mirrored",
+            None,
+            "pygloo.so",
+            "Communication(implementation='gloo') connects the workers of 'multi_worker', and "
+            "strategy('mirrored') has none that sum gradients. Use 'auto'.",
+        ),
+    ],
+)
+def test_gloo_is_refused_where_it_cannot_be(name, config, binding, message, machine, monkeypatch):
+    machine(0, config)
+    monkeypatch.setattr(gloo, "binding", lambda: binding)
+    with pytest.raises(strategies.StrategyError) as raised:
+        tfdp.strategy(name, tfdp.Communication(implementation="gloo"))
+    assert str(raised.value) == message
+    assert not hasattr(keras.Model.fit, "tfdp")
+
+
+def test_a_script_with_gloo_runs_on_one_device_too(machine, monkeypatch):
+    machine(0, None)
+    monkeypatch.setattr(gloo, "binding", lambda: None)
+    made = tfdp.strategy(communication=tfdp.Communication(implementation="gloo"))
+    assert made.name == "OneDevice"
+
+
+def test_beside_gloo_tensorflow_uses_ring(machine, monkeypatch):
+    machine(0, tf_config(**TWO))
+    monkeypatch.setattr(gloo, "binding", lambda: "pygloo.so")
+    options = tfdp.strategy(communication=tfdp.Communication(implementation="gloo")).options
+    assert options.implementation == tf.distribute.experimental.CollectiveCommunication.RING
+
+
+def test_mpi_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match=r"MPI is not offered: it cannot join .* Use 'gloo'\."):
+        tfdp.Communication(implementation="mpi")
 
 
 def test_communication_reaches_the_strategy(machine):

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfdp import cluster as cluster_lib
 from tfdp import compat, fit, seeds
-from tfdp.fit import agreement
+from tfdp.fit import agreement, gloo, transport
 from tfdp.launch import rendezvous
 
 _log = logging.getLogger("tfdp")
@@ -63,7 +63,7 @@ def strategy(
 
     Raises:
         StrategyError: For an unknown name, one that needs a cluster without one, or an option that
-            the strategy does not have.
+            the strategy does not have, or that needs a package which is not installed.
         ClusterError: If TF_CONFIG is bad, the strategy does not fit its cluster, a task of it is
             missing, or has other settings.
     """
@@ -88,6 +88,9 @@ def strategy(
             f"strategy({name!r}) needs a cluster: start the script with "
             f"tfdp launch {flags} -- SCRIPT.py, or set TF_CONFIG."
         )
+    options = communication or fit.Communication()
+    if options.implementation == "gloo":
+        _check_gloo(name)
     if name in ("multi_worker", "parameter_server"):
         rendezvous.join(os.environ)
     fit.enable()
@@ -95,7 +98,6 @@ def strategy(
     tell_evaluator()
     share_seed()
     say_removed(cluster_lib.removed(os.environ))
-    options = communication or fit.Communication()
     if name == "parameter_server":
         assert found is not None
         made = _parameter_server(found[0], *servers)
@@ -179,6 +181,19 @@ def _choose(found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None) -> str:
         if found[0].num_workers_in_sync > 1:
             return "multi_worker"
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
+
+
+def _check_gloo(name: str) -> None:
+    """Refuse Gloo where there are no workers for it to connect, or it is not installed."""
+    if name in ("mirrored", "parameter_server"):
+        raise StrategyError(
+            f"Communication(implementation='gloo') connects the workers of 'multi_worker', and "
+            f"strategy({name!r}) has none that sum gradients. Use 'auto'."
+        )
+    if name == "multi_worker" and gloo.binding() is None:
+        raise StrategyError(
+            f"Communication(implementation='gloo'): Gloo is not installed: {transport.INSTALL}."
+        )
 
 
 def _server_settings(

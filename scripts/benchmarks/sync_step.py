@@ -11,6 +11,7 @@ if a limit is missed.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -395,8 +396,7 @@ def _reduce(model: str, rounds: int, output: str, as_it_comes: bool = False) -> 
 
     with strategy.scope():
         variables = [v.value for v in _build(keras, model).trainable_variables]
-
-    ring = communication.Communication("ring")
+    ring = communication.Communication(implementation="ring")
 
     def contestant(reduce, values=variables, wire=ring):
         @tf.function(autograph=False)
@@ -410,7 +410,7 @@ def _reduce(model: str, rounds: int, output: str, as_it_comes: bool = False) -> 
             return strategy.run(on_replica)
 
         def run() -> float:
-            transport.choose(strategy, wire)
+            transport.choose(strategy, wire, "the benchmark")
             start = time.perf_counter()
             for _ in range(STEPS):
                 result = step(tf.constant(1.0))
@@ -424,7 +424,7 @@ def _reduce(model: str, rounds: int, output: str, as_it_comes: bool = False) -> 
         return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
     def mine(implementation, compression=None):
-        wire = communication.Communication(implementation, compression=compression)
+        wire = dataclasses.replace(ring, implementation=implementation, compression=compression)
         return contestant(lambda gradients: communication.all_reduce(gradients, wire), wire=wire)
 
     def one_by_one(tensors):

@@ -222,3 +222,7 @@ def test_who_was_lost(problem, text):
     addresses = {"worker:0": "10.0.0.1:1", "worker:1": "10.0.0.2:1", "worker:2": "[::7]:1"}
     carrier = transport.Carrier(None, addresses, "worker:0")
     assert carrier._who(problem) == text + problem
+
+
+def test_nothing_to_sum_is_no_exchange():
+    assert transport.Carrier(None, {}, "worker:0").sum([]) == []

@@ -134,12 +134,13 @@ def of_all(strategy: tf.distribute.Strategy, what: str, number: int) -> list[int
     return json.loads(numbers) if numbers else [number]
 
 
-def first_problem(strategy: tf.distribute.Strategy, call: str, problem: str) -> str:
+def first_problem(strategy: tf.distribute.Strategy, call: str, option: str, problem: str) -> str:
     """Gives all tasks the first problem that one of them has: "worker:1: the problem", or "".
 
     Args:
         strategy: The strategy.
-        call: What the tasks are about to do: the same everywhere.
+        call: "fit", "evaluate", ...: what the tasks have called, for those who wait.
+        option: What they are about to use, in words: compared as well.
         problem: This task's, or "".
 
     Raises:
@@ -154,6 +155,7 @@ def first_problem(strategy: tf.distribute.Strategy, call: str, problem: str) -> 
                 return f"{_NOTE}{who}: {facts['problem']}"
         return ""
 
+    call = f"{call} with {option}"
     return _exchange(strategy, call, {"call": call, "problem": problem}, _pairwise(judge))
 
 

@@ -10,6 +10,7 @@ package xoscar, and runs in a process of its own: see gloo_process for why. A su
 into memory that both processes share, and none back: what it returns lies there.
 """
 
+import contextlib
 import importlib.util
 import mmap
 import os
@@ -108,6 +109,8 @@ class Gloo:
         try:
             self._connect(host, connect_seconds)
         except BaseException:
+            with contextlib.suppress(Exception):  # it may have told its address before
+                share(str(rank), "")  # so that nobody waits for it
             self.close()
             raise
 
@@ -179,6 +182,8 @@ class Gloo:
                 self._send("value", "")
                 continue
             value = self._shared(key, max(0.1, until - time.monotonic()))
+            if value == "":
+                raise Failed(f"worker {key} cannot connect")
             if value is None:
                 raise Failed(f"worker {key} did not tell its address within {seconds:g} s")
             self._send("value", value)

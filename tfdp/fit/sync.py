@@ -95,7 +95,7 @@ class SyncTrainer:
             shuffle=shuffle,
             class_weight=class_weight,
         )
-        loop = self._prepare(feed)
+        loop = self._prepare("fit", feed)
         _log.info("Input: %s.", feed.description)
         evaluation = None
         if validation_data is not None:
@@ -178,7 +178,7 @@ class SyncTrainer:
         """Evaluate; the arguments and the result are those of `keras.Model.evaluate`."""
         session.check_compiled(self.model, "evaluate")
         feed = self._feed(x, y, sample_weight=sample_weight, batch_size=batch_size, steps=steps)
-        loop = self._prepare(feed)
+        loop = self._prepare("evaluate", feed)
         self._check("evaluate", feed)
         callbacks = self._callbacks(callbacks, verbose, feed)
         with contextlib.closing(feed):
@@ -199,7 +199,7 @@ class SyncTrainer:
         """
         model = self.model
         feed = self._feed(x, batch_size=batch_size, steps=steps)
-        loop = self._prepare(feed, labelled=False)
+        loop = self._prepare("predict", feed, labelled=False)
         self._check("predict", feed)
         callbacks = self._callbacks(callbacks, verbose, feed)
         model.stop_predicting = False
@@ -419,7 +419,7 @@ class SyncTrainer:
             whole = self._feed(x, y, batch_size=max(1, count), **more)
         else:
             whole = feed_lib.Whole(self.strategy, self._first, batch)
-        loop = self._prepare(whole, labelled=kind != "predict")
+        loop = self._prepare(f"{kind}_on_batch", whole, labelled=kind != "predict")
         if whole.split.has_digests:
             calls = self._calls_on_batch = self._calls_on_batch + 1
             if calls & (calls - 1) == 0 and batch is not None:
@@ -428,14 +428,14 @@ class SyncTrainer:
         return whole, loop
 
     def _prepare(
-        self, feed: feed_lib.Feed | feed_lib.Whole, labelled: bool = True
+        self, call: str, feed: feed_lib.Feed | feed_lib.Whole, labelled: bool = True
     ) -> loop_lib.Loop:
         """Return the loop of the model as it is compiled now, built from the feed's spec.
 
         Without labels (predict) the compiled losses and metrics stay as they are.
         """
         model = self.model
-        transport.choose(self.strategy, self.communication)
+        transport.choose(self.strategy, self.communication, call)
         if not compat.is_built(model, compiled=labelled):
             with self.strategy.scope():
                 compat.build(model, feed_lib.build_spec(feed.spec), compiled=labelled)

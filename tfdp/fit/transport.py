@@ -1,8 +1,8 @@
 """What carries sums between the workers: Gloo, or TensorFlow's own collectives.
 
-    choose(strategy, communication)     # at the beginning of fit, evaluate, predict: every task
-    carrier = of(strategy)              # None: tf.distribute carries
-    sums = carrier.sum([tensor, ...])   # in a replica's graph, or eagerly
+    choose(strategy, communication, "fit")      # when fit begins: every task
+    carrier = of(strategy)                      # None: tf.distribute carries
+    sums = carrier.sum([tensor, ...])           # in a replica's graph, or eagerly
 
 TensorFlow's RING over gRPC copies each byte five or six times. Gloo (github.com/pytorch/gloo) sends
 from where the numbers lie. Both keep running side by side: the values of new variables, and what a
@@ -70,6 +70,8 @@ class Carrier:
         side effects in order, those of branches and loops too, so that all workers meet alike.
         """
         tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
+        if not tensors:  # all gradients are sparse
+            return []
 
         @tf.autograph.experimental.do_not_convert
         def body(*arrays: Any) -> list[np.ndarray]:
@@ -127,7 +129,7 @@ def of(strategy: tf.distribute.Strategy) -> Carrier | None:
     return _current.get(strategy)
 
 
-def choose(strategy: tf.distribute.Strategy, communication: Any) -> None:
+def choose(strategy: tf.distribute.Strategy, communication: Any, call: str) -> None:
     """Let the tasks of a strategy agree on what carries their sums from now on.
 
     Every task calls it with the same options. The first time they connect.
@@ -135,6 +137,7 @@ def choose(strategy: tf.distribute.Strategy, communication: Any) -> None:
     Args:
         strategy: The strategy.
         communication: A `communication.Communication`.
+        call: What was called: "fit", "evaluate", ...
 
     Raises:
         ValueError: If Gloo was asked for and cannot be had on every task.
@@ -149,17 +152,18 @@ def choose(strategy: tf.distribute.Strategy, communication: Any) -> None:
             raise ValueError(_refusal(_unfit(strategy)))
         return
     if strategy not in _carriers:
-        _decide(strategy, *tasks)
+        _decide(strategy, call, *tasks)
     carrier = _carriers[strategy]
     carrier.timeout_seconds = communication.timeout_seconds
     _current[strategy] = carrier
 
 
-def _decide(strategy: Any, me: str, names: list[str]) -> None:
-    found = agreement.first_problem(strategy, "communication 'gloo'", _unfit(strategy))
+def _decide(strategy: Any, call: str, me: str, names: list[str]) -> None:
+    option = "Communication(implementation='gloo')"
+    found = agreement.first_problem(strategy, call, option, _unfit(strategy))
     if not found:
         problem = _connect(strategy, me, names)
-        found = agreement.first_problem(strategy, "connecting 'gloo'", problem)
+        found = agreement.first_problem(strategy, call, option, problem)
     if found:
         if lost := _carriers.pop(strategy, None):
             lost._gloo.close()

@@ -1,0 +1,54 @@
+"""Which of Gloo and TensorFlow carries sums, and that both give the same numbers."""
+
+import pathlib
+
+import pytest
+
+from cluster import processes
+
+pytestmark = pytest.mark.cluster
+
+SCRIPT = str(pathlib.Path(__file__).with_name("scripts") / "carried.py")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, environment) -> list[dict[str, str]]:
+    """Return what each of two workers has printed: the answers by their names."""
+    folder = tmp_path_factory.mktemp("gloo")
+    processes.run(
+        ["launch", "--workers=2", "--log_dir=logs", "--", SCRIPT], folder, environment, 240
+    )
+    logs = [(folder / "logs" / f"worker-{n}.log").read_text() for n in range(2)]
+    return [dict(line.split(": ", 1) for line in log.splitlines() if ": " in line) for log in logs]
+
+
+REFUSED = "ValueError: Communication(implementation='gloo'): Gloo cannot be used. worker:1: "
+
+
+@pytest.mark.parametrize(
+    ("case", "answer"),
+    [
+        (
+            "not everywhere",
+            f"{REFUSED}it is not installed: pip install 'tfdp[gloo]' on every worker.",
+        ),
+        ("not connected", f"{REFUSED}it cannot connect by 127.0.0.1: "),
+        ("auto", "TensorFlow"),
+        ("gloo", "Gloo"),
+    ],
+)
+def test_all_workers_take_the_same(case, answer, told):
+    assert [one[case][: len(answer)] for one in told] == [answer, answer]
+
+
+@pytest.mark.parametrize("compression", ["None", "float16", "bfloat16"])
+def test_gloo_gives_the_numbers_of_ring_and_the_same_bits_everywhere(compression, told):
+    first, second = told
+    assert first[f"bits {compression}"] == second[f"bits {compression}"]
+    # Halves: as far from what float32 gives as RING's are, or less far.
+    assert float(first[f"gloo {compression}"]) <= 1e-6 + 1.5 * float(first[f"ring {compression}"])
+
+
+def test_a_worker_that_is_late_ends_the_wait(told):
+    assert "took longer than its timeout_seconds" in told[0]["late"]
+    assert 3 <= float(told[0]["seconds"]) < 30
