@@ -194,10 +194,8 @@ class Feed:
         if ends_apart:
             self.spec = build_spec(self.spec)
         static = static_rows(self.spec)
-        all_have_rows = (
-            static and static >= self._replicas if by_rows else own is not None and not ends_apart
-        )
-        never_empty = self._replicas == 1 or bool(all_have_rows)
+        # tf.distribute gives a worker batches without a row where a batch has fewer than workers.
+        never_empty = self._replicas == 1 or (by_rows and static and static >= self._replicas)
         nominal = 0 if by_rows or not static else static * self._replicas
         self.split = Split(
             by_rows,
