@@ -11,6 +11,9 @@ import tensorflow as tf
 
 from tfdp import compat
 
+# Marks a variable whose sparse gradients name each row once: see fit.gradients.by_rows.
+ROWS_ONCE = "_tfdp_rows_once"
+
 
 @keras.saving.register_keras_serializable(package="tfdp")
 class Embedding(keras.layers.Embedding):
@@ -25,6 +28,11 @@ class Embedding(keras.layers.Embedding):
         output_dim: Width of a row.
         **kwargs: As keras.layers.Embedding; `lora_rank` and quantization look the whole table up.
     """
+
+    def build(self, input_shape: Any = None) -> None:
+        """Make the table."""
+        super().build(input_shape)
+        object.__setattr__(self._embeddings, ROWS_ONCE, True)
 
     def call(self, inputs: Any) -> Any:
         """Return the rows of the ids `inputs`, of any shape: (..., output_dim)."""

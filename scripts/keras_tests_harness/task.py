@@ -68,7 +68,6 @@ class Strategy:
             return
         tfdp.enable()
         _teach_the_trainer()
-        teach_numbers()
 
 
 def _teach_the_trainer() -> None:
@@ -107,22 +106,6 @@ def _serve(workers: int, ps: int) -> list:
         for job in ("worker", "ps")
         for index in range(sizes[job])
     ]
-
-
-def teach_numbers() -> None:
-    """Let int(), float() and NumPy read variables of several replicas, as they read one device's.
-
-    TensorFlow's class for them lacks that, or does it wrongly for scalars, so that a test would end
-    before it has seen anything.
-    """
-    import numpy as np
-    from tensorflow.python.distribute import values
-
-    values.DistributedVariable.__int__ = lambda self: int(self.numpy())
-    values.DistributedVariable.__float__ = lambda self: float(self.numpy())
-    values.DistributedVariable.__array__ = lambda self, dtype=None, copy=None: np.asarray(
-        self.numpy(), dtype
-    )
 
 
 def enter_scope_in_tests(strategy: Strategy, folder: pathlib.Path) -> None:

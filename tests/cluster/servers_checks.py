@@ -48,6 +48,10 @@ SYNCHRONOUS = {
         "layer_overwrites_a_weight",
         "dict_metric",
         "metric_kept_over_epochs",
+        "gradients_alone",
+        "nothing_to_train",
+        "nothing_to_train_in_own_step",
+        "squares_of_sparse_gradients",
     ),
 }
 

@@ -1074,6 +1074,8 @@ def refused(program: Program, strategy: str) -> str:
             return "fit on parameter servers takes no generator and no PyDataset"
         if program.eager or program.jit:
             return "run_eagerly and jit_compile are not for parameter servers"
+        if "spectral" in program.layers and "train_step" in program.own:
+            return "with max_staleness=0 weights stay what they are during a train_step"
     return ""
 
 

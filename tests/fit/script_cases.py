@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import tfdp
 from fit import cases
 
 L = keras.layers
@@ -123,6 +124,38 @@ class Step(keras.Model):
 
     def after(self) -> None:
         pass
+
+
+class Named(Step):
+    """Logs its loss under a name that no metric has: the last batch's is that of the epoch."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        return {"objective": super().train_step(data)["loss"]}
+
+
+class Known(Step):
+    """Gives its optimizer no variables: it knows those that it was built with."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        super().compile(*args, **kwargs)
+        self.optimizer.build(self.layers[-1].trainable_variables)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        self.apply(tape.gradient(loss, self.layers[-1].trainable_variables))
+        return {"objective": loss}
+
+    def apply(self, gradients: Any) -> None:
+        self.optimizer.apply(gradients)
+
+
+class Handed(Named):
+    """Gives its optimizer lists, which are empty if nothing is to be trained."""
+
+    def apply(self, gradients: Any) -> None:
+        self.optimizer.apply(gradients, self.trainable_variables)
 
 
 class Clipped(Step):
@@ -302,6 +335,7 @@ def script_cases() -> list[cases.Case]:
         ("layer_counts", sequential(RowCounter)),
         ("layer_counts_undeclared", sequential(Undeclared)),
         ("layer_overwrites_a_weight", sequential(Balanced)),
+        ("gradients_alone", stepping(Known)),
         ("clipped_weights", stepping(Clipped)),
         ("teacher", stepping(Teacher)),
         ("learning_rate_in_step", stepping(Halving)),
@@ -328,18 +362,48 @@ def script_cases() -> list[cases.Case]:
             fit(),
         ),
         case("nothing_to_train", nothing_to_train, fit()),
+        case("nothing_to_train_in_own_step", lambda: nothing_to_train(Handed), fit()),
+        case("squares_of_sparse_gradients", words, word_rows),
+        case("sparse_gradients_in_one_execution", several_words, lambda: word_rows(9)),
         case("spectral_compiled", compiled(spectral), fit()),
         case("layer_counts_compiled", compiled(sequential(RowCounter)), fit()),
     ]
     return found
 
 
-def nothing_to_train() -> keras.Model:
+def nothing_to_train(kind: type[keras.Model] = keras.Model) -> keras.Model:
     """Keras does not build the optimizer of a model whose weights are all frozen."""
-    model = dense()
+    model = dense(kind)
     model.trainable = False
     model.compile(keras.optimizers.Nadam(0.01), "mse")
     return model
+
+
+def words() -> keras.Model:
+    """The gradient of an embedding is sparse, and Adagrad makes a tensor of its square.
+
+    tfdp's, since Keras's gives the rows that a batch names twice in parts, and servers sum them.
+    """
+    inputs = keras.Input((3,), dtype="int32")
+    outputs = L.Dense(1)(L.Flatten()(tfdp.layers.Embedding(9, 4)(inputs)))
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.Adagrad(0.1, global_clipnorm=0.1, use_ema=True), "mse")
+    return model
+
+
+def several_words() -> keras.Model:
+    """The last of the steps of one execution has fewer rows of sparse gradients."""
+    inputs = keras.Input((3,), dtype="int32")
+    outputs = L.Dense(1)(L.Flatten()(L.Embedding(9, 4)(inputs)))
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.Adagrad(0.1), "mse", steps_per_execution=6)
+    return model
+
+
+def word_rows(batch: int = 8) -> dict[str, Any]:
+    x, y = arrays()
+    words = np.floor(3 * np.abs(x[:, :3])).clip(0, 8).astype("int32")
+    return {"x": words, "y": y, "batch_size": batch}
 
 
 def compiled(build: Any) -> Any:

@@ -98,6 +98,25 @@ def test_models_that_nobody_holds_are_freed(mirrored):
     assert [one() for one in alive] == [None] * 3
 
 
+def test_numbers_of_variables_on_replicas(mirrored):
+    """As scripts read them: TensorFlow's own variables of replicas have no __int__."""
+    with mirrored[2].scope():
+        model = cases.classifier()
+        pair = tf.Variable([1.0, 2.0])
+        flag = tf.Variable(1 + 2j)
+    history = model.fit(**cases.array_fit()(), verbose=0)
+    iterations = model.optimizer.iterations
+    steps = int(iterations)
+    assert steps == iterations.numpy() > 0
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.1)
+    assert np.asarray(iterations) == steps
+    np.testing.assert_array_equal(np.array(pair, "float64"), [1.0, 2.0])
+    assert complex(flag) == 1 + 2j
+    assert len(history.epoch) == 1
+    fit.disable()
+    assert not hasattr(type(pair), "__int__")
+
+
 def test_a_new_strategy_for_each_trial():
     """Each over the same devices, of any number, with TensorFlow's own collectives."""
     for trial, devices in enumerate((2, 2, 3, 2)):

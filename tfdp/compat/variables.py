@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.optimizers import base_optimizer
+from tensorflow.python.distribute import values as distributed
 
 from tfdp.compat.distribute import leave_strategy
 
@@ -53,6 +55,34 @@ def optimizer_on_one_device(optimizer: keras.optimizers.Optimizer) -> Iterator[N
         finally:
             for one, strategy in zip(optimizers, saved, strict=True):
                 one._distribution_strategy = strategy
+
+
+def _to_array(variable: Any, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    del copy  # reading makes one
+    return np.asarray(variable.numpy(), dtype)
+
+
+_CONVERSIONS: dict[str, Callable[..., Any]] = {
+    "__int__": lambda variable: int(variable.numpy()),
+    "__float__": lambda variable: float(variable.numpy()),
+    "__complex__": lambda variable: complex(variable.numpy()),
+    "__array__": _to_array,
+}
+
+
+def let_variables_convert(yes: bool) -> None:
+    """Let Python convert variables of replicas as it converts others, or no longer.
+
+    `int(model.optimizer.iterations)` ends in TensorFlow's variable, and that of several replicas
+    has no `__int__` where the plain one has (TensorFlow 2.20 and 2.21, distribute/values.py,
+    DistributedVariable). What TensorFlow adds one day stays.
+    """
+    for name, convert in _CONVERSIONS.items():
+        own = vars(distributed.DistributedVariable).get(name)
+        if yes and own is None:
+            setattr(distributed.DistributedVariable, name, convert)
+        elif not yes and own is convert:
+            delattr(distributed.DistributedVariable, name)
 
 
 def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:

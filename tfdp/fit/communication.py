@@ -188,10 +188,20 @@ class Packs:
         if self._carrier is not None:
             return _carried(self._carrier, packs)
         context = tf.distribute.get_replica_context()
+        sums: list[Any] = [None] * len(packs)
+        sparse = [i for i, p in enumerate(packs) if _is_gathered(p, context.strategy)]
+        if sparse:
+            keys = itertools.count(_new_keys(context.strategy))
+            for i in sparse:
+                sums[i] = _gathered(packs[i], self._communication, keys)
+        rest = [pack for pack, done in zip(packs, sums, strict=True) if done is None]
+        here = [p if isinstance(p, tf.IndexedSlices) else tf.identity(p) for p in rest]
         # One collective for each: tf.distribute would put several into one again.
         options = dataclasses.replace(self._communication, pack_bytes=1).options()
-        here = [p if isinstance(p, tf.IndexedSlices) else tf.identity(p) for p in packs]
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, here, options=options)
+        reduced = iter(
+            context.all_reduce(tf.distribute.ReduceOp.SUM, here, options=options) if here else []
+        )
+        return [next(reduced) if done is None else done for done in sums]
 
     def unpack(self, packs: Sequence[Any]) -> list[Any]:
         """Return the gradients, None where there was none."""
@@ -248,10 +258,20 @@ def all_reduce(gradients: Sequence[Any], communication: Communication) -> list[A
     return packs.unpack(packs.reduce(packs.pack(gradients)))
 
 
-# Far above the keys that tf.distribute counts up from 1.
-_group_keys = itertools.count(1 << 24)
-_instance_keys = itertools.count(1 << 24, 1 << 10)
-_groups: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
+# Far above the keys that tf.distribute counts up from 1. Each strategy of several processes counts
+# its own: what one process does alone, with a strategy of its own, must not move them.
+_ACROSS, _WITHIN, _STRATEGY, _STEP = 1 << 28, 1 << 24, 1 << 22, 1 << 10
+_across, _within = itertools.count(_ACROSS, _STRATEGY), itertools.count(_WITHIN, _STEP)
+_keys: "weakref.WeakKeyDictionary[Any, Iterator[int]]" = weakref.WeakKeyDictionary()
+
+
+def _new_keys(strategy: tf.distribute.Strategy) -> int:
+    """Return the first of 1,024 keys that no other collectives have, the same on all processes."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return next(_within)
+    if strategy not in _keys:
+        _keys[strategy] = itertools.count(next(_across), _STEP)
+    return next(_keys[strategy])
 
 
 class BranchKeys:
@@ -262,16 +282,15 @@ class BranchKeys:
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
-        self.group = _groups.setdefault(strategy, next(_group_keys))
-        self._first = next(_instance_keys)
+        self._first = _new_keys(strategy)
 
-    def sequence(self) -> Iterator[tuple[int, int]]:
-        """Return what yields (group key, instance key), the same for each replica."""
-        return ((self.group, key) for key in itertools.count(self._first))
+    def sequence(self) -> Iterator[int]:
+        """Return what yields keys, the same for each replica."""
+        return itertools.count(self._first)
 
 
 def all_reduce_in_branch(
-    gradients: Sequence[Any], communication: Communication, keys: Iterator[tuple[int, int]]
+    gradients: Sequence[Any], communication: Communication, keys: Iterator[int]
 ) -> list[Any]:
     """Sum gradients over all replicas in a branch of a `tf.cond` that all of them take.
 
@@ -286,20 +305,76 @@ def all_reduce_in_branch(
         return packs.unpack(packs.reduce(packs.pack(gradients)))  # it does not meet in Python
     summed = []
     for pack in packs.pack(gradients):
-        group, instance = next(keys)
+        if _is_gathered(pack, tf.distribute.get_replica_context().strategy):
+            summed.append(_gathered(pack, communication, keys))
+            continue
         summed.append(
             tf.raw_ops.CollectiveReduceV2(
                 input=tf.convert_to_tensor(pack),
-                group_size=replicas,
-                group_key=group,
-                instance_key=instance,
+                instance_key=1,
                 ordering_token=[],
                 merge_op="Add",
                 final_op="Id",
-                timeout_seconds=communication.timeout_seconds or 0.0,
+                **_group(communication, keys),
             )
         )
     return packs.unpack(summed)
+
+
+def _is_gathered(gradient: Any, strategy: tf.distribute.Strategy) -> bool:
+    """Say whether a gradient is summed by `_gathered`: a sparse one, on workers of one CPU each.
+
+    On GPUs TensorFlow keeps NCCL's operations in one order; replicas of one process meet in Python.
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return False
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    devices = strategy.extended.worker_devices
+    return len(devices) == 1 and "CPU" in devices[0].upper()
+
+
+def _gathered(
+    gradient: tf.IndexedSlices, communication: Communication, keys: Iterator[int]
+) -> tf.IndexedSlices:
+    """Return a sparse gradient with the rows of all replicas.
+
+    TensorFlow's own way fails with "Shape mismatch in the collective instance" where the number of
+    rows changes inside one call of a function: in the last batch of an epoch that runs several
+    steps in one execution (TensorFlow 2.20 and 2.21; a key has one shape for a call, see
+    core/common_runtime/collective_param_resolver_local.cc). Here the key says the number of rows.
+    """
+
+    def gather(here: tf.Tensor, key: Any) -> tf.Tensor:
+        return tf.raw_ops.CollectiveGatherV2(
+            input=here, instance_key=key, ordering_token=[], **_group(communication, keys)
+        )
+
+    rows = tf.size(gradient.indices)
+    counts = gather(tf.reshape(rows, (1,)), 1)
+    longest = tf.maximum(1, tf.reduce_max(counts))
+    present = tf.ensure_shape(tf.reshape(tf.sequence_mask(counts, longest), (-1,)), (None,))
+
+    def everywhere(here: tf.Tensor) -> tf.Tensor:
+        missing = tf.zeros(tf.concat([[longest - rows], tf.shape(here)[1:]], 0), here.dtype)
+        gathered = gather(tf.concat([here, missing], 0), longest)
+        return tf.boolean_mask(tf.ensure_shape(gathered, (None, *here.shape[1:])), present)
+
+    return tf.IndexedSlices(
+        everywhere(gradient.values), everywhere(gradient.indices), gradient.dense_shape
+    )
+
+
+def _group(communication: Communication, keys: Iterator[int]) -> dict[str, Any]:
+    """Return the arguments of a collective over all replicas that shares its group with no other.
+
+    In a group of their own instances need to differ in nothing but the shape.
+    """
+    return {
+        "group_size": tf.distribute.get_replica_context().num_replicas_in_sync,
+        "group_key": next(keys),
+        "timeout_seconds": communication.timeout_seconds or 0.0,
+    }
 
 
 def _sizes(size: int, parts: int) -> list[int]:

@@ -18,7 +18,8 @@ import keras
 import tensorflow as tf
 
 from tfdp import compat
-from tfdp.fit import updates, user_step
+from tfdp.fit import gradients as gradients_lib
+from tfdp.fit import updates
 
 
 def scale_of(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:
@@ -93,7 +94,7 @@ def _if_finite(
         def unscale(values: tf.Tensor) -> tf.Tensor:
             return values / tf.cast(scale, values.dtype)
 
-        steps = update([user_step.map_values(unscale, g) for g in gradients])
+        steps = update([gradients_lib.map_values(unscale, g) for g in gradients])
 
         def grow() -> tf.Tensor:
             adapt(2.0)

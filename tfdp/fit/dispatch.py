@@ -70,6 +70,7 @@ def enable(communication: communication_lib.Communication | None = None) -> None
     if communication is not None:
         _communication = communication
     _is_enabled = True
+    compat.let_variables_convert(True)
     for name in (*METHODS, compat.RESOLVE_AUTO_JIT, *saving.METHODS):
         if not _is_installed(name):
             _replaced[name] = vars(keras.Model).get(name)
@@ -81,6 +82,7 @@ def disable() -> None:
     """Give `keras.Model` its own methods back, and leave what other libraries have put there."""
     global _is_enabled
     _is_enabled = False
+    compat.let_variables_convert(False)
     for name, method in list(_installed.items()):
         if vars(keras.Model).get(name) is not method:
             continue  # another library's stands around it: there it hands on what it gets

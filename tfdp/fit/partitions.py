@@ -116,6 +116,8 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
         _check_constraint(variable)
     cut = [v for v in model.trainable_variables if compat.is_partitioned(v)]
     values: dict[str, Any] = {}
+    if not variables:
+        return  # nothing to train: Keras leaves the optimizer as it is
     if optimizer.built:
         if [id(v) for v in compat.built_with(optimizer)] == [id(v) for v in variables]:
             return

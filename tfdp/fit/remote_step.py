@@ -200,9 +200,10 @@ class RemoteSteps:
             if self.own_train:
 
                 def own(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
-                    given = self.model.trainable_variables if variables is None else variables
-                    with compat.restore_apply(optimizer):
-                        apply(optimizer, list(gradients), list(given))
+                    gradients, given = user_step.arguments(optimizer, stock, gradients, variables)
+                    if gradients:
+                        with compat.restore_apply(optimizer):
+                            apply(optimizer, gradients, given)
 
                 with partitions.expanded(self.model), compat.replace_apply(self.optimizers, own):
                     logs = self.model.train_step(batch)
@@ -215,7 +216,7 @@ class RemoteSteps:
                     objective, [compat.stored_value(v) for v in self.variables]
                 )
                 rows, logs = self._measure(loss, outputs)
-        if not self.own_train:
+        if not self.own_train and self.variables:
             apply(optimizer, gradients, self.variables)
         staleness = applied[0] - before if applied else tf.zeros((), tf.int64)
         self._write_state(scope, state_tape)
@@ -349,7 +350,7 @@ class RemoteSteps:
 
 
 class Totals:
-    """The sum of reports.
+    """The sum of reports; of logs of a train_step's own it keeps the last, as Keras does.
 
     Attributes:
         steps: How many steps there were.
@@ -360,6 +361,7 @@ class Totals:
         self._steps = steps
         self._kind = kind
         self._sum: Any = None
+        self._last: Any = None
         steps.model.reset_metrics()
         # What a fresh metric holds, and more where a reset_state of the user's own keeps some.
         self._before = [compat.stored_value(metric).numpy() for metric in steps.metrics]
@@ -369,6 +371,7 @@ class Totals:
     def add(self, report: np.ndarray) -> None:
         """Add a report."""
         self._sum = report if self._sum is None else self._sum + report
+        self._last = report
         self.steps += round(report[0])
         self.stalest = max(self.stalest, round(report[2] / max(1.0, report[0])))
 
@@ -383,11 +386,11 @@ class Totals:
         steps.model.reset_metrics()
         if self._sum is None:
             return {}
-        rows, at = max(self._sum[1], 1.0), 3
+        rows, at = max(self._last[1], 1.0), 3
         extra: dict[str, Any] = {}
         for name, shape in steps.extras[self._kind].items():
             size = int(np.prod(shape))
-            extra[name] = self._sum[at : at + size].reshape(shape) / rows
+            extra[name] = self._last[at : at + size].reshape(shape) / rows
             at += size
         for metric, start in zip(steps.metrics, self._before, strict=True):
             value = start + self._sum[at : at + start.size].reshape(start.shape)

@@ -22,6 +22,7 @@ from tfdp import compat
 from tfdp.fit import communication as communication_lib
 from tfdp.fit import digest, user_step
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import gradients as gradients_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import replica as replica_lib
@@ -266,14 +267,14 @@ class Steps:
                 objective = self.model.optimizer.scale_loss(loss)
                 objective = objective * tf.cast(loss_lib.share(totals), objective.dtype)
             gradients = tape.gradient(objective, [view.get(v) for v in trained])
-            gradients = user_step.shaped(gradients, trained)
+            gradients = gradients_lib.shaped(gradients, trained)
             self._measure(view, totals, loss, outputs, "train")
             updates = view.updates()
         self._differing[split, local] = replicas.remember(view, "train")
         if split.may_be_empty:
             present = tf.greater(mine, 0)
             updates = replicas.keep_where(present, updates, local)
-            gradients = user_step.zero_unless(present, gradients)
+            gradients = gradients_lib.zero_unless(present, gradients)
         if rows is None:  # only the replicas together know them: they travel with the gradients
             gradients = [*gradients, tf.cast(mine, tf.float32)]
         counts = () if rows is not None else (len(gradients) - 1,)
@@ -299,14 +300,15 @@ class Steps:
             factor = nominal_rows / rows
             gradients = tf.cond(
                 tf.equal(factor, 1.0),
-                lambda: [user_step.scaled(g, 1.0) for g in gradients],
-                lambda: [user_step.scaled(g, factor) for g in gradients],
+                lambda: [gradients_lib.scaled(g, 1.0) for g in gradients],
+                lambda: [gradients_lib.scaled(g, factor) for g in gradients],
             )
         if not gradients:  # everything is frozen
             return rows
-        optimizer = self.model.optimizer
+        optimizer, trained = self.model.optimizer, self.model.trainable_variables
+        gradients = gradients_lib.by_rows(gradients, trained)
         with self.on_copies(optimizer, local):
-            optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
+            optimizer.apply_gradients(zip(gradients, trained, strict=True))
         return rows
 
     def _measures(

@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import compat
-from tfdp.fit import decisions, partitions, remote_step, updates, user_step
+from tfdp.fit import decisions, partitions, remote_step, user_step
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import gradients as gradients_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import view as view_lib
@@ -105,12 +106,19 @@ class Summed:
                 gradients, logs = self._own(batch, totals, view, scope)
             else:
                 gradients, logs = self._stock(batch, totals, view, scope)
+        if gradients and all(gradient is None for gradient in gradients):
+            raise ValueError(
+                f"No variable of model {steps.model.name!r} has a gradient: its loss does not "
+                "depend on them."
+            )
         changes = steps.state_changes(scope)
         self._state = [variable for variable, _, _ in changes]
         sources = tf.nest.flatten(leaves, expand_composites=True)
         self._ways = [view_lib.way_of(v, new, [old], sources) for v, old, new in changes]
         self._sparse = [None if g is None else isinstance(g, tf.IndexedSlices) for g in gradients]
-        sparse = [updates.merged(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+        sparse = [
+            gradients_lib.merged(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients
+        ]
         return {
             "report": steps.report("train", scope, mine, tf.zeros((), tf.int64), logs),
             "gradients": [
@@ -187,8 +195,9 @@ class Summed:
         scope.add_update = refuse
 
         def take(optimizer: Any, stock: Any, gradients: Any, variables: Any = None) -> None:
-            given = steps.variables if variables is None else variables
-            taken.append((optimizer, list(gradients), list(given)))
+            gradients, given = user_step.arguments(optimizer, stock, gradients, variables)
+            if gradients:
+                taken.append((optimizer, gradients, given))
 
         with (
             loss_lib.exact(totals, self._parts, own_divisors=False),
@@ -197,6 +206,8 @@ class Summed:
             compat.replace_apply(steps.optimizers, take),
         ):
             logs = model.train_step(batch)
+        if not taken and not steps.variables:
+            return [], logs
         if [optimizer for optimizer, _, _ in taken] != [model.optimizer]:
             raise ValueError(
                 f"The train_step of model {model.name!r} updates {len(taken)} times, and "
@@ -207,7 +218,7 @@ class Summed:
         by_variable = dict(zip(map(id, variables), gradients, strict=True))
         share = loss_lib.share(totals)
         mine = [by_variable.get(id(v)) for v in steps.variables]
-        return [user_step.scaled(gradient, share) for gradient in mine], logs
+        return [gradients_lib.scaled(gradient, share) for gradient in mine], logs
 
     def _collect(self, number: tf.Tensor, rows: tf.Tensor, *leaves: Any) -> tf.Tensor:
         """Return the divisors of a part's losses, of those that need their own."""
@@ -243,7 +254,8 @@ class Summed:
             self._update = compat.function(self._on_servers, reduce_retracing=True)
         # What layers have assigned to weights comes before the update of the weights.
         self._assign(results, weights=True)
-        self._update(*map(tf.constant, leaves))
+        if leaves:
+            self._update(*map(tf.constant, leaves))
         self._assign(results, weights=False)
 
     def _assign(self, results: Sequence[dict[str, Any]], weights: bool) -> None:
@@ -264,12 +276,16 @@ class Summed:
     def _on_servers(self, *leaves: Any) -> None:
         given = iter(leaves)
         gradients: list[Any] = []
-        for sparse in self._sparse:
+        variables: list[keras.Variable] = []
+        for sparse, variable in zip(self._sparse, self._steps.variables, strict=True):
             if sparse is None:
-                gradients.append(None)
-            elif sparse:
+                continue  # perhaps of a variable that the optimizer was not built with
+            variables.append(variable)
+            if sparse:
                 indices, values = next(given), next(given)
-                gradients.append(tf.IndexedSlices(values, indices))
+                # An optimizer that makes a tensor of it asks for the shape (Adagrad's square).
+                shape = tf.constant(list(variable.shape), tf.int64)
+                gradients.append(tf.IndexedSlices(values, indices, shape))
             else:
                 gradients.append(next(given))
         with compat.leave_strategy():
@@ -278,7 +294,7 @@ class Summed:
             decisions.apply(
                 optimizer,
                 gradients,
-                self._steps.variables,
+                variables,
                 number=tf.zeros((), tf.int64),
                 scale=None if scale is None else tf.identity(compat.stored_value(scale)),
                 lazy_rows=self._lazy_rows,

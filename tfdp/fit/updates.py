@@ -28,6 +28,7 @@ import keras
 import tensorflow as tf
 
 from tfdp import compat
+from tfdp.fit import gradients as gradients_lib
 
 _log = logging.getLogger("tfdp")
 
@@ -178,7 +179,7 @@ def apply(
     rows_of: dict[int, Any] = {}
     for gradient, variable in zip(gradients, variables, strict=True):
         if isinstance(gradient, tf.IndexedSlices):
-            gradient = merged(gradient)
+            gradient = gradients_lib.merged(gradient)
             same_shape = all(slot.shape == variable.shape for slot in slots[id(variable)])
             if only_rows and same_shape and variable.constraint is None:
                 rows = gradient.indices
@@ -238,14 +239,6 @@ def _say_what_moves(optimizer: str, path: str, megabytes: int) -> None:
         path,
         megabytes,
     )
-
-
-def merged(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
-    """Return a sparse gradient with each row once: the sum of those that were equal."""
-    rows, where = tf.unique(tf.reshape(gradient.indices, (-1,)))
-    values = tf.reshape(gradient.values, tf.concat([[-1], tf.shape(gradient.values)[1:]], 0))
-    values = tf.math.unsorted_segment_sum(values, where, tf.size(rows))
-    return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
 def _clip(

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfdp import compat
 from tfdp.fit import communication as communication_lib
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import gradients as gradients_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import replica as replica_lib
@@ -132,13 +133,17 @@ class UserTrainStep:
         if replica is None:
             own(gradients, variables)
             return
-        given = self._steps.model.trainable_variables if variables is None else variables
+        gradients, given = arguments(optimizer, own, gradients, variables)
         if not optimizer.built:
-            self._build(optimizer, list(given))
+            if not gradients:  # nothing to train: Keras leaves the optimizer unbuilt
+                return
+            self._build(optimizer, given)
         share = loss_lib.share(replica.totals)
-        gradients = shaped([scaled(gradient, share) for gradient in gradients], given)
+        gradients = gradients_lib.shaped(
+            [gradients_lib.scaled(gradient, share) for gradient in gradients], given
+        )
         if replica.split.may_be_empty:
-            gradients = zero_unless(tf.greater(replica.totals.mine, 0), gradients)
+            gradients = gradients_lib.zero_unless(tf.greater(replica.totals.mine, 0), gradients)
         communication = self._steps.communication
         if compat.is_in_branch(replica.graph):
             gradients = communication_lib.all_reduce_in_branch(
@@ -146,10 +151,11 @@ class UserTrainStep:
             )
         else:
             gradients = communication_lib.all_reduce(gradients, communication)
+        gradients = gradients_lib.by_rows(gradients, given)
         self._active.replica = None  # the update below ends in the optimizer's own apply
         try:
             with self._steps.on_copies(optimizer, replica.local):
-                optimizer.apply_gradients(zip(gradients, list(given), strict=True))
+                optimizer.apply(gradients, given)
         finally:
             self._active.replica = replica
 
@@ -186,39 +192,24 @@ def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     return replica_lib.unique(o for o in found if o is not None)
 
 
-def scaled(gradient: Any, factor: Any) -> Any:
-    """Return a gradient (a tensor, IndexedSlices or None) times a scalar."""
-    return map_values(lambda t: t * tf.cast(factor, t.dtype), gradient)
+def arguments(
+    optimizer: keras.optimizers.Optimizer, own: Any, gradients: Any, variables: Any
+) -> tuple[list[Any], list[Any]]:
+    """Return what `optimizer.apply(gradients, variables)` is given, as two lists of one length.
 
+    Without variables they are those that the optimizer was built with.
 
-def shaped(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
-    """Return gradients that know the shapes of their variables.
-
-    Where a batch is known to have fewer rows than there are replicas, one replica's rows are known
-    to be none: its graph may know less of shapes, and its gradients would be packed otherwise.
+    Args:
+        optimizer: Of any state.
+        own: Its own `apply`, which raises Keras's error where the two do not fit.
+        gradients: A sequence, or an iterator.
+        variables: A sequence, or None.
     """
-    made = []
-    for gradient, variable in zip(gradients, variables, strict=True):
-        if isinstance(gradient, tf.Tensor):
-            gradient = tf.ensure_shape(gradient, variable.shape)
-        made.append(gradient)
-    return made
-
-
-def zero_unless(condition: Any, gradients: list[Any]) -> list[Any]:
-    """Return the gradients where `condition` holds, zeros elsewhere (NaN in an empty batch)."""
-    return tf.cond(
-        condition,
-        lambda: [map_values(tf.identity, g) for g in gradients],
-        lambda: [map_values(tf.zeros_like, g) for g in gradients],
-    )
-
-
-def map_values(function: Any, gradient: Any) -> Any:
-    """Return a gradient (a tensor, IndexedSlices or None) with its values mapped."""
-    if gradient is None:
-        return None
-    if isinstance(gradient, tf.IndexedSlices):
-        values = function(gradient.values)
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return function(gradient)
+    gradients = list(gradients)
+    known = compat.built_with(optimizer) if optimizer.built else []
+    given = known if variables is None else list(variables)
+    if len(gradients) != len(given):
+        own(gradients, variables)
+        if gradients:
+            raise ValueError(f"{len(gradients)} gradients are given for {len(given)} variables.")
+    return gradients, given[: len(gradients)]
