@@ -117,6 +117,17 @@ def test_numbers_of_variables_on_replicas(mirrored):
     assert not hasattr(type(pair), "__int__")
 
 
+def test_sparse_gradients_of_a_strategy_with_collectives():
+    """The strategies of conftest reduce on one device; this one is as MirroredStrategy() is."""
+    name = "sparse_gradients_in_one_execution"
+    case = next(case for case in script_cases.script_cases() if case.name == name)
+    fit.disable()
+    expected = cases.run(case)
+    fit.enable()
+    found = cases.run(case, tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]))
+    assert max(cases.differences(expected, found).values()) <= case.tolerance
+
+
 def test_a_new_strategy_for_each_trial():
     """Each over the same devices, of any number, with TensorFlow's own collectives."""
     for trial, devices in enumerate((2, 2, 3, 2)):

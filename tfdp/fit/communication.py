@@ -189,8 +189,11 @@ class Packs:
             return _carried(self._carrier, packs)
         context = tf.distribute.get_replica_context()
         sums: list[Any] = [None] * len(packs)
-        sparse = [i for i, p in enumerate(packs) if _is_gathered(p, context.strategy)]
-        if sparse:
+        sparse = [i for i, p in enumerate(packs) if isinstance(p, tf.IndexedSlices)]
+        if sparse and isinstance(context.strategy, tf.distribute.MirroredStrategy):
+            for i in sparse:
+                sums[i] = context.merge_call(_summed_on_one, args=(packs[i],))
+        elif sparse and _is_on_cpus(context.strategy):
             keys = itertools.count(_new_keys(context.strategy))
             for i in sparse:
                 sums[i] = _gathered(packs[i], self._communication, keys)
@@ -297,15 +300,15 @@ def all_reduce_in_branch(
     tf.distribute's replicas meet in Python to reduce (merge_call), which no branch allows; here
     the collective operation itself stands in each replica's graph.
     """
-    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-    if replicas == 1:
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
         return list(gradients)
     packs = Packs(gradients, communication)
-    if transport.of(tf.distribute.get_replica_context().strategy) is not None:
+    if transport.of(context.strategy) is not None:
         return packs.unpack(packs.reduce(packs.pack(gradients)))  # it does not meet in Python
     summed = []
     for pack in packs.pack(gradients):
-        if _is_gathered(pack, tf.distribute.get_replica_context().strategy):
+        if isinstance(pack, tf.IndexedSlices) and _is_on_cpus(context.strategy):
             summed.append(_gathered(pack, communication, keys))
             continue
         summed.append(
@@ -321,17 +324,26 @@ def all_reduce_in_branch(
     return packs.unpack(summed)
 
 
-def _is_gathered(gradient: Any, strategy: tf.distribute.Strategy) -> bool:
-    """Say whether a gradient is summed by `_gathered`: a sparse one, on workers of one CPU each.
+def _is_on_cpus(strategy: tf.distribute.Strategy) -> bool:
+    """Say whether the replicas are workers of one CPU each, which `_gathered` is for.
 
-    On GPUs TensorFlow keeps NCCL's operations in one order; replicas of one process meet in Python.
+    On GPUs TensorFlow keeps NCCL's operations in one order.
     """
-    if not isinstance(gradient, tf.IndexedSlices):
-        return False
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return False
     devices = strategy.extended.worker_devices
-    return len(devices) == 1 and "CPU" in devices[0].upper()
+    spans = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return spans and len(devices) == 1 and "CPU" in devices[0].upper()
+
+
+def _summed_on_one(
+    strategy: tf.distribute.MirroredStrategy, gradient: tf.IndexedSlices
+) -> tf.IndexedSlices:
+    """Return a sparse gradient of all replicas of one process, put together on one device.
+
+    MirroredStrategy's own collectives fail as `_gathered` says.
+    """
+    del strategy
+    reduction = tf.distribute.ReductionToOneDevice()
+    return reduction.reduce(tf.distribute.ReduceOp.SUM, gradient, gradient)
 
 
 def _gathered(
