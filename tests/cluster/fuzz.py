@@ -163,9 +163,10 @@ def _take(
                 continue
             answer = json.loads(line)
             number, kind = answer["number"], answer["kind"]
-            # A crash of one worker alone counts.
+            # A crash of one worker alone counts; but it may not know that one device fails too.
             before = answers.get(number, {"kind": ""})["kind"]
-            if not before or (kind == "crashed" and before != "crashed"):
+            worse = ["", "ok", "design", "known", "differs", "crashed", "invalid"]
+            if worse.index(kind) > worse.index(before):
                 answers[number] = answer
                 _tell(lines[number], answer)
 
