@@ -149,6 +149,15 @@ def test_an_endless_dataset_needs_steps(mirrored):
         model.fit(cases.dataset().repeat(), verbose=0)
 
 
+def test_an_endless_function_needs_steps(mirrored):
+    fit.enable()
+    for replicas in (1, 2):
+        with mirrored[replicas].scope():
+            model = cases.classifier()
+        with pytest.raises(ValueError, match="give steps_per_epoch="):
+            model.fit(lambda context: cases.dataset().repeat(), verbose=0)
+
+
 def test_elements_without_a_shape_are_refused_by_an_unbuilt_model(mirrored):
     fit.enable()
     shapeless = tf.data.Dataset.from_generator(cases.generator, output_types=(tf.float32, tf.int64))

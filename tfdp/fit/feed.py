@@ -157,11 +157,7 @@ class Feed:
         self._endless = isinstance(dataset, tf.data.Dataset) and (
             int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
         )
-        if self._endless and steps_per_epoch is None:
-            raise ValueError(
-                "The dataset repeats for ever, so an epoch would never end: give "
-                "steps_per_epoch= (validation_steps=, steps=), or leave out repeat()."
-            )
+        self._refuse_endless()
 
         policy = _policy(dataset, several=self._replicas > self._local)
         by_rows = policy is None
@@ -182,14 +178,16 @@ class Feed:
             dataset = strategy.distribute_datasets_from_function(dataset)
         several = self._replicas > self._local
         ends_apart = False
-        own = compat.own_dataset(dataset) if not by_rows and self._local == 1 else None
+        own = None if by_rows else compat.own_dataset(dataset)
         if own is not None:
-            dataset = own
-            counts = of_all(int(dataset.cardinality()))
+            counts = of_all(int(own.cardinality()))
             self._endless = all(count == tf.data.INFINITE_CARDINALITY for count in counts)
-            if len(set(counts)) == 1 and counts[0] >= 0:
-                self.batches = counts[0]
-            ends_apart = several and self.batches is None and not self._endless
+            self._refuse_endless()
+            if self._local == 1:
+                dataset = own
+                if len(set(counts)) == 1 and counts[0] >= 0:
+                    self.batches = counts[0]
+                ends_apart = several and self.batches is None and not self._endless
         self.spec = compat.local_spec(dataset.element_spec)
         if ends_apart:
             self.spec = build_spec(self.spec)
@@ -218,6 +216,13 @@ class Feed:
             options.experimental_optimization.inject_prefetch = False
             dataset = dataset.with_options(options)
         self._dataset = dataset
+
+    def _refuse_endless(self) -> None:
+        if self._endless and self.steps_per_epoch is None:
+            raise ValueError(
+                "The dataset repeats for ever, so an epoch would never end: give "
+                "steps_per_epoch= (validation_steps=, steps=), or leave out repeat()."
+            )
 
     # -- epochs ---------------------------------------------------------------------------
 
