@@ -1026,6 +1026,10 @@ BY_DESIGN = [
         lambda p, n: p.eager and "largest" in p.layers,
     ),
     Deviation(
+        "there is no graph that says whether a fraction counts steps: a replica without rows has none",
+        lambda p, n: p.eager and "float_calls" in p.layers and min(p.data.batches) < n,
+    ),
+    Deviation(
         "a train_step of one's own is averaged over rows: its loss has another divisor",
         lambda p, n: _step_is_own(p) and _own_divisors(p),
     ),
