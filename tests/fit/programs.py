@@ -1026,7 +1026,7 @@ BY_DESIGN = [
         lambda p, n: p.eager and "largest" in p.layers,
     ),
     Deviation(
-        "there is no graph that says whether a fraction counts steps: a replica without rows has none",
+        "no graph says whether a fraction counts steps, of which a replica without rows has none",
         lambda p, n: p.eager and "float_calls" in p.layers and min(p.data.batches) < n,
     ),
     Deviation(
