@@ -10,9 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfdp import compat
-
-# Marks a variable whose sparse gradients name each row once: see fit.gradients.by_rows.
-ROWS_ONCE = "_tfdp_rows_once"
+from tfdp.fit import gradients
 
 
 @keras.saving.register_keras_serializable(package="tfdp")
@@ -32,7 +30,7 @@ class Embedding(keras.layers.Embedding):
     def build(self, input_shape: Any = None) -> None:
         """Make the table."""
         super().build(input_shape)
-        object.__setattr__(self._embeddings, ROWS_ONCE, True)
+        object.__setattr__(self._embeddings, gradients.ROWS_ONCE, True)
 
     def call(self, inputs: Any) -> Any:
         """Return the rows of the ids `inputs`, of any shape: (..., output_dim)."""

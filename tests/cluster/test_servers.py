@@ -38,11 +38,15 @@ SYNCHRONOUS = (
     "precision-mixed_float16",
     "precision-overflow",
     "scripts-dict_metric",
+    "scripts-gradients_alone",
     "scripts-layer_counts",
     "scripts-layer_counts_of_one_row",
     "scripts-layer_overwrites_a_weight",
     "scripts-metric_kept_over_epochs",
+    "scripts-nothing_to_train",
+    "scripts-nothing_to_train_in_own_step",
     "scripts-spectral_normalization",
+    "scripts-squares_of_sparse_gradients",
 )
 
 

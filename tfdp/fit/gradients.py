@@ -5,7 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdp import layers
+# Marks a variable whose sparse gradients name each row once: that of tfdp.layers.Embedding.
+ROWS_ONCE = "_tfdp_rows_once"
 
 
 def scaled(gradient: Any, factor: Any) -> Any:
@@ -43,7 +44,7 @@ def by_rows(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """
     return [
         merged(gradient)
-        if isinstance(gradient, tf.IndexedSlices) and hasattr(variable, layers.ROWS_ONCE)
+        if isinstance(gradient, tf.IndexedSlices) and hasattr(variable, ROWS_ONCE)
         else gradient
         for gradient, variable in zip(gradients, variables, strict=True)
     ]
