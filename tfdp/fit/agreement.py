@@ -186,7 +186,8 @@ def wait_until_written(strategy: tf.distribute.Strategy, path: str) -> bool:
     """Waits, on another task than the chief, until the chief has written a path.
 
     Returns:
-        False if the chief writes elsewhere, or does not come to write it within some seconds.
+        False if the chief writes elsewhere (it may have ended since), or does not come to write it
+        within some seconds.
 
     Raises:
         AgreementError: If the chief is lost meanwhile.
@@ -197,6 +198,7 @@ def wait_until_written(strategy: tf.distribute.Strategy, path: str) -> bool:
     chief = tasks[1][0]
     number = _saves.setdefault(path, 0)
     _saves[path] += 1
+    written = None
     try:
         # A chief that has saved as often as this task may have saved elsewhere.
         written = compat.shared_text(f"{_SAVE}/number/{sum(_saves.values())}", _SAVE_SECONDS)
@@ -204,6 +206,8 @@ def wait_until_written(strategy: tf.distribute.Strategy, path: str) -> bool:
             compat.shared_text(_save_key(path, number, "begun"), _OTHER_PLACE_SECONDS) is not None
         )
     except tf.errors.OpError as error:
+        if written is not None:
+            return False  # it has saved elsewhere, and has ended since
         raise AgreementError(
             f"{chief} ended or was lost before it had saved {path}: {error.message.splitlines()[0]}"
         ) from error
