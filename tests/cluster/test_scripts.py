@@ -26,7 +26,7 @@ def check_tutorial(done, folder, tasks):
     logs = [(folder / "logs" / f"{task}.log").read_text() for task in tasks]
     accuracies = [value(r"^Accuracy on 360 test images: (.*)$", log) for log in logs]
     weights = [value(r"^Sum of the weights: (.*)$", log) for log in logs]
-    assert accuracies[0] >= 0.9
+    assert accuracies[0] >= 0.8  # drawn anew in each run: 0.90 to 0.95 is usual
     assert accuracies[0] == accuracies[1]
     assert weights[0] == weights[1]
     # The chief shows progress as it is, and the other task none.
