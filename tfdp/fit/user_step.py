@@ -197,19 +197,25 @@ def arguments(
 ) -> tuple[list[Any], list[Any]]:
     """Return what `optimizer.apply(gradients, variables)` is given, as two lists of one length.
 
-    Without variables they are those that the optimizer was built with.
+    Without variables they are those that the optimizer was built with; without gradients there is
+    nothing to do, whatever the variables.
 
     Args:
         optimizer: Of any state.
-        own: Its own `apply`, which raises Keras's error where the two do not fit.
+        own: Its own `apply`.
         gradients: A sequence, or an iterator.
         variables: A sequence, or None.
+
+    Raises:
+        ValueError: If there are more of the one than of the other; Keras's own if there are no
+            variables and the optimizer is not built.
     """
     gradients = list(gradients)
-    known = compat.built_with(optimizer) if optimizer.built else []
-    given = known if variables is None else list(variables)
+    if not gradients:
+        return [], []
+    if variables is None and not optimizer.built:
+        own(gradients)
+    given = compat.built_with(optimizer) if variables is None else list(variables)
     if len(gradients) != len(given):
-        own(gradients, variables)
-        if gradients:
-            raise ValueError(f"{len(gradients)} gradients are given for {len(given)} variables.")
-    return gradients, given[: len(gradients)]
+        raise ValueError(f"{len(gradients)} gradients are given for {len(given)} variables.")
+    return gradients, given
