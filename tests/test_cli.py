@@ -478,7 +478,7 @@ def test_help_names_every_verb(argv, code):
     [
         "import tfdp",
         "import tfdp.launch, tfdp.cluster, tfdp.config",
-        "import tfdp.launch.local, tfdp.launch.plan, tfdp.launch.machine, tfdp.launch.child",
+        "import tfdp.launch.local, tfdp.launch.plan, tfdp.launch.machine, tfdp.launch.task_start",
         "import tfdp.run",
         "import tfdp.inference.job",
         "from tfdp import cli; cli.main(['--help'])",

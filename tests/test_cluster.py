@@ -490,7 +490,7 @@ def test_any_text_is_taken_or_refused_in_one_line(edited):
 def test_no_tensorflow_is_imported():
     program = (
         "import sys, tfdp.cluster, tfdp.batching, tfdp.launch.plan, tfdp.launch.local, "
-        "tfdp.launch.child; "
+        "tfdp.launch.task_start; "
         "print([m for m in ('tensorflow', 'keras', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -50,7 +50,7 @@ def test_every_wrong_value_is_named_at_once():
             epochs=0, optimizer="lion", learning_rate=0.0, precision="half", steps_per_execution=0
         ),
         communication=Communication(
-            implementation="mpi", pack_bytes=0, compression="zip", timeout_seconds=-1.0
+            implementation="mpi", bytes_per_pack=0, compression="zip", timeout_seconds=-1.0
         ),
         export=Export(second_signature="image"),
     )
@@ -69,7 +69,7 @@ def test_every_wrong_value_is_named_at_once():
         "config.data.shuffle_buffer=-1: use 0 or more.",
         "config.training.epochs=0: use 1 or more.",
         "config.training.steps_per_execution=0: use 1 or more.",
-        "config.communication.pack_bytes=0: use 1 or more.",
+        "config.communication.bytes_per_pack=0: use 1 or more.",
         "config.communication.timeout_seconds=-1.0: use 0 or more.",
         "config.training.learning_rate=0.0: use a number above 0.",
         "config.model.dropout=1.0: use a number from 0 up to below 1.",

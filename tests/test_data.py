@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from tfdp.config import Data
 from tfdp.data import pipeline, prepared
 from tfdp.data import source as source_lib
-from tfdp.data.errors import SourceError
+from tfdp.error import Error
 
 ROWS = pathlib.Path(source_lib.__file__).with_name("digits.csv.gz")
 
@@ -152,7 +152,7 @@ def test_prepared_digits_are_read_from_a_folder_that_cannot_be_written(digits, f
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         source_lib.open_source(Data(data_dir=str(tmp_path / "file")))
     assert str(raised.value) == (
         f"tfdp_digits cannot be prepared in {tmp_path}/file/tfdp_digits/1.0.0: File exists. "
@@ -313,13 +313,13 @@ SCRIPT = "Train it with a script of your own: tfdp launch -- SCRIPT.py"
 )
 def test_what_cannot_be_read_is_said_at_once(name, splits, message, others):
     data = Data(tfds_name=name, data_dir=str(others), train_split=splits[0], test_split=splits[1])
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         source_lib.open_source(data)
     assert str(raised.value) == message.replace("{folder}", str(others))
 
 
 def test_download_of_a_dataset_that_nobody_knows(tmp_path):
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         source_lib.open_source(
             Data(tfds_name="no_such_dataset", data_dir=str(tmp_path), download=True)
         )
@@ -339,7 +339,7 @@ def test_a_download_without_a_network(tmp_path, monkeypatch):
             raise ConnectionError("Failed to resolve the host.\nAnd much more.")
 
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: Builder())
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         source_lib.open_source(Data(tfds_name="mnist", download=True))
     assert str(raised.value) == (
         "The dataset 'mnist' could not be prepared: Failed to resolve the host."

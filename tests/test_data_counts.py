@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from tfdp.data import counts
-from tfdp.data.errors import SourceError
+from tfdp.error import Error
 
 
 class Lines:
@@ -43,7 +43,7 @@ def test_a_file_that_was_cut_is_refused(tmp_path):
     counts.count([a], Lines())
     write(tmp_path / "a", 2)
     for _ in range(2):  # and stays refused
-        with pytest.raises(SourceError) as raised:
+        with pytest.raises(Error) as raised:
             counts.count([a], Lines())
         assert str(raised.value) == (
             f"{a} holds 2 records, and held 3 when they were counted before: it has been cut. If "
@@ -90,6 +90,6 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 def test_a_file_that_is_not_there_or_empty(tmp_path, make, message):
     path = tmp_path / "a"
     make(path)
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         counts.count([str(path)], Lines())
     assert str(raised.value) == message.format(path=path)

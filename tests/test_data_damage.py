@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdp import tfrecord
 from tfdp.config import Data
-from tfdp.data import array_files, counts, damage, pipeline, source
-from tfdp.data.errors import DataError, SourceError
+from tfdp.data import array_files, counts, damage, pipeline, source, tfrecord
+from tfdp.data.errors import DataError
+from tfdp.error import Error
 
 RECORDS = 20
 
@@ -131,7 +131,7 @@ def test_two_hundred_cuts_are_named_before_or_in_the_run(tmp_path, opened_before
             message = str(damage.explained(raised.value, opened.train))
             opened.train.raised.clear()
         else:
-            with pytest.raises(SourceError) as refused:
+            with pytest.raises(Error) as refused:
                 source.open_source(data)
             message = str(refused.value)
         assert message.startswith(f"{path}"), (cut, message)
@@ -196,7 +196,7 @@ def test_damaged_records_are_skipped_up_to_the_limit(tmp_path, caplog):
     write(tmp_path / "a.tfrecord", records)
     path = write(tmp_path / "b.tfrecord", records)
     damage_crc(path, records, [3, 17])
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         source.open_source(settings(tmp_path, bad_records=1))
     assert str(raised.value) == (
         "2 damaged records, config.data.bad_records=1 may be skipped. The first: "
@@ -222,7 +222,7 @@ def test_what_a_damaged_header_hides_is_lost_and_said(tmp_path):
     content = bytearray(path.read_bytes())
     content[offsets(records)[5]] ^= 1
     path.write_bytes(content)
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         source.open_source(settings(tmp_path))
     assert str(raised.value) == (
         f"{path}: record 5 at byte {offsets(records)[5]}: its header is damaged, so nothing behind "
@@ -297,7 +297,7 @@ def test_a_damaged_array_record(tmp_path):
         os.utime(path, ns=times)
         try:
             found = read(source.open_source(data), data)
-        except (DataError, SourceError) as error:
+        except (DataError, Error) as error:
             messages.append(str(error))
         else:  # a byte that nothing depends on
             assert found == expected
@@ -320,7 +320,7 @@ def test_a_damaged_array_record(tmp_path):
 def test_files_that_hold_nothing(content, message, tmp_path):
     if content is not None:
         (tmp_path / "a.tfrecord").write_bytes(content)
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         source.open_source(settings(tmp_path))
     assert str(raised.value) == message.format(folder=tmp_path, here=os.getcwd())
 

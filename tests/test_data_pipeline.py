@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 from test_data_damage import example, write, write_array_record
 
-from tfdp import compat, shard_report
+from tfdp.compat import data_adapters
 from tfdp.config import Data
-from tfdp.data import function, inputs, ledger, pipeline, reshard, source
-from tfdp.data.errors import SourceError
+from tfdp.data import function, inputs, ledger, pipeline, plan_report, reshard, source
+from tfdp.error import Error
 from tfdp.fit import feed
 
 
@@ -238,7 +238,7 @@ def test_not_counted_files_are_read_to_their_ends(folder):
     opened = source.open_source(data)
     plan = pipeline.plan_training(opened, data, 2)
     assert (plan.policy, plan.steps, opened.train.count) == ("FILE", None, None)
-    assert "not counted" in shard_report.lines(plan, "train")[0]
+    assert "not counted" in plan_report.lines(plan, "train")[0]
     datasets = [pipeline.training(opened, data, 0, context(2, n), epochs=None) for n in (0, 1)]
     for _ in range(2):
         trained = [n for dataset in datasets for rows in labels(dataset) for n in rows]
@@ -306,7 +306,7 @@ def test_resharded_files_hold_the_same_records_in_order(folder, before, after, t
     opened = source.open_source(data)
     assert [file.records for file in opened.train.files] == [12, 13, 13, 13, 13, 13, 13, 13]
     assert sum(labels(pipeline.evaluation(opened, data)), []) == list(range(103))  # noqa: RUF017
-    with pytest.raises(SourceError, match="even is there already: remove it, or name another"):
+    with pytest.raises(Error, match="even is there already: remove it, or name another"):
         reshard.reshard(f"{folder}/five*.{before}", str(tmp_path / "even"), 8, after)
 
 
@@ -314,7 +314,7 @@ def test_a_damaged_record_leaves_nothing_behind(folder, tmp_path):
     content = bytearray((folder / "one.tfrecord").read_bytes())
     content[-10] ^= 1
     (tmp_path / "bad.tfrecord").write_bytes(content)
-    with pytest.raises(SourceError, match=r"bad.tfrecord: record 102 at byte [\d,]+: its checksum"):
+    with pytest.raises(Error, match=r"bad.tfrecord: record 102 at byte [\d,]+: its checksum"):
         reshard.reshard(str(tmp_path / "bad.tfrecord"), str(tmp_path / "even"), 4)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".tfdp-counts.json", "bad.tfrecord"]
 
@@ -325,11 +325,11 @@ def test_a_damaged_record_leaves_nothing_behind(folder, tmp_path):
 def test_a_hint_is_found_wherever_it_stands():
     hint = tf.data.experimental.SHARD_HINT
     plain = tf.data.Dataset.range(10)
-    assert not compat.has_shard_hint(plain.shard(2, 1).batch(2))
-    assert compat.has_shard_hint(plain.shard(hint, hint).map(lambda x: x + 1).batch(2))
+    assert not data_adapters.has_shard_hint(plain.shard(2, 1).batch(2))
+    assert data_adapters.has_shard_hint(plain.shard(hint, hint).map(lambda x: x + 1).batch(2))
     inside = tf.data.Dataset.range(2).interleave(lambda n: plain.shard(hint, hint))
-    assert compat.has_shard_hint(inside)
-    with pytest.raises(SourceError) as raised:
+    assert data_adapters.has_shard_hint(inside)
+    with pytest.raises(Error) as raised:
         function.with_hint(plain, "mine:data")
     assert str(raised.value) == (
         "policy 'hint': the dataset of 'mine:data' has no hint, so that every worker would train "
@@ -369,7 +369,7 @@ def test_what_fit_gets_of_a_function():
         f"Input train: {__name__}:pairs shards for each of 2 pipelines, nothing is checked."
     ]
     data.policy = "hint"
-    with pytest.raises(SourceError, match=r"policy 'hint': the dataset of '.*:pairs' has no hint"):
+    with pytest.raises(Error, match=r"policy 'hint': the dataset of '.*:pairs' has no hint"):
         inputs.open_inputs(data, 0, 1, 2)
 
 
@@ -402,7 +402,7 @@ def test_what_fit_gets_of_a_source(folder):
 )
 def test_a_function_that_is_none(name, message):
     data = Data(function=name)
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         function.call(function.load(data), data, "train", context(1, 0))
     assert str(raised.value) == message
 
@@ -468,7 +468,7 @@ def test_a_function_that_is_none(name, message):
     ],
 )
 def test_what_cannot_be_opened_is_said_with_what_to_do(folder, kind, more, message):
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(Error) as raised:
         source.open_source(settings(folder, kind, **more))
     assert str(raised.value) == message.replace("{folder}", str(folder))
 

@@ -6,7 +6,7 @@ import pytest
 from tfdp.cluster import Cluster, Task
 from tfdp.launch import cores, dry_run, local, machine, plan
 from tfdp.launch.plan import TaskProcess
-from tfdp.redaction import Redactor
+from tfdp.launch.redaction import Redactor
 
 FOUR = [(0, 4), (1, 5), (2, 6), (3, 7)]
 

@@ -9,7 +9,7 @@ import pytest
 from tfdp.cluster import Cluster, Task
 from tfdp.launch import dry_run, plan
 from tfdp.launch.plan import TaskProcess
-from tfdp.redaction import Redactor
+from tfdp.launch.redaction import Redactor
 
 # What a shell, ssh or a terminal would act on, were it let.
 HOSTILE = [

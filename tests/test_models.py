@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from tfdp import config, models
+from tfdp.error import Error
 
 IMAGES = np.arange(2 * 8 * 8, dtype="uint8").reshape(2, 8, 8, 1) % 17
 
@@ -43,7 +44,7 @@ def test_a_function_of_your_own(tmp_path, monkeypatch):
     made = models.build("my_models:build", (28, 28, 3), 7, pixel_max=255.0, dropout=0.5)
     assert made.inputs[0].shape == (None, 28, 28, 3)
     assert made.name == "7-255.0-0.5"
-    with pytest.raises(models.ModelError) as raised:
+    with pytest.raises(Error) as raised:
         models.build("my_models:without_input", (8, 8, 1), 7, pixel_max=255.0, dropout=0.5)
     assert str(raised.value) == (
         "config.model.name='my_models:without_input' returns a Sequential without named inputs, "
@@ -71,13 +72,13 @@ def test_a_function_of_your_own(tmp_path, monkeypatch):
     ],
 )
 def test_no_such_model(name, message):
-    with pytest.raises(models.ModelError) as raised:
+    with pytest.raises(Error) as raised:
         models.build(name, (8, 8, 1), 10, pixel_max=16.0, dropout=0.0)
     assert str(raised.value) == message
 
 
 def test_the_default_model_is_for_images():
-    with pytest.raises(models.ModelError, match=r"is for images.*shape \(7,\).*package.module"):
+    with pytest.raises(Error, match=r"is for images.*shape \(7,\).*package.module"):
         models.build("convnet", (7,), 3, pixel_max=1.0, dropout=0.5)
 
 

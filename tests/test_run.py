@@ -171,10 +171,10 @@ assert "tensorflow" not in sys.modules
 assert importlib.util.find_spec("tensorflow") and importlib.util.find_spec("keras")
 import {first}
 import keras, tensorflow as tf
-from tfdp import compat
+from tfdp.compat import distribute
 from tfdp.fit import dispatch
 assert all(hasattr(vars(keras.Model)[name], "tfdp") for name in dispatch.METHODS)
-assert compat.global_seed() == 5
+assert distribute.global_seed() == 5
 import inspect
 assert inspect.getsource(keras) and keras.__spec__.loader is keras.__loader__
 import numpy as np

@@ -7,8 +7,9 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from tfdp import cli, shard_report, tfrecord
-from tfdp.data import digits
+from tfdp import cli
+from tfdp.data import plan_report, tfrecord
+from tfdp.datasets import digits
 
 
 @pytest.fixture(scope="module")
@@ -128,16 +129,16 @@ def test_without_a_config(capsys):
 
 
 def test_the_table_marks_what_is_not_known_and_batches_without_a_row():
-    from tfdp import sharding
+    from tfdp.data import sharding
 
     files = [sharding.File("a", None, bytes=10**6), sharding.File("b", None, bytes=10**6)]
-    assert shard_report.table(sharding.make(files, 2, 4)) == [
+    assert plan_report.table(sharding.make(files, 2, 4)) == [
         "worker  files  records  batches  first  last  MB read",
         "     0      1        ?        ?  ?      ?         1.0",
         "     1      1        ?        ?  ?      ?         1.0",
     ]
     files = [sharding.File("a", 4), sharding.File("b", 2)]
-    assert shard_report.table(sharding.make(files, 2, 4, policy="FILE")) == [
+    assert plan_report.table(sharding.make(files, 2, 4, policy="FILE")) == [
         "worker  files  records      batches  first  last  MB read",
         "     0      1        4            2  a:0    a:3       0.0",
         "     1      1        2  2 (1 empty)  b:0    b:1       0.0",

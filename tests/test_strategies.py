@@ -8,8 +8,9 @@ import tensorflow as tf
 
 import tfdp
 from tfdp import cluster as cluster_lib
-from tfdp import compat, fit, run, strategies
-from tfdp.fit import gloo
+from tfdp import fit, run, strategies
+from tfdp.compat import distribute
+from tfdp.error import Error
 
 
 def tf_config(task_type="worker", index=0, **jobs):
@@ -32,7 +33,7 @@ def stock_keras():
 def seeds(monkeypatch):
     """The seeds that are set, in place of setting them."""
     given = []
-    monkeypatch.setattr(compat, "global_seed", lambda: given[-1] if given else None)
+    monkeypatch.setattr(distribute, "global_seed", lambda: given[-1] if given else None)
     monkeypatch.setattr(tf.random, "set_seed", given.append)
     monkeypatch.delenv("TFDP_SEED", raising=False)
     monkeypatch.delenv("TF_CONFIG", raising=False)
@@ -131,9 +132,9 @@ def test_what_fit_is_told_of_the_evaluator(tell, config, name, told, machine, mo
     ("options", "message"),
     [
         (
-            {"min_shard_bytes": 1 << 20},
-            "strategy('one_device') has no parameter servers: leave out min_shard_bytes, or start "
-            "the script with tfdp launch --chief --workers=N --ps=M -- SCRIPT.py.",
+            {"min_partition_bytes": 1 << 20},
+            "strategy('one_device') has no parameter servers: leave out min_partition_bytes, or "
+            "start the script with tfdp launch --chief --workers=N --ps=M -- SCRIPT.py.",
         ),
         (
             {"lazy_rows": True},
@@ -159,7 +160,7 @@ def test_what_fit_is_told_of_the_evaluator(tell, config, name, told, machine, mo
 )
 def test_options_of_parameter_servers(options, message, machine):
     machine()
-    with pytest.raises(strategies.StrategyError) as raised:
+    with pytest.raises(Error) as raised:
         tfdp.strategy("one_device", **options)
     assert str(raised.value) == message
 
@@ -187,21 +188,21 @@ def test_how_many_batches_are_out(max_staleness, workers, ahead):
         (
             "horovod",
             None,
-            strategies.StrategyError,
+            Error,
             "strategy('horovod'): use one of auto, one_device, mirrored, multi_worker, "
             "parameter_server.",
         ),
         (
             "multi_worker",
             None,
-            strategies.StrategyError,
+            Error,
             "strategy('multi_worker') needs a cluster: start the script with "
             "tfdp launch --workers=N -- SCRIPT.py, or set TF_CONFIG.",
         ),
         (
             "parameter_server",
             None,
-            strategies.StrategyError,
+            Error,
             "strategy('parameter_server') needs a cluster: start the script with "
             "tfdp launch --workers=N --chief --ps=M -- SCRIPT.py, or set TF_CONFIG.",
         ),
@@ -258,8 +259,8 @@ def test_what_cannot_be_made(name, config, error, message, machine):
 )
 def test_gloo_is_refused_where_it_cannot_be(name, config, binding, message, machine, monkeypatch):
     machine(0, config)
-    monkeypatch.setattr(gloo, "binding", lambda: binding)
-    with pytest.raises(strategies.StrategyError) as raised:
+    monkeypatch.setattr(fit, "gloo_binding", lambda: binding)
+    with pytest.raises(Error) as raised:
         tfdp.strategy(name, tfdp.Communication(implementation="gloo"))
     assert str(raised.value) == message
     assert not hasattr(keras.Model.fit, "tfdp")
@@ -267,14 +268,14 @@ def test_gloo_is_refused_where_it_cannot_be(name, config, binding, message, mach
 
 def test_a_script_with_gloo_runs_on_one_device_too(machine, monkeypatch):
     machine(0, None)
-    monkeypatch.setattr(gloo, "binding", lambda: None)
+    monkeypatch.setattr(fit, "gloo_binding", lambda: None)
     made = tfdp.strategy(communication=tfdp.Communication(implementation="gloo"))
     assert made.name == "OneDevice"
 
 
 def test_beside_gloo_tensorflow_uses_ring(machine, monkeypatch):
     machine(0, tf_config(**TWO))
-    monkeypatch.setattr(gloo, "binding", lambda: "pygloo.so")
+    monkeypatch.setattr(fit, "gloo_binding", lambda: "pygloo.so")
     options = tfdp.strategy(communication=tfdp.Communication(implementation="gloo")).options
     assert options.implementation == tf.distribute.experimental.CollectiveCommunication.RING
 
@@ -286,7 +287,7 @@ def test_mpi_is_refused_with_the_reason():
 
 def test_communication_reaches_the_strategy(machine):
     machine(0, tf_config(**TWO))
-    ours = tfdp.Communication(implementation="ring", pack_bytes=3, timeout_seconds=7.0)
+    ours = tfdp.Communication(implementation="ring", bytes_per_pack=3, timeout_seconds=7.0)
     options = tfdp.strategy(communication=ours).options
     assert options.bytes_per_pack == 3
     assert options.timeout_seconds == 7.0
@@ -306,14 +307,14 @@ def test_cpu_replicas_and_receive_chunks_are_as_asked():
     # In a process of its own: both are fixed when TensorFlow is first used.
     program = (
         "import tensorflow as tf\n"
-        "from tfdp import compat, strategies\n"
+        "from tfdp import strategies\nfrom tfdp.compat import collectives\n"
         "strategies.use_cpu_replicas(3)\n"
         "strategies.tune_collectives()\n"
         "tf.config.threading.set_intra_op_parallelism_threads(1)\n"
         "print(tf.__internal__.eager_context.get_config().experimental.recv_buf_max_chunk)\n"
         "print(strategies.strategy('mirrored').num_replicas_in_sync)\n"
         "print(strategies.strategy('one_device').num_replicas_in_sync)\n"
-        "print(compat.enlarge_receive_chunks(4096))\n"
+        "print(collectives.enlarge_receive_chunks(4096))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True

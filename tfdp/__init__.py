@@ -8,6 +8,7 @@
         model.compile(...)
     model.fit(dataset_of_global_batches, epochs=3)
 
+    tfdp.export(model, "models/digits")                 # a SavedModel, as the next version
     tfdp.predict("models/digits", images, workers=2)    # a row for each image, in order
 
 A script that makes its own `tf.distribute` strategy needs no more than `tfdp.enable()`, or to be
@@ -24,15 +25,19 @@ from tfdp.version import VERSION as __version__
 if TYPE_CHECKING:
     from tfdp import layers
     from tfdp.cluster import is_chief
+    from tfdp.error import Error
     from tfdp.fit import Communication, disable, enable
     from tfdp.inference.rows import predict
     from tfdp.launch.progress import report_progress
+    from tfdp.serving.export import export
     from tfdp.strategies import strategy
 
 _HOMES = {
     "Communication": "tfdp.fit",
+    "Error": "tfdp.error",
     "disable": "tfdp.fit",
     "enable": "tfdp.fit",
+    "export": "tfdp.serving.export",
     "is_chief": "tfdp.cluster",
     "predict": "tfdp.inference.rows",
     "report_progress": "tfdp.launch.progress",
@@ -41,9 +46,11 @@ _HOMES = {
 
 __all__ = [
     "Communication",
+    "Error",
     "__version__",
     "disable",
     "enable",
+    "export",
     "is_chief",
     "layers",
     "predict",

@@ -12,9 +12,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-
-class BatchError(ValueError):
-    """A batch that cannot be split, with what can."""
+from tfdp.error import Error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Batch:
         lower = self.global_batch_size // self.replicas * self.replicas
         if lower != self.global_batch_size:
             use = f"{lower} or {lower + self.replicas}" if lower else f"{self.replicas}"
-            raise BatchError(
+            raise Error(
                 f"global_batch_size={self.global_batch_size} does not divide over "
                 f"{self.replicas} replicas. Use {use}, or change the workers."
             )
@@ -74,7 +72,7 @@ def split(rows: int, parts: int) -> tuple[int, ...]:
     by at most one, and a part is empty only where there are fewer rows than parts.
 
     Raises:
-      BatchError: A negative number of rows, no parts, or not whole numbers.
+      Error: A negative number of rows, no parts, or not whole numbers.
     """
     _check_count("rows", rows, lowest=0)
     _check_count("parts", parts, lowest=1)
@@ -85,4 +83,4 @@ def split(rows: int, parts: int) -> tuple[int, ...]:
 def _check_count(name: str, value: Any, lowest: int) -> None:
     # bool is an int to Python, and a batch of True rows is a mistake to everybody else.
     if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        raise BatchError(f"{name}={value!r} is not a whole number from {lowest} up. Use one.")
+        raise Error(f"{name}={value!r} is not a whole number from {lowest} up. Use one.")

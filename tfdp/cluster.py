@@ -12,13 +12,15 @@ what was wanted, what came and what to do, before TensorFlow is imported.
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfdp import address
+from tfdp.error import Error
 
 # Names the run to the training tasks and their evaluator, where there is one.
 EVALUATOR_VARIABLE = "TFDP_EVALUATOR"
@@ -28,7 +30,7 @@ _STRATEGIES = ("one_device", "mirrored", "multi_worker", "parameter_server")
 _EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
-class ClusterError(ValueError):
+class ClusterError(Error):
     """A bad cluster setting. The message is one line, whatever the setting held."""
 
 
@@ -256,7 +258,24 @@ def check_strategy(cluster: Cluster, strategy: str, task: Task | None = None) ->
             )
 
 
-def parse(text: str) -> tuple[Cluster, Task]:
+class Place(NamedTuple):
+    """A cluster, and the place of this process in it: what a TF_CONFIG says."""
+
+    cluster: Cluster
+    task: Task
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this task writes the files: the chief, else worker:0."""
+        return self.task == self.cluster.chief_task()
+
+    @property
+    def is_evaluator(self) -> bool:
+        """Whether this task evaluates checkpoints, and takes no part in training."""
+        return self.task.type == "evaluator"
+
+
+def parse(text: str) -> Place:
     """Reads the text of a TF_CONFIG.
 
     Taken as TensorFlow takes it: an index that is a decimal string ("1"); a job written as an
@@ -272,7 +291,7 @@ def parse(text: str) -> tuple[Cluster, Task]:
     return result
 
 
-def from_environment(environ: Mapping[str, str]) -> tuple[Cluster, Task] | None:
+def from_environment(environ: Mapping[str, str]) -> Place | None:
     """Reads TF_CONFIG where there is one.
 
     Returns:
@@ -293,22 +312,23 @@ def removed(environ: Mapping[str, str]) -> str:
       "" where it is still there, or this process was not started with one (see `begin`).
     """
     found = from_environment(environ)
-    if found is not None or _begun is None or _begun[0].num_workers_in_sync < 2:
+    if found is not None or _begun is None or _begun.cluster.num_workers_in_sync < 2:
         return ""
+    others = _begun.cluster.num_workers_in_sync - 1
     return (
-        f"This script has removed TF_CONFIG: {_begun[1]} knows nothing of the other "
-        f"{_begun[0].num_workers_in_sync - 1} and trains a model of its own. Leave out the line "
-        "that removes it (os.environ.pop), so that all of them train one."
+        f"This script has removed TF_CONFIG: {_begun.task} knows nothing of the other {others} and "
+        "trains a model of its own. Leave out the line that removes it (os.environ.pop), so that "
+        "all of them train one."
     )
 
 
-def begin(found: tuple[Cluster, Task] | None) -> None:
+def begin(found: Place | None) -> None:
     """Remembers what this process was started as."""
     global _begun
     _begun = found
 
 
-_begun: tuple[Cluster, Task] | None = None
+_begun: Place | None = None
 
 
 def is_chief(environ: Mapping[str, str] = os.environ) -> bool:
@@ -318,7 +338,7 @@ def is_chief(environ: Mapping[str, str] = os.environ) -> bool:
       ClusterError: TF_CONFIG is there and bad.
     """
     found = from_environment(environ)
-    return found is None or found[1] == found[0].chief_task()
+    return found is None or found.is_chief
 
 
 def evaluated_run(environ: Mapping[str, str]) -> str | None:
@@ -337,12 +357,13 @@ def evaluated_run(environ: Mapping[str, str]) -> str | None:
     if name := environ.get(EVALUATOR_VARIABLE, ""):
         return name
     found = from_environment(environ)
-    if found is None or not (found[0].evaluator or found[1].type == "evaluator"):
+    if found is None or not (found.cluster.evaluator or found.is_evaluator):
         return None
     return ""
 
 
-def _read(text: str) -> tuple[Cluster, Task] | None:
+@functools.lru_cache(maxsize=8)  # a task asks many times
+def _read(text: str) -> Place | None:
     config = _load(text)
     if not isinstance(config, dict):
         raise ClusterError(
@@ -360,7 +381,7 @@ def _read(text: str) -> tuple[Cluster, Task] | None:
             cluster.address(task)
     except ClusterError as error:
         raise ClusterError(f"TF_CONFIG: {error}") from None
-    return cluster, task
+    return Place(cluster, task)
 
 
 def _load(text: str) -> Any:

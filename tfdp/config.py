@@ -10,13 +10,15 @@ A file in configs/ returns a Config from `get_config()`; the command line change
 
 import dataclasses
 import difflib
+import inspect
 import math
 import os
 import re
+import textwrap
 import time
 from typing import Any
 
-from tfdp import sharding
+from tfdp.error import Error
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "parameter_server")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -29,11 +31,14 @@ SOURCES = ("tfds", "tfrecord", "array_record", "images", "csv", "numpy")
 AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 SHUFFLES = ("auto", "full", "buffer", "none")
 POLICIES = ("auto", "file", "data", "hint", "off")
-MODELS = ("convnet",)  # the functions of tfdp.models
+ORDERS = ("shards", "global")
+RAGGED = ("exact", "drop")
+MODELS = ("convnet",)  # what tfdp.models.build knows
 _LARGEST_SEED = 2**31 - 1
+_INDENT = " " * 6
 
 
-class ConfigError(ValueError):
+class ConfigError(Error):
     """A setting that cannot be: one line for each, with what is allowed."""
 
 
@@ -68,7 +73,7 @@ class Data:
         shuffle: One of SHUFFLES; "auto" is "full" where the source is read by index, else "buffer".
         shuffle_buffer: Records that a shuffle draws from, beside the order of the files; 0 keeps
             the order.
-        policy: One of POLICIES: see tfdp/sharding.py.
+        policy: One of POLICIES: see tfdp/data/sharding.py.
         order: "global" makes the global batches the same for any number of workers; "shards" lets
             each read what is quickest.
         ragged: "exact" trains on each record once; "drop" drops what fills no batch.
@@ -106,7 +111,7 @@ class Data:
 
 @dataclasses.dataclass
 class Model:
-    """Which model: a function of tfdp.models, or "package.module:function" of your own.
+    """Which model: one of MODELS, or "package.module:function" of your own.
 
     Attributes:
         name: The function; it gets (input_shape, classes), and pixel_max= and dropout= where it
@@ -147,13 +152,13 @@ class Communication:
 
     Attributes:
         implementation: One of IMPLEMENTATIONS.
-        pack_bytes: Bytes of one pack of gradients.
+        bytes_per_pack: Bytes of one pack of gradients.
         compression: One of COMPRESSIONS.
         timeout_seconds: Limit of one collective; 0 for none.
     """
 
     implementation: str = "auto"
-    pack_bytes: int = 1 << 22
+    bytes_per_pack: int = 1 << 22
     compression: str = "none"
     timeout_seconds: float = 0.0
 
@@ -163,7 +168,8 @@ class Servers:
     """How parameter servers train: see tfdp.strategy.
 
     Attributes:
-        min_shard_bytes: Variables are cut into partitions of at least so many bytes; 0 for none.
+        min_partition_bytes: Variables are cut into partitions of at least so many bytes; 0 cuts
+            none.
         max_staleness: Steps between reading the weights and the update; 0 is synchronous, -1 sets
             no limit.
         lazy_rows: Whether a sparse gradient changes the rows it has and no others.
@@ -171,7 +177,7 @@ class Servers:
             epoch. "shard": each worker reads a shard of its own, again and again.
     """
 
-    min_shard_bytes: int = 0
+    min_partition_bytes: int = 0
     max_staleness: int = -1
     lazy_rows: bool = False
     reading: str = "coordinator"
@@ -247,6 +253,44 @@ def unknown_setting(name: str) -> str | None:
     return None
 
 
+def describe() -> list[str]:
+    """Return a line or more for each setting: its name, its default, and what it means."""
+
+    def group(part: Any, path: str) -> list[str]:
+        texts = _attribute_texts(type(part))
+        lines: list[str] = []
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if dataclasses.is_dataclass(value):
+                lines += group(value, f"{path}.{field.name}")
+            else:
+                lines.append(f"  --{path}.{field.name}={value}")
+                lines += textwrap.wrap(
+                    texts[field.name], 92, initial_indent=_INDENT, subsequent_indent=_INDENT
+                )
+        return lines
+
+    return group(Config(), "config")
+
+
+def _attribute_texts(kind: type) -> dict[str, str]:
+    """Return what a dataclass says of each attribute, with constants as their values."""
+    section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", section, re.MULTILINE)
+    values = {name: value for name, value in globals().items() if name.isupper()}
+    texts = {}
+    for name, text in found:
+        words = " ".join(text.split())
+        texts[name] = re.sub(
+            r"\b[A-Z]{4,}S?\b",
+            lambda word: (
+                ", ".join(values[word[0]]) if isinstance(values.get(word[0]), tuple) else word[0]
+            ),
+            words,
+        )
+    return texts
+
+
 def new_run_dir(config: Config) -> str:
     """Return a folder name for a run that starts now; no run writes over another's."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -276,9 +320,11 @@ def _problems(config: Config) -> Any:
     yield from _data_problems(data)
     yield from _at_least("config.training.epochs", training.epochs, 1)
     yield from _at_least("config.training.steps_per_execution", training.steps_per_execution, 1)
-    yield from _at_least("config.communication.pack_bytes", wire.pack_bytes, 1)
+    yield from _at_least("config.communication.bytes_per_pack", wire.bytes_per_pack, 1)
     yield from _at_least("config.communication.timeout_seconds", wire.timeout_seconds, 0)
-    yield from _at_least("config.servers.min_shard_bytes", config.servers.min_shard_bytes, 0)
+    yield from _at_least(
+        "config.servers.min_partition_bytes", config.servers.min_partition_bytes, 0
+    )
     yield from _at_least("config.servers.max_staleness", config.servers.max_staleness, -1)
     yield from _choice("config.servers.reading", config.servers.reading, READINGS)
     if config.servers.reading != "coordinator" and config.servers.max_staleness == 0:
@@ -316,8 +362,8 @@ def _data_problems(data: Data) -> Any:
         ("augment", AUGMENTATIONS),
         ("shuffle", SHUFFLES),
         ("policy", POLICIES),
-        ("order", sharding.ORDERS),
-        ("ragged", sharding.RAGGED),
+        ("order", ORDERS),
+        ("ragged", RAGGED),
     ):
         yield from _choice(f"config.data.{name}", getattr(data, name), allowed)
     yield from _at_least("config.data.classes", data.classes, 0)

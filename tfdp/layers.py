@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdp import compat
+from tfdp.compat import parameter_server
 from tfdp.fit import gradients
 
 
@@ -34,7 +34,10 @@ class Embedding(keras.layers.Embedding):
 
     def call(self, inputs: Any) -> Any:
         """Return the rows of the ids `inputs`, of any shape: (..., output_dim)."""
-        parts = [compat.current_value(part) for part in compat.partitions(self._embeddings)]
+        parts = [
+            parameter_server.current_value(part)
+            for part in parameter_server.partitions(self._embeddings)
+        ]
         if self.lora_enabled or self.quantization_mode or any(part is None for part in parts):
             return super().call(inputs)
         if inputs.dtype not in ("int32", "int64"):

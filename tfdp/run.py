@@ -26,8 +26,8 @@ import traceback
 from collections.abc import Iterator
 
 from tfdp import cluster as cluster_lib
-from tfdp import on_import, seeds
-from tfdp.launch import child, lost, network, progress, rendezvous
+from tfdp.compat import on_import
+from tfdp.launch import endings, network, progress, rendezvous, seeds, task_start
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
 # CUDA's error 303: there is no driver, as on every machine without a GPU.
@@ -45,8 +45,8 @@ def main(argv: list[str]) -> None:
     Args:
         argv: "SCRIPT.py" or "-m", "MODULE", then the script's arguments.
     """
-    has_launcher = child.tie_to_launcher(os.environ)
-    child.claim_terminal(os.environ)
+    has_launcher = task_start.tie_to_launcher(os.environ)
+    task_start.claim_terminal(os.environ)
     if argv[:1] == ["--trust-network"]:
         os.environ[network.TRUST_VARIABLE] = "1"
         argv = argv[1:]
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     except cluster_lib.ClusterError as error:
         _refuse(str(error))
 
-    if found is not None and found[0].only_serves(found[1]):
+    if found is not None and found.cluster.only_serves(found.task):
         # Only here, when the cluster is known to be good: TensorFlow takes seconds to import.
         import_tensorflow()
         from tfdp import server
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         # A launcher knows what has become of the chief, which may prepare its data for hours.
         server.serve(*found, start_seconds=0.0 if has_launcher else rendezvous.seconds(os.environ))
         return
-    show_log(chief=found is None or found[1] == found[0].chief_task())
+    show_log(chief=found is None or found.is_chief)
     cluster_lib.begin(found)
     seeds.begin(os.environ)
     # When the script imports them: one that does something else first need not wait.
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     except Exception as error:
         if "must be configured at program startup" in str(error):
             error.add_note(f"tfdp: {strategies_first()}")
-        who = lost.describe(str(error), *found) if found is not None else ""
+        who = endings.describe_lost(str(error), *found) if found is not None else ""
         tells = getattr(error, "tells_who_was_lost", False)
         if not (tells or who):
             raise
@@ -119,14 +119,13 @@ def _imported(name: str) -> None:
 def _teach_keras() -> None:
     """Teach Keras's fit the strategies."""
     from tfdp import fit, strategies
-    from tfdp.fit import session
 
     fit.enable()
     strategies.quiet_logs()
     strategies.tell_evaluator()
     strategies.say_removed(cluster_lib.removed(os.environ))
     if os.environ.get(progress.FILE_VARIABLE):
-        session.tell_progress(progress.report_progress)
+        fit.tell_progress(progress.report_progress)
     strategies.tune_collectives()
     strategies.share_seed()
 

@@ -1,8 +1,8 @@
 """From a cluster and this machine's devices to a tf.distribute strategy.
 
 strategy = strategy()                   # what TF_CONFIG and the devices say
-strategy = strategy("mirrored", communication=Communication(pack_bytes=1 << 19))
-strategy = strategy("parameter_server", min_shard_bytes=1 << 20)    # on the chief
+strategy = strategy("mirrored", communication=Communication(bytes_per_pack=1 << 19))
+strategy = strategy("parameter_server", min_partition_bytes=1 << 20)    # on the chief
 """
 
 import functools
@@ -12,9 +12,10 @@ import os
 import tensorflow as tf
 
 from tfdp import cluster as cluster_lib
-from tfdp import compat, fit, seeds
-from tfdp.fit import agreement, gloo, transport
-from tfdp.launch import rendezvous
+from tfdp import fit
+from tfdp.compat import collectives, distribute
+from tfdp.error import Error
+from tfdp.launch import rendezvous, seeds
 
 _log = logging.getLogger("tfdp")
 
@@ -29,16 +30,12 @@ MADE_TOO_LATE = (
 )
 
 
-class StrategyError(ValueError):
-    """A strategy that cannot be made, with what to do."""
-
-
 def strategy(
     name: str = "auto",
     communication: fit.Communication | None = None,
     *,
-    min_shard_bytes: int | None = None,
-    max_shards: int | None = None,
+    min_partition_bytes: int | None = None,
+    max_partitions: int | None = None,
     max_staleness: int | None = None,
     lazy_rows: bool = False,
     reading: str = "coordinator",
@@ -51,40 +48,40 @@ def strategy(
             tasks make, mirrored on several GPUs, else one_device. The evaluator of a cluster takes
             no part in its training: it gets what its own devices make.
         communication: How gradients travel between replicas.
-        min_shard_bytes: Parameter servers: variables are cut along their first axis into
+        min_partition_bytes: Parameter servers: variables are cut along their first axis into
             partitions of at least so many bytes, one for each server at most. None, and
-            max_shards=None: each variable lies whole on one server.
-        max_shards: Parameter servers: at most so many partitions of a variable.
+            max_partitions=None: each variable lies whole on one server.
+        max_partitions: Parameter servers: at most so many partitions of a variable.
         max_staleness: Parameter servers: see fit.ServerOptions.
         lazy_rows: Parameter servers: see fit.ServerOptions.
         reading: Parameter servers: who reads what fit is given, "coordinator" (each batch once an
-            epoch), "shard" or "all" (each worker its part, or all in its own order): see
+            epoch), "shard" or "replicated" (each worker its part, or all in its own order): see
             fit.ServerOptions.
 
     Raises:
-        StrategyError: For an unknown name, one that needs a cluster without one, or an option that
+        Error: For an unknown name, one that needs a cluster without one, or an option that
             the strategy does not have, or that needs a package which is not installed.
         ClusterError: If TF_CONFIG is bad, the strategy does not fit its cluster, a task of it is
             missing, or has other settings.
     """
     found = cluster_lib.from_environment(os.environ)
     if name not in ("auto", *NAMES):
-        raise StrategyError(f"strategy({name!r}): use one of {', '.join(('auto', *NAMES))}.")
-    evaluates = found is not None and found[1].type == "evaluator"
+        raise Error(f"strategy({name!r}): use one of {', '.join(('auto', *NAMES))}.")
+    evaluates = found is not None and found.is_evaluator
     if name == "auto" or (evaluates and name in ("multi_worker", "parameter_server")):
         name = _choose(found)
-    servers = _server_settings(name, evaluates, min_shard_bytes, max_shards)
+    servers = _server_settings(name, evaluates, min_partition_bytes, max_partitions)
     try:
         server_options = fit.ServerOptions(max_staleness, lazy_rows, reading)
     except ValueError as error:
-        raise StrategyError(str(error)) from None
+        raise Error(str(error)) from None
     if server_options != fit.ServerOptions() and name != "parameter_server" and not evaluates:
-        raise StrategyError(_no_servers(name, "max_staleness, lazy_rows and reading"))
+        raise Error(_no_servers(name, "max_staleness, lazy_rows and reading"))
     if found is not None:
-        cluster_lib.check_strategy(found[0], name, found[1])
+        cluster_lib.check_strategy(found.cluster, name, found.task)
     elif name in ("multi_worker", "parameter_server"):
         flags = "--workers=N" + " --chief --ps=M" * (name == "parameter_server")
-        raise StrategyError(
+        raise Error(
             f"strategy({name!r}) needs a cluster: start the script with "
             f"tfdp launch {flags} -- SCRIPT.py, or set TF_CONFIG."
         )
@@ -100,7 +97,7 @@ def strategy(
     say_removed(cluster_lib.removed(os.environ))
     if name == "parameter_server":
         assert found is not None
-        made = _parameter_server(found[0], *servers)
+        made = _parameter_server(found.cluster, *servers)
         fit.set_server_options(made, server_options)
     else:
         made = _make(name, options)
@@ -123,13 +120,13 @@ def use_cpu_replicas(count: int) -> None:
 
 def tune_collectives() -> None:
     """Let collectives between hosts move large chunks; without effect once TensorFlow was used."""
-    compat.enlarge_receive_chunks(_RECEIVE_CHUNK_BYTES)
+    collectives.enlarge_receive_chunks(_RECEIVE_CHUNK_BYTES)
 
 
 def tell_evaluator() -> None:
     """Tell fit whether this task is an evaluator, or trains for one."""
     found = cluster_lib.from_environment(os.environ)
-    evaluates = found is not None and found[1].type == "evaluator"
+    evaluates = found is not None and found.is_evaluator
     fit.set_evaluator(evaluates, cluster_lib.evaluated_run(os.environ))
 
 
@@ -156,7 +153,7 @@ def share_seed() -> None:
     See `seeds`: Python and NumPy got theirs when the task began, or get it with the strategy.
     """
     seed = seeds.shared(os.environ)
-    if seed is None or compat.global_seed() is not None:
+    if seed is None or distribute.global_seed() is not None:
         return
     tf.random.set_seed(seed)
     if not os.environ.get("TFDP_SEED", "").isdecimal():  # else the launcher has said so
@@ -170,15 +167,15 @@ def share_seed() -> None:
 def _share_random_state(strategy: tf.distribute.Strategy) -> None:
     """Let Python and NumPy draw alike on all workers, where a script has not seen to it."""
     seed = seeds.shared(os.environ)
-    if seed is not None and not agreement.same_everywhere(strategy, "random", seeds.state()):
+    if seed is not None and not fit.same_everywhere(strategy, "random", seeds.state()):
         seeds.take(seed)
 
 
-def _choose(found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None) -> str:
-    if found is not None and found[1].type != "evaluator":
-        if found[0].is_parameter_server:
+def _choose(found: cluster_lib.Place | None) -> str:
+    if found is not None and not found.is_evaluator:
+        if found.cluster.is_parameter_server:
             return "parameter_server"
-        if found[0].num_workers_in_sync > 1:
+        if found.cluster.num_workers_in_sync > 1:
             return "multi_worker"
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
 
@@ -186,28 +183,31 @@ def _choose(found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None) -> str:
 def _check_gloo(name: str) -> None:
     """Refuse Gloo where there are no workers for it to connect, or it is not installed."""
     if name in ("mirrored", "parameter_server"):
-        raise StrategyError(
+        raise Error(
             f"Communication(implementation='gloo') connects the workers of 'multi_worker', and "
             f"strategy({name!r}) has none that sum gradients. Use 'auto'."
         )
-    if name == "multi_worker" and gloo.binding() is None:
-        raise StrategyError(
-            f"Communication(implementation='gloo'): Gloo is not installed: {transport.INSTALL}."
+    if name == "multi_worker" and fit.gloo_binding() is None:
+        raise Error(
+            f"Communication(implementation='gloo'): Gloo is not installed: {fit.INSTALL_GLOO}."
         )
 
 
 def _server_settings(
-    name: str, evaluates: bool, min_shard_bytes: int | None, max_shards: int | None
+    name: str, evaluates: bool, min_partition_bytes: int | None, max_partitions: int | None
 ) -> tuple[int | None, int | None]:
     """Check how variables are to be cut, and return it."""
-    for option, value in (("min_shard_bytes", min_shard_bytes), ("max_shards", max_shards)):
+    for option, value in (
+        ("min_partition_bytes", min_partition_bytes),
+        ("max_partitions", max_partitions),
+    ):
         if value is None:
             continue
         if name != "parameter_server" and not evaluates:
-            raise StrategyError(_no_servers(name, option))
+            raise Error(_no_servers(name, option))
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise StrategyError(f"{option}={value!r}: use a whole number from 1 up.")
-    return min_shard_bytes, max_shards
+            raise Error(f"{option}={value!r}: use a whole number from 1 up.")
+    return min_partition_bytes, max_partitions
 
 
 def _no_servers(name: str, option: str) -> str:
@@ -218,12 +218,12 @@ def _no_servers(name: str, option: str) -> str:
 
 
 def _parameter_server(
-    cluster: cluster_lib.Cluster, min_shard_bytes: int | None, max_shards: int | None
+    cluster: cluster_lib.Cluster, min_partition_bytes: int | None, max_partitions: int | None
 ) -> tf.distribute.Strategy:
     partitioner = None
-    if min_shard_bytes is not None or max_shards is not None:
+    if min_partition_bytes is not None or max_partitions is not None:
         partitioner = tf.distribute.experimental.partitioners.MinSizePartitioner(
-            min_shard_bytes or 256 << 10, max_shards or len(cluster.ps)
+            min_partition_bytes or 256 << 10, max_partitions or len(cluster.ps)
         )
     # What it tells at this level are protocol buffers of every task.
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
@@ -241,7 +241,7 @@ def _make(name: str, communication: fit.Communication) -> tf.distribute.Strategy
             made = tf.distribute.MultiWorkerMirroredStrategy(
                 communication_options=communication.options()
             )
-            agreement.watch(made)
+            fit.watch(made)
             _share_random_state(made)
             return made
         except RuntimeError as error:

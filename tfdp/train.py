@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from tfdp import batching, run
 from tfdp import cluster as cluster_lib
 from tfdp import config as config_lib
+from tfdp.error import Error
 
 _log = logging.getLogger("tfdp")
 
@@ -57,13 +58,13 @@ def train(config: config_lib.Config) -> Result:
     there, and the evaluator writes below the run's tensorboard/evaluator, and nothing else.
 
     Raises:
-        ValueError: For a setting that cannot be, with what is allowed: see is_mistake.
+        Error: For a setting that cannot be, with what is allowed.
     """
     config_lib.validate(config)
     found = cluster_lib.from_environment(os.environ)
-    evaluates = found is not None and found[1].type == "evaluator"
+    evaluates = found is not None and found.is_evaluator
     has_evaluator = cluster_lib.evaluated_run(os.environ) is not None
-    chief = not evaluates and (found is None or found[1] == found[0].chief_task())
+    chief = not evaluates and (found is None or found.is_chief)
     _check_cluster(config, found, has_evaluator)
 
     # Only here, when the settings are known to be good: TensorFlow takes seconds to import.
@@ -74,8 +75,9 @@ def train(config: config_lib.Config) -> Result:
     import keras
     import tensorflow as tf
 
-    from tfdp import export, models, strategies
+    from tfdp import models, strategies
     from tfdp.data import inputs as inputs_lib
+    from tfdp.serving import export
 
     if config.strategy == "mirrored" and found is None and not _gpus():
         strategies.use_cpu_replicas(config.cpu_replicas)
@@ -85,10 +87,10 @@ def train(config: config_lib.Config) -> Result:
         config.strategy, _communication(config.communication), **_servers(config.servers, found)
     )
 
-    on_servers = found is not None and found[0].is_parameter_server
+    on_servers = found is not None and found.cluster.is_parameter_server
     # On parameter servers each batch is one worker's; an evaluator works alone.
     in_sync = found is not None and not on_servers and not evaluates
-    workers = found[0].num_workers_in_sync if found is not None and in_sync else 1
+    workers = found.cluster.num_workers_in_sync if found is not None and in_sync else 1
     replicas = strategy.num_replicas_in_sync
     batch = batching.Batch(config.data.global_batch_size, workers, replicas // workers)
     data = config.data
@@ -96,7 +98,7 @@ def train(config: config_lib.Config) -> Result:
         data = dataclasses.replace(data, ledger="")  # of what is trained on: the chief's file
     apart = 0
     if found is not None and on_servers and not evaluates:
-        apart = len(found[0].worker) if config.servers.reading != "coordinator" else 0
+        apart = len(found.cluster.worker) if config.servers.reading != "coordinator" else 0
     inputs = inputs_lib.open_inputs(data, config.seed, config.training.epochs, workers, apart)
     # Again: preparing a dataset draws random numbers, and a first run is to be as all that follow.
     keras.utils.set_random_seed(config.seed)
@@ -191,28 +193,21 @@ def train(config: config_lib.Config) -> Result:
     return Result(history.history, test, clock.rate, saved, exported)
 
 
-def _servers(
-    settings: config_lib.Servers, found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None
-) -> dict[str, Any]:
+def _servers(settings: config_lib.Servers, found: cluster_lib.Place | None) -> dict[str, Any]:
     """Return what tfdp.strategy takes for parameter servers; nothing without them."""
-    if found is None or not found[0].is_parameter_server:
+    if found is None or not found.cluster.is_parameter_server:
         return {}
     return {
-        "min_shard_bytes": settings.min_shard_bytes or None,
+        "min_partition_bytes": settings.min_partition_bytes or None,
         "max_staleness": None if settings.max_staleness < 0 else settings.max_staleness,
         "lazy_rows": settings.lazy_rows,
         "reading": settings.reading,
     }
 
 
-def is_mistake(error: ValueError) -> bool:
-    """Say whether an error is about a setting: its message says all, no traceback is needed."""
-    return type(error).__module__.partition(".")[0] == "tfdp"
-
-
 def _check_cluster(
     config: config_lib.Config,
-    found: tuple[cluster_lib.Cluster, cluster_lib.Task] | None,
+    found: cluster_lib.Place | None,
     has_evaluator: bool,
 ) -> None:
     if has_evaluator and not config.run_dir:
@@ -245,7 +240,7 @@ def _communication(settings: config_lib.Communication) -> Any:
 
     return fit.Communication(
         implementation=settings.implementation,
-        pack_bytes=settings.pack_bytes,
+        bytes_per_pack=settings.bytes_per_pack,
         compression=None if settings.compression == "none" else settings.compression,
         timeout_seconds=settings.timeout_seconds or None,
     )
@@ -309,9 +304,7 @@ def main(argv: list[str]) -> None:
     del argv
     try:
         train(_FLAG.value)
-    except ValueError as error:
-        if not is_mistake(error):
-            raise
+    except Error as error:  # its message says all: no traceback is needed
         sys.stderr.write(f"tfdp: {error}\n")
         sys.exit(2)
 

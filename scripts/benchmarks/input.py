@@ -33,9 +33,19 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import tensorflow as tf
 
-from tfdp import batching, sharding, tfrecord
+from tfdp import batching
 from tfdp.config import Data
-from tfdp.data import array_files, array_records, counts, listing, pipeline, reshard, source
+from tfdp.data import (
+    array_files,
+    array_records,
+    counts,
+    listing,
+    pipeline,
+    reshard,
+    sharding,
+    source,
+    tfrecord,
+)
 from tfdp.data import records as records_lib
 
 PHOTOS, DISTINCT, PIPELINES, BATCH = 10_000, 256, 4, 32

@@ -47,7 +47,7 @@ def main() -> None:
 def chief(arguments: argparse.Namespace) -> None:
     import tfdp
 
-    strategy = tfdp.strategy("parameter_server", min_shard_bytes=1 << 20)
+    strategy = tfdp.strategy("parameter_server", min_partition_bytes=1 << 20)
     logging.getLogger("tfdp").setLevel(logging.WARNING)  # it says each epoch's staleness
     if arguments.memory:
         memory(strategy)

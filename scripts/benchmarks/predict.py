@@ -102,7 +102,7 @@ def _make(folder: pathlib.Path, rows: int) -> None:
     import keras
     import numpy as np
 
-    from tfdp import export
+    from tfdp.serving import export
 
     layers = keras.layers
     model = keras.Sequential(
@@ -186,7 +186,8 @@ def _make_small(folder: pathlib.Path, rows: int) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfdp import export, tfrecord
+    from tfdp.data import tfrecord
+    from tfdp.serving import export
 
     layers = keras.layers
     model = keras.Sequential([keras.Input((8,), name="x"), layers.Dense(4, name="y")])

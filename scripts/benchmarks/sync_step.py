@@ -380,9 +380,9 @@ def _fit(model: str, rounds: int, output: str) -> None:
 
 
 def _default(model: str, rounds: int, output: str) -> None:
-    from tfdp import compat
+    from tfdp.compat import collectives
 
-    compat.enlarge_receive_chunks(4096)  # TensorFlow's own size
+    collectives.enlarge_receive_chunks(4096)  # TensorFlow's own size
     _reduce(model, rounds, output, as_it_comes=True)
 
 
@@ -392,7 +392,7 @@ def _reduce(model: str, rounds: int, output: str, as_it_comes: bool = False) -> 
     strategy = _strategy()
     import keras
 
-    from tfdp.fit import communication, transport
+    from tfdp.fit.replicas import communication, transport
 
     with strategy.scope():
         variables = [v.value for v in _build(keras, model).trainable_variables]
@@ -461,8 +461,8 @@ def _bare_gloo(strategy):
     """The binding in this process, on one buffer and in place: nothing is copied for it."""
     import numpy as np
 
-    from tfdp import compat
-    from tfdp.fit import gloo, gloo_process
+    from tfdp.compat import coordination
+    from tfdp.fit.replicas import gloo, gloo_process
 
     class Store:
         """What the process beside a worker asks the worker for."""
@@ -470,10 +470,10 @@ def _bare_gloo(strategy):
         def send(self, _, what, key, text):
             self.key = f"bare/{key}"
             if what == "set":
-                compat.share_text(self.key, text)
+                coordination.share_text(self.key, text)
 
         def receive(self):
-            return ["value", compat.shared_text(self.key, 30)]
+            return ["value", coordination.shared_text(self.key, 30)]
 
     workers, me = strategy.num_replicas_in_sync, strategy.cluster_resolver.task_id
     bare = gloo_process.Collectives(gloo.binding(), Store())

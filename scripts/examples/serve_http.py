@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from tfdp import manifest
 from tfdp import run as run_lib
+from tfdp.serving import manifest
 
 
 class Batcher:

@@ -75,10 +75,10 @@ def _teach_the_trainer() -> None:
     import keras
     from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
-    from tfdp import compat
+    from tfdp.compat import compiled
     from tfdp.fit import dispatch
 
-    for name in (*dispatch.METHODS, compat.RESOLVE_AUTO_JIT):
+    for name in (*dispatch.METHODS, compiled.RESOLVE_AUTO_JIT):
         setattr(TensorFlowTrainer, name, vars(keras.Model)[name])
 
 

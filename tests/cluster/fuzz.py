@@ -232,7 +232,7 @@ class Task:
             self.worker = self.strategy.cluster_resolver.task_id
         else:
             # With two servers small variables are in partitions, too.
-            pieces = {"min_shard_bytes": 64, "max_shards": 3} if servers == 2 else {}
+            pieces = {"min_partition_bytes": 64, "max_partitions": 3} if servers == 2 else {}
             self.strategy = tfdp.strategy("parameter_server", **pieces)
             fit.set_server_options(self.strategy, fit.ServerOptions(max_staleness=0))
         chief = "/job:chief/replica:0/task:0/device:CPU:0"

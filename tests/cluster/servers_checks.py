@@ -17,10 +17,12 @@ from fit import cases, script_cases
 
 import tfdp
 from tfdp import fit
-from tfdp.fit import worker_feed
+from tfdp.fit.servers import worker_feed
 
 STRATEGY = tfdp.strategy(
-    "parameter_server", min_shard_bytes=64, max_shards=int(os.environ.get("MAX_SHARDS", "3"))
+    "parameter_server",
+    min_partition_bytes=64,
+    max_partitions=int(os.environ.get("MAX_SHARDS", "3")),
 )
 ONE_DEVICE = tf.distribute.OneDeviceStrategy("/job:chief/replica:0/task:0/device:CPU:0")
 
@@ -722,13 +724,17 @@ def readings() -> dict[str, Any]:
 
     rows = np.arange(24, dtype="float32")[:, None]
     batches = tf.data.Dataset.from_tensor_slices((rows, rows)).shuffle(24).batch(2)
-    orders = worker_feed.reader("all", rows, rows, batch_size=24)
+    orders = worker_feed.reader("replicated", rows, rows, batch_size=24)
     firsts = [
         next(iter(orders.function(tf.distribute.InputContext(3, i, 1))))[0][:, 0].numpy().tolist()
         for i in range(3)
     ]
     found: dict[str, Any] = {"orders": len({tuple(order) for order in firsts})}
-    for reading, x, y in (("shard", rows, rows), ("all", rows, rows), ("shard", batches, None)):
+    for reading, x, y in (
+        ("shard", rows, rows),
+        ("replicated", rows, rows),
+        ("shard", batches, None),
+    ):
         fit.set_server_options(STRATEGY, fit.ServerOptions(reading=reading))
         with STRATEGY.scope():
             layer = Counts()
@@ -781,8 +787,8 @@ def refused() -> dict[str, str]:
         "shard: list": lambda: model.fit([[1.0, 2.0]], [0]),
         "shard: OFF": lambda: model.fit(batches.with_options(off)),
         "shard: few": lambda: model.fit(x[:2], y[:2]),
-        "all: dataset": lambda: model.fit(batches),
-        "all: order": lambda: model.fit(x, y, shuffle=False),
+        "replicated: dataset": lambda: model.fit(batches),
+        "replicated: order": lambda: model.fit(x, y, shuffle=False),
     }
     found = {}
     for name, attempt in attempts.items():

@@ -8,8 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cluster import processes
-from tfdp.data import digits, fashion_mnist, ledger
-from tfdp.data.errors import SourceError
+from tfdp.data import ledger
+from tfdp.datasets import digits, fashion_mnist
+from tfdp.error import Error
 
 pytestmark = pytest.mark.cluster
 
@@ -93,7 +94,7 @@ def test_a_damaged_record_of_one_worker_ends_both_and_is_named(tmp_path, environ
 def test_fashion_mnist_on_two_workers(tmp_path, environment):
     try:
         fashion_mnist.folder()
-    except SourceError as error:
+    except Error as error:
         pytest.skip(str(error))
     done = processes.run(
         [

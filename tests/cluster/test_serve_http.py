@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfdp import export
+from tfdp.serving import export
 
 pytestmark = pytest.mark.cluster
 

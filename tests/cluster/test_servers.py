@@ -175,7 +175,7 @@ def test_processes_that_read_for_themselves(tmp_path, environment):
     done = processes.run(words, tmp_path, environment)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    for reading in ("shard", "files", "all"):
+    for reading in ("shard", "files", "replicated"):
         steps, seen = found[reading]
         assert (steps, sum(seen)) == (10 * 12, 10 * 48), reading
         assert min(seen) >= 1, reading
@@ -250,8 +250,10 @@ def test_refused(found):
     assert found["shard: list"].startswith("Unrecognized data type")
     assert found["shard: OFF"].startswith("The dataset's auto_shard_policy is OFF, ")
     assert found["shard: few"].startswith("Pipeline 2 of 3 has no batch: ")
-    assert found["all: dataset"].startswith("reading='all' shuffles arrays for each worker; ")
-    assert found["all: order"].startswith("reading='all' with shuffle=False ")
+    assert found["replicated: dataset"].startswith(
+        "reading='replicated' shuffles arrays for each worker; "
+    )
+    assert found["replicated: order"].startswith("reading='replicated' with shuffle=False ")
 
 
 def test_step_that_fails(found):

@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 
 from fit import cases
-from tfdp import compat, fit
-from tfdp.fit import dispatch, sync
+from tfdp import fit
+from tfdp.compat import compiled
+from tfdp.fit import dispatch
+from tfdp.fit.replicas import engine
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +28,7 @@ def test_disable_restores_keras_own_methods():
     fit.disable()
     assert {name: getattr(keras.Model, name) for name in dispatch.METHODS} == before
     assert not any(
-        name in vars(keras.Model) for name in (*dispatch.METHODS, compat.RESOLVE_AUTO_JIT)
+        name in vars(keras.Model) for name in (*dispatch.METHODS, compiled.RESOLVE_AUTO_JIT)
     )
 
 
@@ -44,7 +46,7 @@ def test_auto_means_xla_where_there_are_gpus(gpus, mirrored, monkeypatch):
 
 
 def test_a_model_without_a_strategy_keeps_keras_own_code(monkeypatch):
-    monkeypatch.setattr(dispatch.sync, "SyncTrainer", None)  # would fail if it were used
+    monkeypatch.setattr(dispatch.replicas_engine, "SyncTrainer", None)  # would fail if it were used
     model = cases.classifier()
     model.fit(**cases.array_fit()(), verbose=0)
     assert dispatch.trainer_of(model) is None
@@ -72,7 +74,7 @@ def test_super_fit_reaches_the_trainer(mirrored):
         model.compile(cases.sgd(), "sparse_categorical_crossentropy")
     model.fit(**cases.array_fit()(), verbose=0)
     assert model.calls == 1
-    assert isinstance(dispatch.trainer_of(model), sync.SyncTrainer)
+    assert isinstance(dispatch.trainer_of(model), engine.SyncTrainer)
 
 
 def test_a_loaded_model_is_trained_under_the_scope_it_is_loaded_in(mirrored, tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdp import compat, fit
+from tfdp import fit
+from tfdp.compat import saved_models
 from tfdp.fit import dispatch, evaluator
 
 
@@ -144,7 +145,7 @@ def test_how_many_steps_a_checkpoint_was_trained_for(name, optimizer, steps, tmp
         made.build(model.trainable_variables)
         made.iterations.assign(6)
     (model.save if name.endswith(".keras") else model.save_weights)(tmp_path / name)
-    assert compat.saved_iterations(str(tmp_path / name)) == steps
+    assert saved_models.saved_iterations(str(tmp_path / name)) == steps
 
 
 def test_a_checkpoint_has_its_own_step_also_after_a_restart(one_device, data, tmp_path):

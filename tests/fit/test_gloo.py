@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tfdp.fit import gloo, transport
+from tfdp.fit.replicas import gloo, transport
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

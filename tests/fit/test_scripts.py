@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 
 from fit import cases, script_cases
-from tfdp import compat, fit
+from tfdp import fit
+from tfdp.compat import graphs
 from tfdp.fit import dispatch
 from tfdp.fit import feed as feed_lib
 
@@ -51,7 +52,7 @@ def patched():
 
 def trained(model):
     model.fit(**cases.array_fit()(), verbose=0)
-    return isinstance(vars(model).get("_tfdp_trainer"), dispatch.sync.SyncTrainer)
+    return isinstance(vars(model).get("_tfdp_trainer"), dispatch.replicas_engine.SyncTrainer)
 
 
 @pytest.mark.parametrize("first", ["tfdp", "other"])
@@ -332,7 +333,7 @@ def test_random_layers_draw_anew_for_each_predicted_batch(mirrored):
 
 def test_counts_travel_whole_and_half_precision_as_averages(mirrored, monkeypatch):
     """A feed that tf.distribute splits: the rows of a batch are known by all replicas alone."""
-    from tfdp.fit import communication
+    from tfdp.fit.replicas import communication
 
     strategy = mirrored[2]
     with strategy.scope():
@@ -379,15 +380,15 @@ def test_graphs_say_what_a_value_is_made_of():
 
     @tf.function(autograph=False)
     def look(x):
-        seen["of x"] = compat.depends_on(a + x, [x])
-        seen["of a"] = compat.depends_on(tf.sqrt(a), [x]), compat.depends_on(tf.sqrt(a), [a])
-        seen["constant"] = compat.depends_on(tf.constant(1.0), [x])
-        seen["max"] = compat.extreme_of(tf.maximum(a, x), [a]), compat.extreme_of(a + x, [a])
-        seen["not of a"] = compat.extreme_of(tf.maximum(b, x), [a])
-        seen["added"] = compat.adds_to(a + x, [a]), compat.adds_to(x + b, [a])
+        seen["of x"] = graphs.depends_on(a + x, [x])
+        seen["of a"] = graphs.depends_on(tf.sqrt(a), [x]), graphs.depends_on(tf.sqrt(a), [a])
+        seen["constant"] = graphs.depends_on(tf.constant(1.0), [x])
+        seen["max"] = graphs.extreme_of(tf.maximum(a, x), [a]), graphs.extreme_of(a + x, [a])
+        seen["not of a"] = graphs.extreme_of(tf.maximum(b, x), [a])
+        seen["added"] = graphs.adds_to(a + x, [a]), graphs.adds_to(x + b, [a])
 
         def branch():
-            seen["in a branch"] = compat.depends_on(2.0 * x, [x]), compat.depends_on(b + 0, [x])
+            seen["in a branch"] = graphs.depends_on(2.0 * x, [x]), graphs.depends_on(b + 0, [x])
             return tf.constant(0)
 
         return tf.cond(x > 0, branch, lambda: tf.constant(1))

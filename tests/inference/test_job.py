@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from tfdp import manifest
 from tfdp.inference import folder as folder_lib
 from tfdp.inference import job, listing, shards
 from tfdp.inference.errors import InferenceError, JobFailed
 from tfdp.inference.settings import Settings
+from tfdp.serving import manifest
 
 SIGNATURES = {
     "serving_default": {

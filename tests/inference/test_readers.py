@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from tfdp import tfrecord
+from tfdp.data import tfrecord
 from tfdp.inference import listing, readers, shards
 from tfdp.inference.signature import RECORD, Spec
 

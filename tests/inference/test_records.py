@@ -1,7 +1,7 @@
 import pytest
 import tensorflow as tf
 
-from tfdp import tfrecord
+from tfdp.data import tfrecord
 from tfdp.inference import records, shards
 from tfdp.inference.errors import InferenceError, RowError
 

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfdp
-from tfdp import export
 from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.serving import export
 
 X = np.random.default_rng(0).normal(size=(300, 4)).astype("float32")
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdp.data.errors import DataError, SourceError
+from tfdp.data.errors import DataError
+from tfdp.error import Error
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 
@@ -63,7 +64,7 @@ def open_arrays(text: str, inputs: Sequence[str], label: str) -> tuple[Arrays, s
         What reads them, a name for it, and the number of rows.
 
     Raises:
-        SourceError: If they cannot be read, or differ in their rows.
+        Error: If they cannot be read, or differ in their rows.
     """
     paths = [path.strip() for path in text.split(",")]
     try:
@@ -74,21 +75,19 @@ def open_arrays(text: str, inputs: Sequence[str], label: str) -> tuple[Arrays, s
             x, y = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
             found, inputs = {"x": x, label: y}, ["x"]
         else:
-            raise SourceError(
-                f"{text!r}: use one .npz file, or a .npy of inputs and one of labels."
-            )
-    except SourceError:
+            raise Error(f"{text!r}: use one .npz file, or a .npy of inputs and one of labels.")
+    except Error:
         raise
     except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"{text} cannot be read: {error}.") from error
+        raise Error(f"{text} cannot be read: {error}.") from error
     inputs = list(inputs) or [name for name in found if name != label]
     for name in (*inputs, label):
         if name not in found:
-            raise SourceError(f"{text} has no array {name!r}: it has {', '.join(found)}.")
+            raise Error(f"{text} has no array {name!r}: it has {', '.join(found)}.")
     rows = {name: len(found[name]) if found[name].ndim else 0 for name in (*inputs, label)}
     if len(set(rows.values())) != 1 or not all(rows.values()):
         counts = ", ".join(f"{name} {count:,}" for name, count in rows.items())
-        raise SourceError(f"{text}: its arrays need the same number of rows, but have: {counts}.")
+        raise Error(f"{text}: its arrays need the same number of rows, but have: {counts}.")
     x = found[inputs[0]] if len(inputs) == 1 else {name: found[name] for name in inputs}
     return Arrays(x, found[label]), paths[0], rows[label]
 
@@ -100,7 +99,7 @@ def open_images(folder: str) -> tuple[list[str], list[int], tuple[str, ...]]:
         The files by class and name, the label of each, and the names of the classes, sorted.
 
     Raises:
-        SourceError: If there are none.
+        Error: If there are none.
     """
     classes = sorted(
         entry for entry in os.listdir(folder) if os.path.isdir(os.path.join(folder, entry))
@@ -111,11 +110,11 @@ def open_images(folder: str) -> tuple[list[str], list[int], tuple[str, ...]]:
         pattern = os.path.join(glob.escape(os.path.join(folder, name)), "**", "*")
         found = [p for p in glob.glob(pattern, recursive=True) if p.lower().endswith(IMAGE_ENDINGS)]
         if not found:
-            raise SourceError(f"{os.path.join(folder, name)} holds no image ({_endings()}).")
+            raise Error(f"{os.path.join(folder, name)} holds no image ({_endings()}).")
         names += sorted(found)
         labels += [label] * len(found)
     if not names:
-        raise SourceError(
+        raise Error(
             f"{folder!r} has no folders with images: it needs one for each class, {_endings()}."
         )
     return names, labels, tuple(classes)

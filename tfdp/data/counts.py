@@ -16,8 +16,9 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 
-from tfdp import tfrecord
-from tfdp.data.errors import REPAIR, SourceError
+from tfdp.data import tfrecord
+from tfdp.data.errors import REPAIR
+from tfdp.error import Error
 
 NAME = ".tfdp-counts.json"
 _log = logging.getLogger("tfdp")
@@ -52,7 +53,7 @@ def count(paths: Sequence[str], counter: Callable[[str], int]) -> list[int]:
     """Return the number of records of every file, from memory or by counting.
 
     Raises:
-        SourceError: If a file is empty, damaged, shorter than it was, or cannot be read.
+        Error: If a file is empty, damaged, shorter than it was, or cannot be read.
     """
     made = _each(paths, lambda path: Count(*state(path), _counted(path, counter)))
     return [made[path].records for path in paths]
@@ -62,12 +63,12 @@ def check(paths: Sequence[str], bad_records: int) -> dict[str, Count]:
     """Read every record of TFRecord files, and return what is damaged.
 
     Raises:
-        SourceError: If more than `bad_records` records are.
+        Error: If more than `bad_records` records are.
     """
     made = _each(paths, _checked, lambda entry: entry.damaged is not None)
     reasons = [reason for path in paths for reason in made[path].reasons]
     if len(reasons) > bad_records:
-        raise SourceError(
+        raise Error(
             f"{len(reasons)} damaged records, config.data.bad_records={bad_records} may be "
             f"skipped. The first: {reasons[0]}"
         )
@@ -82,14 +83,14 @@ def state(path: str) -> tuple[int, int]:
     """Return size and time of change of a file.
 
     Raises:
-        SourceError: If it is not there, or empty.
+        Error: If it is not there, or empty.
     """
     try:
         facts = os.stat(path)
     except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise Error(f"{path} cannot be read: {error.strerror or error}.") from error
     if facts.st_size == 0:
-        raise SourceError(f"{path} is empty: remove it, or write it again.")
+        raise Error(f"{path} is empty: remove it, or write it again.")
     return facts.st_size, facts.st_mtime_ns
 
 
@@ -120,7 +121,7 @@ def _each(
                 continue
             made[path] = fresh[name] = make(path)
             if entry and made[path].records < entry.records:
-                raise SourceError(
+                raise Error(
                     f"{path} holds {made[path].records:,} records, and held {entry.records:,} "
                     "when they were counted before: it has been cut. If that is meant, remove "
                     f"{place(folder)}."
@@ -134,9 +135,9 @@ def _counted(path: str, counter: Callable[[str], int]) -> int:
     try:
         return counter(path)
     except tfrecord.Damage as damage:
-        raise SourceError(f"{damage} {REPAIR}") from damage
+        raise Error(f"{damage} {REPAIR}") from damage
     except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise Error(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _checked(path: str) -> Count:
@@ -148,7 +149,7 @@ def _checked(path: str) -> Count:
                 damaged.append(record)
             records += 1
     except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise Error(f"{path} cannot be read: {error.strerror or error}.") from error
     reasons = tuple(map(str, damaged))
     return Count(*facts, records, tuple(one.record for one in damaged), reasons)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdp.data.errors import DataError, SourceError
+from tfdp.data.errors import DataError
 from tfdp.data.records import PER_FILE
+from tfdp.error import Error
 
 _BUFFER_BYTES = 1 << 20
 
@@ -63,7 +64,7 @@ def header(paths: Sequence[str]) -> list[str]:
     """Return the names of the columns, which must be the same in all files.
 
     Raises:
-        SourceError: If they are not.
+        Error: If they are not.
     """
     first: list[str] = []
     for path in paths:
@@ -71,11 +72,11 @@ def header(paths: Sequence[str]) -> list[str]:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 names = [name.strip() for name in next(csv.reader(file), [])]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise SourceError(f"{path}: its first line cannot be read: {error}.") from error
+            raise Error(f"{path}: its first line cannot be read: {error}.") from error
         if len(set(names)) != len(names) or "" in names:
-            raise SourceError(f"{path}: its first line has to name each column, once.")
+            raise Error(f"{path}: its first line has to name each column, once.")
         if first and names != first:
-            raise SourceError(
+            raise Error(
                 f"{path} has the columns {', '.join(names)}, but {paths[0]} has {', '.join(first)}."
             )
         first = names
@@ -88,12 +89,12 @@ def decoder(
     """Return what makes (float32 vectors, int64 labels) of a batch of lines, and their length.
 
     Raises:
-        SourceError: If a name is no column.
+        Error: If a name is no column.
     """
     inputs = list(inputs) or [name for name in columns if name != label]
     for name in (*inputs, label):
         if name not in columns:
-            raise SourceError(
+            raise Error(
                 f"There is no column {name!r}: the files have {', '.join(columns)}. Name what the "
                 "model takes with config.data.input, and what it learns with config.data.label."
             )

@@ -1,14 +1,12 @@
-"""What goes wrong with data: before a run (SourceError), or in the middle of one (DataError).
+"""What is wrong with records, found at a step: before a run the class is tfdp's Error.
 
-raise SourceError("data/*.tfrecord matches no file.")
+raise DataError("data/a.tfrecord: record 17: its checksum does not match.")
 """
 
-
-class SourceError(ValueError):
-    """Data that cannot be opened, with what to do: one line, before a step runs."""
+from tfdp.error import Error
 
 
-class DataError(ValueError):
+class DataError(Error):
     """Data that turned out to be bad at a step: file, record and reason in one line."""
 
 

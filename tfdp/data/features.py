@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdp.data.errors import SourceError
+from tfdp.error import Error
 
 _STORED = {"int64": tf.int64, "float32": tf.float32, "string": tf.string, "image": tf.string}
 _LISTS = {"int64": "int64_list", "float32": "float_list", "string": "bytes_list"}
@@ -37,7 +37,7 @@ def parse(text: str) -> dict[str, Feature]:
     """Return the features that a text describes.
 
     Raises:
-        SourceError: If it cannot be read, with an example.
+        Error: If it cannot be read, with an example.
     """
     found: dict[str, Feature] = {}
     at = 0
@@ -49,7 +49,7 @@ def parse(text: str) -> dict[str, Feature]:
         )
         fits = kind in _STORED and (kind == "image") == (len(sizes) == 3 and kind == "image")
         if not match or not fits or (kind != "image" and None in sizes) or name in found:
-            raise SourceError(
+            raise Error(
                 f"config.data.features={text!r}: {text[at:].strip()!r} is no feature. Write "
                 "NAME: KIND[SHAPE] with commas between them, kinds image, int64, float32 and "
                 "string: 'image: image[224,224,3], label: int64'; [?,?,3] for images of any size."
@@ -67,12 +67,12 @@ def decoder(
     Images are decoded one by one, in parallel; everything else a batch at a time.
 
     Raises:
-        SourceError: If a name is none of the features.
+        Error: If a name is none of the features.
     """
     wanted = [*inputs, label]
     for name in wanted:
         if name not in features:
-            raise SourceError(
+            raise Error(
                 f"config.data.features has no {name!r}: it has {', '.join(features)}. Name what "
                 "the model takes with config.data.input, and what it learns with config.data.label."
             )

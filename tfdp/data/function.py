@@ -16,26 +16,26 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdp import compat
 from tfdp import config as config_lib
-from tfdp.data.errors import SourceError
+from tfdp.compat import data_adapters
+from tfdp.error import Error
 
 
 def load(data: config_lib.Data) -> Callable[..., Any]:
     """Return the function that a config names.
 
     Raises:
-        SourceError: If it cannot be imported.
+        Error: If it cannot be imported.
     """
     module, _, name = data.function.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise SourceError(
+        raise Error(
             f"config.data.function={data.function!r} cannot be imported: {error}."
         ) from error
     if not callable(function):
-        raise SourceError(f"config.data.function={data.function!r} is no function.")
+        raise Error(f"config.data.function={data.function!r} is no function.")
     return function
 
 
@@ -48,17 +48,17 @@ def call(
     """Return the dataset of a pipeline.
 
     Raises:
-        SourceError: If the function returns none, or none of pairs.
+        Error: If the function returns none, or none of pairs.
     """
     dataset = function(data, split, context)
     if not isinstance(dataset, tf.data.Dataset):
-        raise SourceError(
+        raise Error(
             f"config.data.function={data.function!r} returned a {type(dataset).__name__}: let it "
             "return a tf.data.Dataset of (x, y) batches."
         )
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
-        raise SourceError(
+        raise Error(
             f"config.data.function={data.function!r} returned a dataset of {spec}: let it hold "
             "(x, y) or (x, y, weight)."
         )
@@ -69,10 +69,10 @@ def with_hint(dataset: tf.data.Dataset, name: str) -> tf.data.Dataset:
     """Return a dataset that tf.distribute shards where its hint stands.
 
     Raises:
-        SourceError: If there is no hint: every worker would read and train on everything.
+        Error: If there is no hint: every worker would read and train on everything.
     """
-    if not compat.has_shard_hint(dataset):
-        raise SourceError(
+    if not data_adapters.has_shard_hint(dataset):
+        raise Error(
             f"policy 'hint': the dataset of {name!r} has no hint, so that every worker would train "
             "on all of it. Put dataset.shard(tf.data.experimental.SHARD_HINT, "
             "tf.data.experimental.SHARD_HINT) behind its reader."

@@ -16,10 +16,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfdp import config as config_lib
-from tfdp import shard_report
-from tfdp.data import damage, function, pipeline, source
+from tfdp.data import damage, function, pipeline, plan_report, source
 from tfdp.data import records as records_lib
-from tfdp.data.errors import DataError, SourceError
+from tfdp.data.errors import DataError
+from tfdp.error import Error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,8 @@ def open_inputs(
         apart: Workers that each read a shard and batches of their own; a step takes one of these.
 
     Raises:
-        SourceError: If the data cannot be opened.
-        ShardingError: If a pipeline would starve.
+        Error: If the data cannot be opened.
+        Error: If a pipeline would starve.
     """
     if data.function:
         return _of_function(data, pipelines, apart)
@@ -107,7 +107,7 @@ def open_inputs(
         steps,
         test_plan.steps,
         (opened.train.count, opened.test.count),
-        shard_report.lines(plan, "train"),
+        plan_report.lines(plan, "train"),
         opened.input_shape,
         opened.classes,
         opened.label_names,
@@ -126,7 +126,7 @@ def _check_apart(records: records_lib.Records, data: config_lib.Data) -> None:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise SourceError(
+            raise Error(
                 f"config.servers.reading='shard': {reason}. Let the chief read: "
                 "config.servers.reading='coordinator'."
             )

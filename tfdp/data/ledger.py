@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdp.data.errors import SourceError
+from tfdp.error import Error
 
 
 def writer(path: str, name_of: Callable[[int], str]) -> Callable[..., Any]:
     """Return what takes (epoch, ids, x, y) in a graph, writes the ids, and returns (x, y).
 
     Raises:
-        SourceError: If the file cannot be written.
+        Error: If the file cannot be written.
     """
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "w"):
             pass
     except OSError as error:
-        raise SourceError(
+        raise Error(
             f"config.data.ledger: {path} cannot be written: {error.strerror or error}."
         ) from error
     lock = threading.Lock()

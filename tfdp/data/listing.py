@@ -6,19 +6,19 @@ find("data/*.tfrecord, more/*.tfrecord")    # sorted within each pattern, each f
 import glob
 import os
 
-from tfdp.data.errors import SourceError
+from tfdp.error import Error
 
 
 def find(patterns: str) -> list[str]:
     """Return the files that patterns with commas between them name.
 
     Raises:
-        SourceError: If one of them matches no file.
+        Error: If one of them matches no file.
     """
     found: dict[str, None] = {}
     for pattern in (pattern.strip() for pattern in patterns.split(",")):
         names = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
         if not names:
-            raise SourceError(f"{pattern!r} matches no file in {os.getcwd()}.")
+            raise Error(f"{pattern!r} matches no file in {os.getcwd()}.")
         found.update(dict.fromkeys(names))
     return list(found)

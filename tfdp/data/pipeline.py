@@ -19,8 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp import config as config_lib
-from tfdp import sharding
-from tfdp.data import images, ledger
+from tfdp.data import images, ledger, sharding
 from tfdp.data import records as records_lib
 from tfdp.data import source as source_lib
 from tfdp.data.errors import DataError
@@ -56,7 +55,7 @@ def plan_training(
     """Return who reads what of the training records.
 
     Raises:
-        ShardingError: If somebody would starve, with what to do.
+        Error: If somebody would starve, with what to do.
     """
     return sharding.make(
         source.train.files,

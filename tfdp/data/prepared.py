@@ -20,9 +20,9 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
 from tfdp import config as config_lib
-from tfdp import sharding
-from tfdp.data import counts, digits, fashion_mnist
-from tfdp.data.errors import SourceError
+from tfdp.data import counts, sharding
+from tfdp.datasets import digits, fashion_mnist
+from tfdp.error import Error
 
 _log = logging.getLogger("tfdp")
 # The datasets that tfdp prepares itself: the builder, and how many files a split becomes.
@@ -36,7 +36,7 @@ def open_builder(data: config_lib.Data) -> tfds.core.DatasetBuilder:
     """Open the dataset that a config names, whatever its features are.
 
     Raises:
-        SourceError: If it is not prepared.
+        Error: If it is not prepared.
     """
     folder = os.path.expanduser(data.data_dir) or None
     with _quiet():
@@ -64,7 +64,7 @@ def _open_built_in(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
                         download_config=tfds.download.DownloadConfig(num_shards=shards)
                     )
     except OSError as error:
-        raise SourceError(
+        raise Error(
             f"{name} cannot be prepared in {builder.data_dir}: {error.strerror or error}. "
             "Name another folder: --config.data.data_dir=..."
         ) from error
@@ -76,7 +76,7 @@ def _download(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
         builder = tfds.builder(name, data_dir=folder)
     except (ValueError, AssertionError) as error:
         why = str(error).partition("\n")[0]
-        raise SourceError(f"TFDS cannot make the dataset {name!r}: {why}") from error
+        raise Error(f"TFDS cannot make the dataset {name!r}: {why}") from error
     if builder.is_prepared():
         return builder
     try:
@@ -85,7 +85,7 @@ def _download(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
             builder.download_and_prepare()
     except OSError as error:  # no network is one
         why = str(error).partition("\n")[0]
-        raise SourceError(f"The dataset {name!r} could not be prepared: {why}") from error
+        raise Error(f"The dataset {name!r} could not be prepared: {why}") from error
     return builder
 
 
@@ -95,10 +95,10 @@ def _open_prepared(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
     try:
         # From its files alone: tfds.load would look for it on the network for minutes.
         return tfds.builder_from_directory(_newest(where, name))
-    except SourceError:
+    except Error:
         raise
     except (OSError, ValueError, AttributeError, tf.errors.OpError) as error:
-        raise SourceError(
+        raise Error(
             f"The dataset {name!r} is not prepared in {where}. Prepare it there with TFDS, name "
             "its folder with --config.data.data_dir=..., or allow --config.data.download=True."
         ) from error
@@ -117,7 +117,7 @@ def _newest(folder: str, name: str) -> str:
     configs = [c for c in found if os.path.isdir(os.path.join(base, c))]
     if configs:
         names = ", ".join(f"{name}/{c}" for c in configs)
-        raise SourceError(f"The dataset {name!r} has configurations: use one of {names}.")
+        raise Error(f"The dataset {name!r} has configurations: use one of {names}.")
     raise OSError(f"no version in {base}")
 
 
@@ -131,7 +131,7 @@ def files_of(
         "array_record".
 
     Raises:
-        SourceError: If there is no such split, if it is empty, or in another format.
+        Error: If there is no such split, if it is empty, or in another format.
     """
     name = builder.info.full_name
     try:
@@ -139,16 +139,16 @@ def files_of(
     except (KeyError, ValueError) as error:
         why = str(error).strip("'").partition("\n")[0].partition(" See format")[0]
         known = ", ".join(builder.info.splits)
-        raise SourceError(
+        raise Error(
             f"{builder.info.name}: {split!r} is no split of it ({why.rstrip('.')}). It has "
             f"{known}; a part is written like 'train[:90%]'."
         ) from error
     parts = [part for part in parts if part.take]
     if not parts:
-        raise SourceError(f"{builder.info.name}: the split {split!r} holds no record.")
+        raise Error(f"{builder.info.name}: the split {split!r} holds no record.")
     kind = builder.info.file_format.value
     if kind not in ("tfrecord", "array_record"):
-        raise SourceError(
+        raise Error(
             f"{name} is prepared as {kind}; tfdp reads tfrecord and array_record. Prepare it with "
             "tfds.builder(..., file_format='array_record')."
         )
@@ -165,30 +165,30 @@ def describe(
     """Return what makes (image, label) of a serialized record, and what is known of them.
 
     Raises:
-        SourceError: If the dataset is not what tfdp train can learn.
+        Error: If the dataset is not what tfdp train can learn.
     """
     name = data.tfds_name
     script = "Train it with a script of your own: tfdp launch -- SCRIPT.py"
     features = builder.info.features
     keys = builder.info.supervised_keys
     if keys is None or len(keys) != 2:
-        raise SourceError(
+        raise Error(
             f"{name} names no (input, label) pair (supervised_keys): tfdp train cannot tell "
             f"which feature to learn. {script}"
         )
     image, label = features[keys[0]], features[keys[1]]
     if not isinstance(label, tfds.features.ClassLabel):
         kind = type(label).__name__
-        raise SourceError(f"{name}: the label {keys[1]!r} is a {kind}, no ClassLabel. {script}")
+        raise Error(f"{name}: the label {keys[1]!r} is a {kind}, no ClassLabel. {script}")
     shape = image.shape
     if not isinstance(shape, tuple) or len(shape) != 3 or image.np_dtype != np.uint8:
         kind = type(image).__name__
-        raise SourceError(
+        raise Error(
             f"{name}: the input {keys[0]!r} is a {kind} of shape {shape}, no images of bytes. "
             f"{script}"
         )
     if None in shape and not data.image_size:
-        raise SourceError(
+        raise Error(
             f"{name}: the images have no fixed size ({shape}). Set one: "
             "--config.data.image_size=224x224."
         )

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tfdp import sharding
-from tfdp.data import counts
-from tfdp.data.errors import DataError, SourceError
+from tfdp.data import counts, sharding
+from tfdp.data.errors import DataError
+from tfdp.error import Error
 
 # More records than any file holds.
 PER_FILE = 1 << 40
@@ -120,7 +120,7 @@ class Records:
         name = self.files[at].name
         try:
             same = counts.state(name) == self.states[at]
-        except SourceError as error:
+        except Error as error:
             raise self.failed(DataError(str(error))) from error
         if not same:
             raise self.failed(

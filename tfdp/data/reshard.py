@@ -15,9 +15,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
-from tfdp import batching, tfrecord
-from tfdp.data import counts, listing
-from tfdp.data.errors import SourceError
+from tfdp import batching
+from tfdp.data import counts, listing, tfrecord
+from tfdp.error import Error
 
 FORMATS = ("tfrecord", "array_record")
 _AT_ONCE = 1000
@@ -48,17 +48,17 @@ def reshard(patterns: str, folder: str, shards: int, format: str = "") -> Reshar
         format: One of FORMATS; "" keeps that of the input.
 
     Raises:
-        SourceError: If a record is damaged, the folder is there, or cannot be written.
+        Error: If a record is damaged, the folder is there, or cannot be written.
     """
     names = listing.find(patterns)
     before = _format_of(names)
     format = format or before
     folder = os.path.normpath(folder)
     if os.path.exists(folder):
-        raise SourceError(f"{folder} is there already: remove it, or name another --output.")
+        raise Error(f"{folder} is there already: remove it, or name another --output.")
     records = sum(counts.count(names, _count if before == "array_record" else tfrecord.count))
     if records < shards:
-        raise SourceError(f"{records} records are too few for {shards} files.")
+        raise Error(f"{records} records are too few for {shards} files.")
     name = os.path.basename(folder)
     ends = [f"{name}.{format}-{number:05}-of-{shards:05}" for number in range(shards)]
     source = _read(names, before)
@@ -76,7 +76,7 @@ def reshard(patterns: str, folder: str, shards: int, format: str = "") -> Reshar
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
-        raise SourceError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        raise Error(f"{folder} cannot be written: {error.strerror or error}.") from error
     pattern = os.path.join(folder, f"{name}.{format}-*-of-{shards:05}")
     return Resharded(tuple(os.path.join(folder, end) for end in ends), pattern, records)
 
@@ -84,7 +84,7 @@ def reshard(patterns: str, folder: str, shards: int, format: str = "") -> Reshar
 def _format_of(names: Sequence[str]) -> str:
     formats = {_is_array_record(name) for name in names}
     if len(formats) > 1:
-        raise SourceError("The files are TFRecord and ArrayRecord files: name one kind.")
+        raise Error("The files are TFRecord and ArrayRecord files: name one kind.")
     return FORMATS[formats.pop()]
 
 
@@ -111,7 +111,7 @@ def _count(name: str) -> int:
 def _next(source: Iterator[bytes], names: Sequence[str]) -> bytes:
     record = next(source, None)
     if record is None:
-        raise SourceError(f"{names[-1]} has changed while it was read: start again.")
+        raise Error(f"{names[-1]} has changed while it was read: start again.")
     return record
 
 
@@ -122,7 +122,7 @@ def _read(names: Sequence[str], format: str) -> Iterator[bytes]:
         if format == "tfrecord":
             for record in tfrecord.read(name):
                 if isinstance(record, tfrecord.Damage):
-                    raise SourceError(str(record)) from record
+                    raise Error(str(record)) from record
                 yield record
             continue
         reader = array_files.open_file(name)
@@ -131,7 +131,7 @@ def _read(names: Sequence[str], format: str) -> Iterator[bytes]:
             try:
                 yield from reader.read(begin, min(total, begin + _AT_ONCE))
             except (RuntimeError, ValueError, IndexError) as error:
-                raise SourceError(
+                raise Error(
                     f"{name}: a record from {begin} on cannot be read: "
                     f"{array_files.first_line(error)}."
                 ) from error

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfdp import config as config_lib
-from tfdp import sharding, tfrecord
 from tfdp.data import (
     array_files,
     array_records,
@@ -21,10 +20,12 @@ from tfdp.data import (
     images,
     listing,
     prepared,
+    sharding,
+    tfrecord,
     tfrecords,
 )
 from tfdp.data import records as records_lib
-from tfdp.data.errors import SourceError
+from tfdp.error import Error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def open_source(data: config_lib.Data) -> Source:
     """Open the records that a config names; prepare the built-in dataset when it is absent.
 
     Raises:
-        SourceError: If they are not there, damaged, or not what the pipeline reads.
+        Error: If they are not there, damaged, or not what the pipeline reads.
     """
     opened = _OPENERS[data.source](data)
     shape = opened.input_shape
@@ -72,7 +73,7 @@ def open_source(data: config_lib.Data) -> Source:
             opened = dataclasses.replace(opened, train=train, test=test)
         if not is_image or opened.train.decodes_batches:
             setting = "image_size" if data.image_size else "augment"
-            raise SourceError(
+            raise Error(
                 f"config.data.{setting}={getattr(data, setting)!r}: the inputs are no images, but "
                 f"of shape {shape}."
             )
@@ -85,7 +86,7 @@ def open_source(data: config_lib.Data) -> Source:
             test=_resized(opened.test, size),
         )
     if isinstance(shape, tuple) and None in shape:
-        raise SourceError(
+        raise Error(
             f"The images have no fixed size ({shape}). Set one: --config.data.image_size=224x224."
         )
     return opened
@@ -212,7 +213,7 @@ def _open_images(data: config_lib.Data) -> Source:
         reader = arrays.Images(names, labels, made.check_unchanged)
         opened.append(dataclasses.replace(made, reader=reader))
     if known[0] != known[1]:
-        raise SourceError(
+        raise Error(
             f"{data.train_files} has the classes {', '.join(known[0])}, but {data.test_files} has "
             f"{', '.join(known[1])}."
         )
@@ -287,7 +288,7 @@ def _names(text: str) -> list[str]:
 
 def _classes(data: config_lib.Data) -> int:
     if not data.classes:
-        raise SourceError(
+        raise Error(
             f"config.data.classes is 0: source {data.source!r} does not tell how many labels there "
             "are. Set it."
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdp import tfrecord
+from tfdp.data import tfrecord
 from tfdp.data.errors import REPAIR, DataError
 from tfdp.data.records import PER_FILE
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from tfdp import cluster as cluster_lib
 from tfdp.diagnose import facts as facts_lib
-from tfdp.launch import child, rendezvous
+from tfdp.launch import rendezvous, task_start
 
 
 def main(argv: list[str]) -> None:
     """Look at this task, at the others, and at what lies between them."""
-    child.tie_to_launcher(os.environ)
+    task_start.tie_to_launcher(os.environ)
     out, directory, seconds = pathlib.Path(argv[0]), argv[1], float(argv[2])
     found = cluster_lib.from_environment(os.environ)
     assert found is not None
@@ -113,15 +113,15 @@ def _with_tensorflow(
 
 def _gather(names: list[str], task: cluster_lib.Task, result: dict[str, Any]) -> None:
     """Give everybody's result to the chief, and keep the marks until all have looked."""
-    from tfdp import compat
+    from tfdp.compat import coordination
 
-    compat.share_text(f"doctor/{task}", json.dumps(result))
+    coordination.share_text(f"doctor/{task}", json.dumps(result))
     if str(task) == names[0]:
-        texts = [compat.shared_text(f"doctor/{name}", 30.0) for name in names[1:]]
+        texts = [coordination.shared_text(f"doctor/{name}", 30.0) for name in names[1:]]
         results = [dict(result), *(json.loads(text) for text in texts if text)]
-        compat.share_text("doctor/done", json.dumps(results))
+        coordination.share_text("doctor/done", json.dumps(results))
     else:
-        results = json.loads(compat.shared_text("doctor/done", 30.0) or "[]")
+        results = json.loads(coordination.shared_text("doctor/done", 30.0) or "[]")
     result["results"] = results
 
 

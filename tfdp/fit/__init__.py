@@ -2,32 +2,35 @@
 
 Read in this order:
 
-    dispatch        which trainer a model gets
-    sync            epochs, callbacks, validation: one trainer for all synchronous strategies
-    feed            the input, split over the replicas by rows
-    loop            steps in a row, as graphs; where metrics are summed up
-    step            one step on a replica: gradients, all-reduce, update
+    dispatch        which engine trains a model
+    call            the arguments of fit, evaluate and predict, and what they return
+    callbacks, saving, evaluator    what runs beside the steps
+    feed, digest    the input, split over the replicas by rows
     loss, metrics   why the sums over replicas are exact
-    replica, view   a replica's copies of the variables, and what it sees and assigns of them
-    logs            what a step returns beside the metrics
-    communication   how gradients travel
-    transport, gloo, gloo_process   what carries them between workers: Gloo, or TensorFlow
-    agreement, digest   do all tasks train the same, on the same rows?
-    callbacks, saving, gather, session
+    view, logs      what a step sees and assigns of the variables, and what it returns
+    gradients, optimizers, predictions
 
-and for parameter servers
+    replicas/       all replicas in step: one device, MirroredStrategy, several workers
+        engine          epochs, callbacks, validation
+        loop            steps in a row, as graphs; where metrics are summed up
+        step, user_step     one step on a replica: gradients, all-reduce, update
+        replica         a replica's copies of the variables
+        communication   how gradients travel
+        transport, gloo, gloo_process   what carries them between workers: Gloo, or TensorFlow
+        agreement       do all tasks train the same?
+        gather          predictions of all replicas
 
-    parameter_server        fit, evaluate, predict: callbacks and logs
-    epochs, work            batches handed out to workers, results taken back
-    worker_feed             data that workers read themselves
-    remote_step             one step on a worker, and its report
-    updates, partitions     the optimizer on the servers; variables in partitions
-    decisions               whether a step updates: loss scale, accumulation
-    summed                  the synchronous step
-    evaluator               fit of the task that evaluates checkpoints
+    servers/        parameter servers
+        engine          fit, evaluate, predict: callbacks and logs
+        coordinator, scheduled      batches handed out to workers, results taken back
+        worker_feed     data that workers read themselves
+        worker_step     one step on a worker, and its report
+        update, partitions  the optimizer on the servers; variables in partitions
+        decisions       whether a step updates: loss scale, accumulation
+        synchronous     the synchronous step
 """
 
-from tfdp.fit.communication import Communication
+from tfdp.fit.call import tell_progress
 from tfdp.fit.dispatch import (
     disable,
     enable,
@@ -35,16 +38,27 @@ from tfdp.fit.dispatch import (
     set_evaluator,
     set_server_options,
 )
-from tfdp.fit.epochs import Options as ServerOptions
-from tfdp.fit.partitions import initialize_by_partition
+from tfdp.fit.replicas.agreement import same_everywhere, watch
+from tfdp.fit.replicas.communication import Communication
+from tfdp.fit.replicas.gloo import binding as gloo_binding
+from tfdp.fit.replicas.transport import INSTALL as INSTALL_GLOO
+from tfdp.fit.servers.coordinator import Options as ServerOptions
+from tfdp.fit.servers.partitions import initialize_by_partition
+from tfdp.fit.servers.partitions import whole as whole_variables
 
 __all__ = [
+    "INSTALL_GLOO",
     "Communication",
     "ServerOptions",
     "disable",
     "enable",
+    "gloo_binding",
     "initialize_by_partition",
+    "same_everywhere",
     "set_communication",
     "set_evaluator",
     "set_server_options",
+    "tell_progress",
+    "watch",
+    "whole_variables",
 ]

@@ -19,9 +19,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdp import compat
-from tfdp.fit import agreement, epochs, evaluator, parameter_server, partitions, saving, sync
-from tfdp.fit import communication as communication_lib
+from tfdp.compat import compiled, distribute, keras_variables
+from tfdp.fit import evaluator, saving
+from tfdp.fit.replicas import agreement
+from tfdp.fit.replicas import communication as communication_lib
+from tfdp.fit.replicas import engine as replicas_engine
+from tfdp.fit.servers import coordinator, partitions
+from tfdp.fit.servers import engine as servers_engine
 
 METHODS = (
     "fit",
@@ -42,7 +46,9 @@ _communication = communication_lib.Communication()
 _communication_of: "weakref.WeakKeyDictionary[Any, communication_lib.Communication]" = (
     weakref.WeakKeyDictionary()
 )
-_server_options_of: "weakref.WeakKeyDictionary[Any, epochs.Options]" = weakref.WeakKeyDictionary()
+_server_options_of: "weakref.WeakKeyDictionary[Any, coordinator.Options]" = (
+    weakref.WeakKeyDictionary()
+)
 _is_evaluator = False
 # Where a model keeps what trains it: a trainer refers to its model, so that a table of trainers
 # would keep both for ever.
@@ -70,8 +76,8 @@ def enable(communication: communication_lib.Communication | None = None) -> None
     if communication is not None:
         _communication = communication
     _is_enabled = True
-    compat.let_variables_convert(True)
-    for name in (*METHODS, compat.RESOLVE_AUTO_JIT, *saving.METHODS):
+    keras_variables.let_variables_convert(True)
+    for name in (*METHODS, compiled.RESOLVE_AUTO_JIT, *saving.METHODS):
         if not _is_installed(name):
             _replaced[name] = vars(keras.Model).get(name)
             _installed[name] = _replacement(name)
@@ -82,7 +88,7 @@ def disable() -> None:
     """Give `keras.Model` its own methods back, and leave what other libraries have put there."""
     global _is_enabled
     _is_enabled = False
-    compat.let_variables_convert(False)
+    keras_variables.let_variables_convert(False)
     for name, method in list(_installed.items()):
         if vars(keras.Model).get(name) is not method:
             continue  # another library's stands around it: there it hands on what it gets
@@ -108,7 +114,7 @@ def _replacement(name: str) -> Callable[..., Any]:
     if name in saving.METHODS:
         method = _saver(name, stock)
     else:
-        method = _auto_jit(stock) if name == compat.RESOLVE_AUTO_JIT else _dispatcher(name, stock)
+        method = _auto_jit(stock) if name == compiled.RESOLVE_AUTO_JIT else _dispatcher(name, stock)
 
     @functools.wraps(stock)
     def checked(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
@@ -125,7 +131,7 @@ def set_communication(
     _communication_of[strategy] = communication
 
 
-def set_server_options(strategy: tf.distribute.Strategy, options: epochs.Options) -> None:
+def set_server_options(strategy: tf.distribute.Strategy, options: coordinator.Options) -> None:
     """Train the models of one ParameterServerStrategy like this."""
     _server_options_of[strategy] = options
 
@@ -160,7 +166,7 @@ def _auto_jit(stock: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(self.distribute_strategy, tf.distribute.ParameterServerStrategy):
             return False
         if isinstance(self.distribute_strategy, _SYNCHRONOUS):
-            return _has_gpus() and compat.supports_jit(self)
+            return _has_gpus() and compiled.supports_jit(self)
         return stock(self)
 
     return method
@@ -201,16 +207,16 @@ def trainer_of(model: keras.Model) -> Any:
     if trainer is not None and (trainer.model is not model or trainer.strategy is not strategy):
         trainer = None  # of a model that this one is a copy of
     if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-        options = _server_options_of.get(strategy, epochs.Options())
+        options = _server_options_of.get(strategy, coordinator.Options())
         if trainer is None or trainer.options != options:
-            trainer = parameter_server.ServerTrainer(model, strategy, options)
+            trainer = servers_engine.ServerTrainer(model, strategy, options)
             object.__setattr__(model, _TRAINER, trainer)
             _server_trainers.append(trainer)
         return trainer
     communication = _communication_of.get(strategy, _communication)
     if trainer is None:
         _prepare(strategy)
-        trainer = sync.SyncTrainer(model, strategy, communication)
+        trainer = replicas_engine.SyncTrainer(model, strategy, communication)
         object.__setattr__(model, _TRAINER, trainer)
     trainer.communication = communication
     return evaluator.Evaluator(trainer) if _is_evaluator else trainer
@@ -222,7 +228,7 @@ def _prepare(strategy: tf.distribute.Strategy) -> None:
         return
     _prepared.add(strategy)
     if isinstance(strategy, tf.distribute.MirroredStrategy):
-        compat.use_fresh_collective_keys(strategy)
+        distribute.use_fresh_collective_keys(strategy)
     agreement.watch(strategy)
 
 

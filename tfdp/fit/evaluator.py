@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdp import compat
-from tfdp.fit import session
+from tfdp.compat import saved_models
+from tfdp.fit import call
 
 _log = logging.getLogger("tfdp")
 
@@ -190,7 +190,7 @@ class Evaluator:
                 history.on_epoch_end(len(seen) - 1 if file.epoch is None else file.epoch, logs)
                 for writer in writers:
                     _write(writer, file.epoch, iterations or len(seen) - 1, logs)
-                session.report(iterations or 0, file.epoch or 0)
+                call.report(iterations or 0, file.epoch or 0)
             if over:
                 break
             time.sleep(_POLL_SECONDS)
@@ -268,7 +268,7 @@ def _load(model: keras.Model, path: str) -> tuple[bool, int | None]:
             # HDF5 locks what it reads: the chief would fail to write this file anew.
             shutil.copyfile(path, copy)
             model.load_weights(copy)
-            return True, compat.saved_iterations(copy)
+            return True, saved_models.saved_iterations(copy)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             if not os.path.exists(path):
                 return False, None

@@ -21,7 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdp import compat
+from tfdp.compat import data_adapters, iterators
 from tfdp.fit import digest
 
 _Policy = tf.data.experimental.AutoShardPolicy
@@ -148,12 +148,12 @@ class Feed:
         self._seen = 0
         self.step = 0
 
-        dataset = compat.dataset(data) if self._adapter else data
-        given = isinstance(dataset, tf.data.Dataset) and compat.is_dataset_adapter(data)
-        self.shards = compat.shards(dataset) if given else []
-        self.cache_files = compat.cache_files(dataset) if given else []
+        dataset = data_adapters.dataset(data) if self._adapter else data
+        given = isinstance(dataset, tf.data.Dataset) and data_adapters.is_dataset_adapter(data)
+        self.shards = data_adapters.shards(dataset) if given else []
+        self.cache_files = data_adapters.cache_files(dataset) if given else []
         self.comparisons = 0
-        self.once = self._adapter is not None and compat.is_generator_adapter(data)
+        self.once = self._adapter is not None and data_adapters.is_generator_adapter(data)
         self._endless = isinstance(dataset, tf.data.Dataset) and (
             int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
         )
@@ -178,7 +178,7 @@ class Feed:
             dataset = strategy.distribute_datasets_from_function(dataset)
         several = self._replicas > self._local
         ends_apart = False
-        own = None if by_rows else compat.own_dataset(dataset)
+        own = None if by_rows else iterators.own_dataset(dataset)
         if own is not None:
             counts = of_all(int(own.cardinality()))
             self._endless = all(count == tf.data.INFINITE_CARDINALITY for count in counts)
@@ -188,7 +188,7 @@ class Feed:
                 if len(set(counts)) == 1 and counts[0] >= 0:
                     self.batches = counts[0]
                 ends_apart = several and self.batches is None and not self._endless
-        self.spec = compat.local_spec(dataset.element_spec)
+        self.spec = data_adapters.local_spec(dataset.element_spec)
         if ends_apart:
             self.spec = build_spec(self.spec)
         static = static_rows(self.spec)
@@ -206,7 +206,7 @@ class Feed:
         )
         # Batches of a generator, and of threads that stop between epochs, are taken only when they
         # are needed: none ahead.
-        none_ahead = self.once or compat.has_enqueuer(data)
+        none_ahead = self.once or data_adapters.has_enqueuer(data)
         if by_rows and self._replicas > 1 and not none_ahead:
             dataset = dataset.prefetch(tf.data.AUTOTUNE)
         if none_ahead:
@@ -245,7 +245,7 @@ class Feed:
     def close(self) -> None:
         """Let go of the iterator, without waiting for its end."""
         if self.iterator is not None:
-            compat.let_go(self.iterator)
+            iterators.let_go(self.iterator)
             self.iterator = None
 
     def __del__(self) -> None:
@@ -438,7 +438,7 @@ def without_rows(spec: Any) -> Any:
     """Return a batch of a spec that has no row, for a replica whose data has ended."""
 
     def empty(leaf: Any) -> Any:
-        if compat.is_none_spec(leaf):
+        if data_adapters.is_none_spec(leaf):
             return None
         if isinstance(leaf, tf.RaggedTensorSpec):
             inner = leaf.shape[leaf.ragged_rank + 1 :] if leaf.shape.rank else ()
@@ -485,7 +485,7 @@ def _policy(dataset: Any, several: bool) -> str | None:
     policy = dataset.options().experimental_distribute.auto_shard_policy
     if not several or policy in (_Policy.AUTO, _Policy.DATA):
         return None
-    if policy is _Policy.HINT and not compat.has_shard_hint(dataset):
+    if policy is _Policy.HINT and not data_adapters.has_shard_hint(dataset):
         raise ValueError(
             "The dataset asks tf.data for auto_shard_policy HINT and holds no hint: every worker "
             "would train on all of it. Put dataset.shard(tf.data.experimental.SHARD_HINT, "

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdp import compat
+from tfdp.compat import compiled
 
 _log = logging.getLogger("tfdp")
 
@@ -144,12 +144,12 @@ class _ActivitySum:
 def installed(model: keras.Model) -> Iterator[None]:
     """Let the compiled losses of `model` heed `exact`."""
     layers = []
-    if not compat.ACTIVITY_LOSSES_ARE_MEANS:
-        layers = compat.activity_regularized_layers(model)
+    if not compiled.ACTIVITY_LOSSES_ARE_MEANS:
+        layers = compiled.activity_regularized_layers(model)
     for layer in layers:
         layer.activity_regularizer = _ActivitySum(layer.activity_regularizer)
     try:
-        with compat.replace_losses(compat.compile_loss(model), _Term):
+        with compiled.replace_losses(compiled.compile_loss(model), _Term):
             yield
     finally:
         for layer in layers:
@@ -235,23 +235,23 @@ def _weighted_values(
     The same arithmetic as keras.losses.Loss.__call__, before it divides.
     """
     dtype = loss.dtype
-    in_mask = compat.keras_mask(y_pred)
+    in_mask = compiled.keras_mask(y_pred)
     convert = lambda t: keras.ops.convert_to_tensor(t, dtype=dtype)  # noqa: E731
     y_pred = keras.tree.map_structure(convert, y_pred)
     y_true = keras.tree.map_structure(convert, y_true)
     with tf.name_scope(loss.name or "loss"):
         values = loss.call(y_true, y_pred)
-    out_mask = compat.keras_mask(values)
+    out_mask = compiled.keras_mask(values)
     mask = in_mask if out_mask is None else out_mask if in_mask is None else in_mask & out_mask
     values = keras.ops.convert_to_tensor(values, dtype=dtype)
     if mask is not None:
         mask = tf.cast(mask, dtype)
     if sample_weight is not None:
         sample_weight = keras.ops.convert_to_tensor(sample_weight, dtype=dtype)
-    weights = compat.merge_weights(sample_weight, mask, dtype)
+    weights = compiled.merge_weights(sample_weight, mask, dtype)
     if weights is not None:
         weights = tf.cast(weights, values.dtype)
-        values, weights = compat.align_ranks(values, weights)
+        values, weights = compiled.align_ranks(values, weights)
         values = values * weights
 
     reduction = loss.reduction

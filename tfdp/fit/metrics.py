@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdp import compat
+from tfdp.compat import compiled
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import view as view_lib
 
@@ -35,7 +35,7 @@ _active = threading.local()
 @contextlib.contextmanager
 def installed(model: keras.Model) -> Iterator[None]:
     """Let the `keras.metrics.Mean`s of a model heed `exact`."""
-    means = [m for m in compat.leaf_metrics(model) if isinstance(m, keras.metrics.Mean)]
+    means = [m for m in compiled.leaf_metrics(model) if isinstance(m, keras.metrics.Mean)]
     for mean in means:
         mean.update_state = functools.partial(_update, mean)
     try:
@@ -67,7 +67,7 @@ def exact(view: view_lib.View, totals: loss_lib.Totals) -> Iterator[None]:
 def _update(mean: keras.metrics.Mean, *args: Any, **kwargs: Any) -> None:
     update = functools.partial(type(mean).update_state, mean, *args, **kwargs)
     replica = getattr(_active, "replica", None)
-    values_given = 1 if compat.metric_function(mean) is None else 2
+    values_given = 1 if compiled.metric_function(mean) is None else 2
     weighted = len(args) > values_given or kwargs.get("sample_weight") is not None
     if replica is None or weighted:
         update()
@@ -76,7 +76,7 @@ def _update(mean: keras.metrics.Mean, *args: Any, **kwargs: Any) -> None:
     before = [tf.identity(view.get(v)) for v in (mean.total, mean.count)]
     for variable in (mean.total, mean.count):
         view.set(variable, tf.zeros(variable.shape, variable.dtype))
-    with compat.watch_metric_function(mean) as results:
+    with compiled.watch_metric_function(mean) as results:
         update()
     values = results or list(args) or list(kwargs.values())
     scale = 1.0

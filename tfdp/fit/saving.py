@@ -18,8 +18,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdp import compat
-from tfdp.fit import agreement
+from tfdp.compat import distribute
+from tfdp.fit.replicas import agreement
 
 METHODS = ("save", "save_weights", "export")
 
@@ -49,7 +49,7 @@ def save(
     def write() -> Any:
         # Keras makes an optimizer and a metric to see what they hold. In the strategy's scope their
         # variables would be sent to the other workers, which save nothing and wait for nothing.
-        with compat.leave_strategy():
+        with distribute.leave_strategy():
             return stock(model, *args, **kwargs)
 
     if model in _fitting or not isinstance(path, str | os.PathLike):

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdp import compat
+from tfdp.compat import graphs
 from tfdp.fit import logs as logs_lib
 
 
@@ -98,14 +98,14 @@ def way_of(variable: Any, value: Any, before: Sequence[Any], sources: Sequence[A
     declared = {"sum": "sum", "only_first_replica": "first"}.get(variable.aggregation)
     if declared:
         return declared
-    if not compat.depends_on(value, sources):
+    if not graphs.depends_on(value, sources):
         return "same"
-    extreme = compat.extreme_of(value, before)
+    extreme = graphs.extreme_of(value, before)
     if extreme:
         return extreme
     if variable.value.dtype.is_floating:
         return "mean"
-    return "sum" if compat.adds_to(value, before) else "same"
+    return "sum" if graphs.adds_to(value, before) else "same"
 
 
 class View:

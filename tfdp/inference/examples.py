@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdp import encoded
 from tfdp.inference import images
 from tfdp.inference.errors import RowError
 from tfdp.inference.signature import Spec
+from tfdp.serving import request_inputs
 
 _Convert = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 _LISTS = {"bytes_list": tf.string, "float_list": tf.float32, "int64_list": tf.int64}
@@ -149,7 +149,7 @@ def _values(stored: np.ndarray, kind: str, spec: Spec, feature: str) -> np.ndarr
 def _from_bytes(value: bytes, spec: Spec, feature: str) -> np.ndarray:
     dtype = tf.as_dtype(spec.dtype).as_numpy_dtype
     is_image = len(spec.row) == 3 and spec.row[-1] in (1, 3, 4)
-    is_encoded = is_image and value.startswith(encoded.MAGIC)
+    is_encoded = is_image and value.startswith(request_inputs.MAGIC)
     if len(value) == (spec.size or 0) * np.dtype(dtype).itemsize and not is_encoded:
         return np.frombuffer(value, dtype).reshape([size or 0 for size in spec.row])
     if is_image:

@@ -8,6 +8,7 @@ import itertools
 import os
 from typing import Any
 
+from tfdp.error import Error
 from tfdp.inference import examples, records
 from tfdp.inference.errors import InferenceError, RowError
 from tfdp.inference.shards import Span
@@ -38,7 +39,7 @@ def _builder(name: str, data_dir: str) -> Any:
 
     try:
         return prepared.open_builder(Data(tfds_name=name, data_dir=data_dir))
-    except prepared.SourceError as error:
+    except Error as error:
         raise InferenceError(str(error).replace("--config.data.", "--")) from error
 
 

@@ -16,7 +16,6 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from tfdp import manifest
 from tfdp.inference import folder as folder_lib
 from tfdp.inference import listing, shards, signature
 from tfdp.inference.errors import InferenceError, JobFailed
@@ -24,6 +23,7 @@ from tfdp.inference.handout import HandOut
 from tfdp.inference.pool import Pool
 from tfdp.inference.progress import Progress
 from tfdp.inference.settings import DEFAULT_BATCH_SIZE, Settings, check, extension
+from tfdp.serving import manifest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ import csv
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from tfdp.data.tfrecord import FOOTER_BYTES, HEADER, length_of, masked_crc
 from tfdp.inference.errors import InferenceError, RowError
 from tfdp.inference.shards import File, Span
-from tfdp.tfrecord import FOOTER_BYTES, HEADER, length_of, masked_crc
 
 _FRAME_BYTES = HEADER.size + FOOTER_BYTES
 _BUFFER_BYTES = 1 << 18

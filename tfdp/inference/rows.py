@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tfdp import manifest, tfrecord
+from tfdp.data import tfrecord
 from tfdp.inference import job, shards, signature
 from tfdp.inference import settings as settings_lib
 from tfdp.inference.errors import InferenceError
 from tfdp.inference.signature import Signature
+from tfdp.serving import manifest
 
 Rows = dict[str, np.ndarray]
 # Rows of a file that workers read, at least.
@@ -88,7 +89,7 @@ def predict(
 def _version(model: Any, folder: pathlib.Path) -> pathlib.Path:
     if isinstance(model, str | os.PathLike):
         return manifest.version_folder(model)
-    from tfdp import export
+    from tfdp.serving import export
 
     return export.export(model, folder / "model")
 

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 import orjson
 
-from tfdp import tfrecord
+from tfdp.data import tfrecord
 
 Outputs = Mapping[str, np.ndarray]
 EXTENSIONS = ("jsonl", "csv", "npy", "tfrecord")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from tfdp.launch import cores
 from tfdp.launch.plan import TaskProcess
-from tfdp.redaction import Redactor
+from tfdp.launch.redaction import Redactor
 
 
 def render(processes: Sequence[TaskProcess], redactor: Redactor) -> str:

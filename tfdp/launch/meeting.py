@@ -35,10 +35,6 @@ _FOLLOW_SECONDS = 1.0
 _SERVER_SECONDS = 10.0
 
 
-class AgreementError(ClusterError):
-    """Tasks were started with different settings."""
-
-
 class MissingError(ClusterError):
     """A task did not come."""
 
@@ -171,7 +167,7 @@ class Meeting:
             listener.close()
         if self._problems and stops:
             # Those of the first tasks first: everybody speaks of the same difference.
-            raise AgreementError(min(self._problems)[1])
+            raise ClusterError(min(self._problems)[1])
         if missing and not self._serves:
             raise MissingError(
                 f"{self._names(missing)} did not come within {timeout_seconds:.0f} s "

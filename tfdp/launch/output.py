@@ -16,7 +16,7 @@ import select
 import time
 
 from tfdp.launch.log import Log
-from tfdp.redaction import Redactor
+from tfdp.launch.redaction import Redactor
 
 STDOUT, STDERR = 1, 2
 

@@ -19,7 +19,7 @@ import subprocess
 from typing import IO
 
 from tfdp.cluster import Task
-from tfdp.launch import child
+from tfdp.launch import task_start
 from tfdp.launch.output import STDERR, STDOUT, TaskOutput
 from tfdp.launch.plan import TaskProcess
 
@@ -88,9 +88,9 @@ def start(plan: TaskProcess, output: TaskOutput, *, on_terminal: bool = False) -
             env={
                 **os.environ,
                 **plan.environment,
-                child.PID_VARIABLE: str(os.getpid()),
-                child.FD_VARIABLE: str(lifeline_end),
-                child.TERMINAL_VARIABLE: "1" if on_terminal else "",
+                task_start.PID_VARIABLE: str(os.getpid()),
+                task_start.FD_VARIABLE: str(lifeline_end),
+                task_start.TERMINAL_VARIABLE: "1" if on_terminal else "",
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

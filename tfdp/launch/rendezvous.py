@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 
 from tfdp.cluster import Cluster, ClusterError, Task, from_environment
 from tfdp.launch import network
-from tfdp.launch.meeting import TIMEOUT_VARIABLE, AgreementError, Found, Meeting, MissingError
+from tfdp.launch.meeting import TIMEOUT_VARIABLE, Found, Meeting, MissingError
 
-__all__ = ["TIMEOUT_VARIABLE", "AgreementError", "Found", "MissingError", "join", "meet", "survey"]
+__all__ = ["TIMEOUT_VARIABLE", "Found", "MissingError", "join", "meet", "survey"]
 
 _PACKAGES = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tf-nightly"),
@@ -42,8 +42,8 @@ def join(environ: Mapping[str, str]) -> None:
     trusts = network.is_trusted(environ)
     if found is None or _has_joined:
         return
-    if not trusts and len(found[0].tasks) > 1:
-        network.refuse_public(found[0])
+    if not trusts and len(found.cluster.tasks) > 1:
+        network.refuse_public(found.cluster)
     if not timeout:
         return
     facts = {name: _version(names) for name, names in _PACKAGES.items()}
@@ -90,7 +90,7 @@ def meet(
       say: Takes lines to show; by default they go to stderr.
 
     Raises:
-      AgreementError: A difference: its name, both values and both tasks.
+      ClusterError: A difference: its name, both values and both tasks.
       MissingError: The time is over; or the own port is taken.
       ClusterError: An address is public and trust_network is not given.
     """

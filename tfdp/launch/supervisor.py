@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tfdp.cluster import Task
-from tfdp.launch import process, progress, restarts, summary
+from tfdp.launch import endings, process, progress, restarts
 from tfdp.launch.log import Log
 from tfdp.launch.output import STDERR, STDOUT, Screen, TaskOutput, printable
 from tfdp.launch.plan import TaskProcess, log_name
-from tfdp.redaction import Redactor
+from tfdp.launch.redaction import Redactor
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RESTART_VARIABLE = "TFDP_RESTART"
@@ -79,12 +79,12 @@ class Supervisor:
         self._logs: dict[Task, pathlib.Path] = {}
         self._outputs: dict[Task, TaskOutput] = {}
         self._alive: dict[Task, process.Running] = {}
-        self._endings: dict[Task, summary.Ending] = {}
+        self._endings: dict[Task, endings.Ending] = {}
         self._budgets: dict[Task | None, restarts.Budget] = {}  # None: that of the group
         self._servers: tuple[str, ...] = ()
         self._failed: tuple[process.Running, str] | None = None
         self._not_started: tuple[int, str] | None = None
-        self._oom_kills = summary.oom_kills()
+        self._oom_kills = endings.oom_kills()
         self._is_reading = True
         self._is_ending = False
         self._blocked_on: int | None = None
@@ -135,7 +135,7 @@ class Supervisor:
             running, why = self._failed
             running.output.repeat_reason()
             known = [self._endings[task] for task in self._plans if task in self._endings]
-            for line in summary.table(known):
+            for line in endings.table(known):
                 self._say(line)
             for ending in self._endings.values():
                 if ending.was_stopped:
@@ -314,12 +314,12 @@ class Supervisor:
         self._release(running)
         code, how = process.exit_code(returncode)
         before = self._endings.get(running.task)
-        self._endings[running.task] = summary.Ending(
+        self._endings[running.task] = endings.Ending(
             running.task,
             code,
             running.output.tail,
             running.dismissed,
-            out_of_memory=summary.oom_kills() > self._oom_kills,
+            out_of_memory=endings.oom_kills() > self._oom_kills,
             is_signal=returncode < 0,
             was_stopped=before is not None and before.was_stopped,
         )
@@ -348,7 +348,7 @@ class Supervisor:
         if not decision.restart and alone and task.type == "worker" and others:
             # Its coordinator gives what it had to the others.
             self._say(
-                f"{task} {how}: {summary.guess_cause(self._endings[task])}. The training goes on "
+                f"{task} {how}: {endings.guess_cause(self._endings[task])}. The training goes on "
                 f"with {len(others)} worker{'s'[: len(others) > 1]}. Log: {self._logs[task]}"
             )
             return
@@ -356,10 +356,10 @@ class Supervisor:
             self._failed = self._failed or (running, decision.why)
             self._dismiss(self._alive.values(), f"ended because {task} had failed")
             return
-        self._oom_kills = summary.oom_kills()
+        self._oom_kills = endings.oom_kills()
         self._say(
             f"{task} {how}, {progress.describe(furthest)}: "
-            f"{summary.guess_cause(self._endings[task])}. "
+            f"{endings.guess_cause(self._endings[task])}. "
             f"{'It starts' if alone else 'All tasks start'} again in {decision.delay_seconds:g} s "
             f"({decision.why})."
         )
@@ -378,7 +378,7 @@ class Supervisor:
         for other in tasks:
             other.dismissed = other.dismissed or why
             if other.is_stopped:
-                self._endings[other.task] = summary.Ending(other.task, None, was_stopped=True)
+                self._endings[other.task] = endings.Ending(other.task, None, was_stopped=True)
 
     def _release(self, running: process.Running) -> None:
         for stream in list(running.pipes):
@@ -388,7 +388,7 @@ class Supervisor:
         running.release()
         del self._alive[running.task]
         self._endings.setdefault(
-            running.task, summary.Ending(running.task, None, running.output.tail)
+            running.task, endings.Ending(running.task, None, running.output.tail)
         )
 
     def _close_pipe(self, running: process.Running, stream: int) -> None:

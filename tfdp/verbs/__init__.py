@@ -1,5 +1,20 @@
-"""The verbs of the command line that are more than a few lines: one module each."""
+"""The verbs of the command line: a module for each, with SYNOPSIS, `define` and `run`.
+
+define(values, words)             # its flags, in absl's FlagValues; words is the command line
+run(values, positional, script)   # carries it out; returns the exit code
+"""
+
+from tfdp.error import Error
 
 
-class UsageError(ValueError):
+class UsageError(Error):
     """A command line that cannot be carried out."""
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, on one line of at most 500 characters."""
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # of a config file: its last line says it
+        text = text.partition("Error whilst")[0] + text.strip().splitlines()[-1]
+    text = " ".join(text.split())
+    return text if len(text) < 500 else text[:500] + " ..."

@@ -16,8 +16,15 @@ from absl import flags
 
 from tfdp.verbs import UsageError
 
+SYNOPSIS = (
+    "tfdp doctor [--workers=N] [--chief] [--ps=M] [--json]\n\n"
+    "Look at the cluster that would be used, before a run: versions, ports, clocks, GPUs,\n"
+    "disk, and how fast the tasks exchange. In a process that has a TF_CONFIG it is that\n"
+    "task: start it on every machine at the same time."
+)
 
-def define(values: flags.FlagValues) -> None:
+
+def define(values: flags.FlagValues, words: list[str]) -> None:
     """Define the flags of tfdp doctor."""
 
     def add(define: Any, name: str, default: object, text: str) -> None:
@@ -32,7 +39,7 @@ def define(values: flags.FlagValues) -> None:
     add(flags.DEFINE_bool, "trust_network", False, "Allow addresses that the internet may reach.")
 
 
-def doctor(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
     """Carry out `tfdp doctor`; return 0, or 1 when something stands in the way of a run."""
     from tfdp import cluster as cluster_lib
     from tfdp.diagnose import report as report_lib

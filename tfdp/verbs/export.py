@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from tfdp.error import Error
 from tfdp.verbs import UsageError
 
 SYNOPSIS = (
@@ -39,12 +40,12 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         UsageError: For a command that cannot be carried out.
     """
     _check_words(values, positional + script)
-    from tfdp import manifest
+    from tfdp.serving import manifest
 
     if values.check:
         try:
             manifest.verify(manifest.version_folder(values.check))
-        except manifest.ManifestError as error:
+        except Error as error:
             sys.stderr.write(f"tfdp: {error}\n")
             return 1
 
@@ -53,7 +54,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
 
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a copy of weights needs no GPU
     run_lib.import_tensorflow()
-    from tfdp import encoded, export
+    from tfdp.serving import export
 
     try:
         if values.check:
@@ -67,7 +68,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
             weights=values.weights,
             second_signature=values.second_signature,
         )
-    except (export.ExportError, encoded.EncodedError, manifest.ManifestError) as error:
+    except Error as error:
         if values.check:
             sys.stderr.write(f"tfdp: {error}\n")
             return 1

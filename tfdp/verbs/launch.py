@@ -13,6 +13,17 @@ from absl import flags
 
 from tfdp.verbs import UsageError
 
+SYNOPSIS = (
+    "tfdp launch --workers=N [--chief] [--ps=M] [--evaluator] -- SCRIPT.py ARGS\n"
+    "tfdp launch --workers=N -- -m MODULE ARGS\n\n"
+    "Start a cluster on this machine: each task runs the script with its own TF_CONFIG."
+)
+
+
+def define(values: flags.FlagValues, words: list[str]) -> None:
+    """Define the flags of a cluster."""
+    define_cluster(values, workers=1)
+
 
 def define_cluster(values: flags.FlagValues, workers: int) -> None:
     """Define the flags that say which tasks to start, and how they are looked after."""
@@ -56,7 +67,7 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
     )
 
 
-def launch(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
     """Carry out `tfdp launch`; return its exit code."""
     if positional:
         raise UsageError(
@@ -84,7 +95,7 @@ def launch_tasks(
         UsageError: If the flags make no cluster, or there is no such script.
     """
     from tfdp import cluster as cluster_lib
-    from tfdp import run
+    from tfdp import run as run_lib
     from tfdp.launch import isolation, local, machine, network, output, plan
 
     if values.platform != "local":
@@ -96,7 +107,7 @@ def launch_tasks(
             raise UsageError(f"--{name}={value}: use {least} or more.")
     if values.trust_network:
         os.environ[network.TRUST_VARIABLE] = "1"  # for the tasks, which look at the addresses
-    problem = run.check_script(script)
+    problem = run_lib.check_script(script)
     if problem:
         raise UsageError(problem)
     shape = {
@@ -136,8 +147,7 @@ def launch_tasks(
         raise UsageError(str(error)) from error
     where = f"{cluster} on this machine, seed {seed}. Logs: {log_dir}"
     if values.dry_run:
-        from tfdp import redaction
-        from tfdp.launch import dry_run
+        from tfdp.launch import dry_run, redaction
 
         print(output.printable(f"# {where} (dry run: nothing is started)").decode(), end="")
         print(dry_run.render(processes, redaction.Redactor(os.environ)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from tfdp.error import Error
 from tfdp.verbs import UsageError
 
 SYNOPSIS = (
@@ -50,7 +51,6 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     Raises:
         UsageError: For a command that cannot be carried out.
     """
-    from tfdp import manifest
     from tfdp.inference import job
     from tfdp.inference.errors import InferenceError, JobFailed
     from tfdp.inference.settings import Settings
@@ -62,7 +62,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     with _ended_by_signals() as came:
         try:
             summary = job.run(Settings(**settings), sys.stderr)
-        except (InferenceError, manifest.ManifestError) as error:
+        except (InferenceError, Error) as error:
             raise UsageError(str(error)) from error
         except (job.Interrupted, KeyboardInterrupt) as error:
             number = came[0] if came else signal.SIGINT

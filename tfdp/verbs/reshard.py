@@ -4,6 +4,7 @@ import sys
 
 from absl import flags
 
+from tfdp.error import Error
 from tfdp.verbs import UsageError
 
 SYNOPSIS = (
@@ -14,7 +15,7 @@ SYNOPSIS = (
 )
 
 
-def define(values: flags.FlagValues) -> None:
+def define(values: flags.FlagValues, words: list[str]) -> None:
     """Define the flags of tfdp reshard."""
     flags.DEFINE_string("input", "", "Files: patterns, commas between them.", flag_values=values)
     flags.DEFINE_string("output", "", "A new folder for the files.", flag_values=values)
@@ -38,7 +39,6 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     if values.shards < 1:
         raise UsageError(f"--shards={values.shards}: use 1 or more.")
     from tfdp.data import reshard
-    from tfdp.data.errors import SourceError
 
     try:
         written = reshard.reshard(
@@ -47,7 +47,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
             values.shards,
             "" if values.format == "same" else values.format,
         )
-    except SourceError as error:
+    except Error as error:
         raise UsageError(str(error)) from error
     sys.stdout.write(
         f"{written.records:,} records in {len(written.files)} files: {written.pattern}\n"

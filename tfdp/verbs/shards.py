@@ -6,7 +6,8 @@ import sys
 
 from absl import flags
 
-from tfdp.verbs import UsageError
+from tfdp.error import Error
+from tfdp.verbs import UsageError, config_flag
 
 SYNOPSIS = (
     "tfdp shards --config=FILE.py [--config.data.a=VALUE ...] --workers=N [--ps=M] [--json]\n\n"
@@ -15,8 +16,9 @@ SYNOPSIS = (
 )
 
 
-def define(values: flags.FlagValues) -> None:
-    """Define the flags beside --config."""
+def define(values: flags.FlagValues, words: list[str]) -> None:
+    """Define --config and the flags beside it."""
+    config_flag.define(values, words)
     flags.DEFINE_integer("workers", 1, "Workers: each has an input pipeline.", flag_values=values)
     flags.DEFINE_bool("chief", False, "With a chief beside the workers.", flag_values=values)
     flags.DEFINE_integer(
@@ -29,7 +31,9 @@ def define(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
-    """Carry out `tfdp shards`; its config has been checked."""
+    """Carry out `tfdp shards`; return its exit code."""
+    if not config_flag.is_good(values, "shards"):
+        return 2
     if positional or script:
         raise UsageError(f"{(positional + script)[0]!r}: tfdp shards takes flags only.")
     if values.workers < 1 or values.ps < 0:
@@ -51,7 +55,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     # Reading features takes no GPU, and leaves those that there are to others.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     from tfdp import run as run_lib
-    from tfdp import shard_report
+    from tfdp.data import plan_report
 
     run_lib.import_tensorflow()
     from tfdp.data import inputs, pipeline, source
@@ -62,14 +66,12 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
             "train": pipeline.plan_training(opened, inputs.batches_apart(data, apart), readers),
             "test": pipeline.plan_evaluation(opened, data, testers),
         }
-    except ValueError as error:
-        if type(error).__module__.partition(".")[0] != "tfdp":
-            raise
+    except Error as error:
         raise UsageError(str(error)) from error
     if values.json:
         print(json.dumps({name: plan.json() for name, plan in plans.items()}, indent=2))
         return 0
     for number, (name, plan) in enumerate(plans.items()):
-        print("\n\n" * bool(number) + "\n".join(shard_report.lines(plan, name)) + "\n")
-        print("\n".join(shard_report.table(plan)))
+        print("\n\n" * bool(number) + "\n".join(plan_report.lines(plan, name)) + "\n")
+        print("\n".join(plan_report.table(plan)))
     return 0

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfdp
-from tfdp.fit import gloo, transport
+from tfdp.fit.replicas import gloo, transport
 
 INDEX = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 X = np.random.default_rng(0).normal(size=(70, 4)).astype("float32")

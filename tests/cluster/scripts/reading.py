@@ -48,6 +48,6 @@ options = tf.data.Options()
 options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.FILE
 
 found = {"shard": counted(rows, rows), "files": counted(batches.with_options(options))}
-fit.set_server_options(strategy, fit.ServerOptions(reading="all"))
-found["all"] = counted(rows, rows)
+fit.set_server_options(strategy, fit.ServerOptions(reading="replicated"))
+found["replicated"] = counted(rows, rows)
 print(json.dumps(found), flush=True)

@@ -37,7 +37,7 @@ class Size(keras.metrics.Metric):
 
 
 strategy = tfdp.strategy(
-    "parameter_server", min_shard_bytes=64, reading=os.environ.get("READING", "coordinator")
+    "parameter_server", min_partition_bytes=64, reading=os.environ.get("READING", "coordinator")
 )
 with strategy.scope():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(1)])

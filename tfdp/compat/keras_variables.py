@@ -1,0 +1,139 @@
+"""Keras's variables, and the layers that hold them."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from tensorflow.python.distribute import values as distributed
+
+
+@contextlib.contextmanager
+def bind(variables: Sequence[Any], values: Sequence[tf.Variable]) -> Iterator[None]:
+    """Let each Keras variable stand for one plain tf.Variable: its copy on one device."""
+    saved = [variable._value for variable in variables]
+    for variable, value in zip(variables, values, strict=True):
+        variable._value = value
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, saved, strict=True):
+            variable._value = value
+
+
+def replace_value(variable: Any, value: tf.Variable) -> None:
+    """Make a Keras variable hold another tf.Variable of the same shape and dtype for good."""
+    variable._value = value
+
+
+def _to_array(variable: Any, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    del copy  # reading makes one
+    return np.asarray(variable.numpy(), dtype)
+
+
+_CONVERSIONS: dict[str, Callable[..., Any]] = {
+    "__int__": lambda variable: int(variable.numpy()),
+    "__float__": lambda variable: float(variable.numpy()),
+    "__complex__": lambda variable: complex(variable.numpy()),
+    "__array__": _to_array,
+}
+
+
+def let_variables_convert(yes: bool) -> None:
+    """Let Python convert variables of replicas as it converts others, or no longer.
+
+    `int(model.optimizer.iterations)` ends in TensorFlow's variable, and that of several replicas
+    has no `__int__` where the plain one has (TensorFlow 2.20 and 2.21, distribute/values.py,
+    DistributedVariable). What TensorFlow adds one day stays.
+    """
+    for name, convert in _CONVERSIONS.items():
+        own = vars(distributed.DistributedVariable).get(name)
+        if yes and own is None:
+            setattr(distributed.DistributedVariable, name, convert)
+        elif not yes and own is convert:
+            delattr(distributed.DistributedVariable, name)
+
+
+def layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return a model and all layers in it, at any depth."""
+    return list(model._flatten_layers())
+
+
+def seed_states(model: keras.Model) -> list[Any]:
+    """Return the states of the model's seed generators (Keras variables of shape (2,))."""
+    generators: dict[int, Any] = {}
+    for layer in layers(model):
+        for generator in getattr(layer, "_seed_generators", []):
+            generators.setdefault(id(generator.state), generator.state)
+    return list(generators.values())
+
+
+def synchronized_state(model: keras.Model) -> list[Any]:
+    """Return the variables of layers that communicate with their copies on other replicas."""
+    return [
+        variable
+        for layer in layers(model)
+        if getattr(layer, "synchronized", False)
+        for variable in layer.variables
+    ]
+
+
+@contextlib.contextmanager
+def synchronized_over_masks(model: keras.Model) -> Iterator[None]:
+    """Let BatchNormalization(synchronized=True) synchronise masked inputs too.
+
+    Keras 3.13 to 3.15 sums over all replicas where there is no mask; with one, each replica
+    normalises by its own rows (layers/normalization/batch_normalization.py, _moments). Traced in
+    replica context.
+    """
+
+    def moments(layer: Any, own: Any, inputs: Any, mask: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        if mask is None or context is None:
+            return own(inputs, mask)
+        seen = tf.cast(tf.expand_dims(mask, -1), inputs.dtype) * tf.ones_like(inputs)
+
+        def over_all(values: Any) -> Any:
+            masked = tf.where(seen > 0, values, tf.zeros_like(values))
+            mine = tf.reduce_sum(masked, layer._reduction_axes, keepdims=True)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+        # Keras's formula, with the sums of all.
+        count = over_all(seen) + keras.backend.epsilon()
+        mean = over_all(inputs) / count
+        variance = over_all(tf.square(inputs - mean)) / count
+        return tf.squeeze(mean), tf.squeeze(variance)
+
+    changed = [
+        layer
+        for layer in layers(model)
+        if getattr(layer, "synchronized", False) and hasattr(layer, "_moments")
+    ]
+    for layer in changed:
+        object.__setattr__(layer, "_moments", functools.partial(moments, layer, layer._moments))
+    try:
+        yield
+    finally:
+        for layer in changed:
+            object.__delattr__(layer, "_moments")
+
+
+@contextlib.contextmanager
+def leave_stateless_scope() -> Iterator[None]:
+    """Let assignments inside a `keras.StatelessScope` reach the variables."""
+    name = "stateless_scope"
+    saved = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(name, saved)
+
+
+def unique(objects: Any) -> list[Any]:
+    """Return the objects in order, each once (by identity)."""
+    return list({id(o): o for o in objects}.values())

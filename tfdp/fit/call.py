@@ -1,0 +1,122 @@
+"""What one call of fit, evaluate or predict is made of, whoever trains: settings, logs, progress.
+
+verbose = session.verbosity("auto")
+data = session.adapter(x, y, batch_size=32)
+logs = session.to_python(model.get_metrics_result())
+"""
+
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdp.compat import data_adapters
+
+# Called with (step of the epoch, epoch) after each execution, for those who watch from outside.
+_listeners: list[Callable[[int, int], None]] = []
+
+
+def tell_progress(listener: Callable[[int, int], None]) -> None:
+    """Call `listener(step, epoch)` whenever fit has trained; it must be quick and never fail."""
+    _listeners.append(listener)
+
+
+def report(step: int, epoch: int) -> None:
+    """Tell those who watch that `step` steps of an epoch are done."""
+    for listener in _listeners:
+        listener(step, epoch)
+
+
+def check_compiled(model: keras.Model, method: str) -> None:
+    """Refuse a model that was not compiled.
+
+    Raises:
+        ValueError: With what to call.
+    """
+    if not model.compiled:
+        raise ValueError(f"Call model.compile(...) under strategy.scope() before {method}().")
+
+
+def limit_epochs(epochs: int) -> int:
+    """Return the number of epochs, at most `keras.config.max_epochs()`."""
+    limit = keras.config.max_epochs()
+    if limit and limit < epochs:
+        warnings.warn(f"Limiting epochs to {limit}", stacklevel=4)
+        return limit
+    return epochs
+
+
+def limit_steps(steps: int | None) -> int | None:
+    """Return the steps of an epoch, at most `keras.config.max_steps_per_epoch()`."""
+    limit = keras.config.max_steps_per_epoch()
+    return limit if limit and (steps is None or limit < steps) else steps
+
+
+def adapter(
+    x: Any,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    shuffle: Any = False,
+    class_weight: Any = None,
+) -> Any:
+    """Return Keras's adapter of what fit was given: see compat.data_adapter."""
+    return data_adapters.data_adapter(
+        x,
+        y,
+        sample_weight=sample_weight,
+        batch_size=batch_size,
+        steps_per_epoch=steps,
+        # Datasets and generators come in their order; Keras warns when asked to shuffle.
+        shuffle=shuffle and not isinstance(x, tf.data.Dataset | types.GeneratorType),
+        class_weight=class_weight,
+    )
+
+
+def verbosity(verbose: Any) -> int:
+    """Return fit's `verbose` as a number."""
+    if verbose == "auto":
+        # A bar is redrawn with control codes: in a file, one line an epoch is readable.
+        return 1 if sys.stdout.isatty() else 2
+    return int(verbose)
+
+
+def progress_is_shown(callbacks: keras.callbacks.CallbackList) -> bool:
+    """Say whether the progress bar moves within an epoch."""
+    return (callbacks.params or {}).get("verbose") == 1
+
+
+def validates(epoch: int, frequency: Any) -> bool:
+    """Say whether an epoch (from 0) ends with a validation.
+
+    Args:
+        epoch: The epoch.
+        frequency: fit's `validation_freq`: every so many epochs, or a list of epochs from 1.
+    """
+    if isinstance(frequency, int):
+        return (epoch + 1) % frequency == 0
+    if isinstance(frequency, list | tuple | set):
+        return epoch + 1 in frequency
+    raise ValueError(f"validation_freq={frequency!r}: use an int, or a list of epochs from 1.")
+
+
+def to_python(logs: dict[str, Any]) -> dict[str, Any]:
+    """Return logs as Python floats, in Keras's order; what is no scalar as an array.
+
+    Keras sorts by the names of the metrics, and puts what a metric's dict holds in its place.
+    """
+    found: dict[str, Any] = {}
+    for name in sorted(logs):
+        if isinstance(logs[name], dict):
+            found.update(to_python(logs[name]))
+        else:
+            array = np.asarray(logs[name])
+            found[name] = float(array) if array.ndim == 0 else array
+    return found

@@ -1,0 +1,70 @@
+"""The optimizers that a step of the user's own applies, and what it hands to them.
+
+for optimizer in of(model): ...                     # its own, and those of its layers
+gradients, variables = arguments(optimizer, own, gradients, variables)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfdp.compat import keras_variables, parameter_server
+
+
+class BuildNeeded(Exception):
+    """A train_step of the user's own applies an optimizer that is not built: build, trace again.
+
+    Attributes:
+        optimizer: Which.
+        variables: What it shall be built with.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]):
+        super().__init__(optimizer.name)
+        self.optimizer = optimizer
+        self.variables = list(variables)
+
+
+def of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Return the optimizers that a model and its layers have, in lists, tuples and dicts too."""
+    found: list[Any] = [getattr(model, "optimizer", None)]
+    todo = [value for layer in keras_variables.layers(model) for value in vars(layer).values()]
+    seen: set[int] = set()
+    while todo:
+        value = todo.pop(0)
+        if isinstance(value, keras.optimizers.Optimizer):
+            found.append(value)
+        elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+            seen.add(id(value))
+            todo += value.values() if isinstance(value, dict) else value
+    return keras_variables.unique(o for o in found if o is not None)
+
+
+def arguments(
+    optimizer: keras.optimizers.Optimizer, own: Any, gradients: Any, variables: Any
+) -> tuple[list[Any], list[Any]]:
+    """Return what `optimizer.apply(gradients, variables)` is given, as two lists of one length.
+
+    Without variables they are those that the optimizer was built with; without gradients there is
+    nothing to do, whatever the variables.
+
+    Args:
+        optimizer: Of any state.
+        own: Its own `apply`.
+        gradients: A sequence, or an iterator.
+        variables: A sequence, or None.
+
+    Raises:
+        ValueError: If there are more of the one than of the other; Keras's own if there are no
+            variables and the optimizer is not built.
+    """
+    gradients = list(gradients)
+    if not gradients:
+        return [], []
+    if variables is None and not optimizer.built:
+        own(gradients)
+    given = parameter_server.built_with(optimizer) if variables is None else list(variables)
+    if len(gradients) != len(given):
+        raise ValueError(f"{len(gradients)} gradients are given for {len(given)} variables.")
+    return gradients, given

@@ -1,0 +1,293 @@
+"""Steps in a row: graph loops over an iterator, and the points where metrics are summed up.
+
+loop = Loop(steps)
+done = loop.advance("train", feed, limit=20)
+logs, stopped = loop.aggregate("train", stop=False)
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfdp.compat import distribute
+from tfdp.fit import feed as feed_lib
+from tfdp.fit import logs as logs_lib
+from tfdp.fit import loss as loss_lib
+from tfdp.fit import optimizers
+from tfdp.fit.replicas import communication
+from tfdp.fit.replicas import replica as replica_lib
+from tfdp.fit.replicas import step as step_lib
+
+
+class Loop:
+    """Runs the steps of one compiled model.
+
+    Args:
+        steps: The step functions.
+    """
+
+    def __init__(self, steps: step_lib.Steps):
+        self._steps = steps
+        self._eager = bool(steps.model.run_eagerly)
+        self._functions: dict[Any, Callable[..., Any]] = {}
+
+    def advance(self, kind: str, feed: feed_lib.Feed, limit: int) -> int:
+        """Take up to `limit` batches, each one step; return how many there were.
+
+        The steps run as one graph, unless the model runs eagerly. Where the feed does not know
+        how many batches it has, every step first sees whether there is a batch: no step runs
+        beside the data.
+        """
+        if self._eager:
+            done = self._advance_eagerly(kind, feed, limit)
+        else:
+            left = feed.steps_left()
+            exact = left is not None and left >= limit
+            done = self._retrying(
+                lambda: self._function(kind, feed.split, limit == 1, exact)(
+                    feed.iterator, tf.constant(limit)
+                )
+            )
+            done = limit if exact else int(done)
+        feed.took(done)
+        return done
+
+    def on_batch(self, kind: str, whole: feed_lib.Whole) -> Any:
+        """Take one step of `kind` ("train", "test", "predict") on a batch that is there."""
+        one = getattr(self._steps, kind)
+        key = ("on_batch", kind, whole.split)
+
+        def run(batch: Any) -> Any:
+            return one(whole.split, batch)
+
+        def call() -> Any:
+            if self._eager:
+                return run(whole.data)
+            if key not in self._functions:
+                self._functions[key] = distribute.function(run, reduce_retracing=True)
+            return self._functions[key](whole.data)
+
+        return self._retrying(call)
+
+    def predict(self, feed: feed_lib.Feed) -> tuple[Any, ...] | None:
+        """Return the predictions of this process's replicas for one batch; None at the end."""
+        found, data = self._next(feed)
+        if not found:
+            return None
+        feed.took(1)
+        key = ("predict", feed.split)
+        if self._eager:
+            return self._steps.predict(feed.split, data)
+        if key not in self._functions:
+            self._functions[key] = distribute.function(
+                lambda data, split=feed.split: self._steps.predict(split, data),
+                reduce_retracing=True,
+            )
+        return self._functions[key](data)
+
+    def aggregate(self, kind: str, stop: bool) -> tuple[dict[str, Any], bool]:
+        """Sum the metrics over all replicas; return the logs, and whether any process stops.
+
+        Every process calls it at the same step: it is a collective.
+        """
+        replicas = self._steps.replicas
+        if not replicas.several_processes and self._eager:
+            return self._sum_up(kind, tf.constant(0.0, tf.float64))[0], stop
+        key = ("aggregate", kind)
+        if key not in self._functions:
+            self._functions[key] = distribute.function(lambda stop: self._sum_up(kind, stop))
+        logs, stopped = self._functions[key](tf.constant(float(stop), tf.float64))
+        return logs, bool(stopped > 0) if replicas.several_processes else stop
+
+    def merge_state(self, kind: str) -> None:
+        """Make one of what the replicas keep for themselves (BatchNormalization's statistics).
+
+        Args:
+            kind: Of the steps that ran: "train", "test" or "predict".
+        """
+        replicas = self._steps.replicas
+        if replicas.in_sync > 1 and kind in replicas.moves_in:
+            self._collective(f"merge {replicas.moving}", replicas.merge_state)
+
+    def take_from_chief(self, epoch: int) -> int:
+        """Copy the chief's variables, and its `epoch`, to all processes."""
+        variables = self._steps.model.optimizer.variables
+        return int(
+            self._collective(
+                "take",
+                lambda epoch: self._steps.replicas.take_from_chief(variables, epoch),
+                tf.constant(float(epoch), tf.float64),
+            )
+        )
+
+    def agree(self, stop: bool) -> bool:
+        """Say whether any process stops."""
+        total = self._collective(
+            "agree",
+            communication.all_sum,
+            tf.constant(float(stop)),
+        )
+        return bool(total > 0)
+
+    def finalize(self) -> None:
+        """Let the optimizer set the variables' last values (averages over the steps)."""
+        self._collective("finalize", self._steps.finalize)
+
+    def _collective(self, name: str, on_replica: Callable[..., Any], *args: Any) -> Any:
+        """Run a function on every replica, in a graph; return the first result."""
+        if name not in self._functions:
+
+            def run(*args: Any) -> Any:
+                results = self._steps.strategy.run(on_replica, args=args)
+                return self._steps.strategy.experimental_local_results(results)[0]
+
+            self._functions[name] = distribute.function(run)
+        return self._functions[name](*args)
+
+    def _sum_up(self, kind: str, stop: tf.Tensor) -> tuple[dict[str, Any], tf.Tensor]:
+        steps, replicas = self._steps, self._steps.replicas
+        if replicas.several_processes:
+
+            def on_replica() -> tf.Tensor:
+                mine = replicas.metric_totals(replicas.here())
+                return communication.all_sum(tf.concat([mine, [stop]], 0))
+
+            summed = steps.strategy.run(on_replica)
+            totals = steps.strategy.experimental_local_results(summed)[0]
+            replicas.set_metrics(totals[:-1])
+            stop = totals[-1]
+        elif replicas.in_sync > 1:
+            replicas.set_metrics(
+                tf.add_n([replicas.metric_totals(i) for i in range(replicas.count)])
+            )
+        return steps.results(kind), stop
+
+    def begin_digests(self) -> None:
+        """Start to digest what is read."""
+        self._steps.digests.assign([0, 0])
+
+    def digests(self) -> tuple[int, int]:
+        """Return digests of the labels and of the inputs of all batches since `begin_digests`."""
+        labels, inputs = self._steps.digests.numpy().tolist()
+        return labels, inputs
+
+    @property
+    def replicas(self) -> replica_lib.Replicas:
+        """The replicas of this process."""
+        return self._steps.replicas
+
+    # -- graphs -----------------------------------------------------------------------------
+
+    def _function(
+        self, kind: str, split: feed_lib.Split, single: bool, exact: bool
+    ) -> Callable[..., Any]:
+        key = (kind, split, single, exact)
+        if key not in self._functions:
+            one = {"train": self._steps.train, "test": self._steps.test}[kind]
+
+            def run(iterator: Any, limit: tf.Tensor) -> Any:
+                if not exact:
+                    return self._until_end(one, split, iterator, limit)
+                if not single:
+                    return _counted(one, split, iterator, limit)
+                one(split, next(iterator))
+                return limit
+
+            self._functions[key] = distribute.function(run, reduce_retracing=True)
+        return self._functions[key]
+
+    def _retrying(self, call: Callable[[], Any]) -> Any:
+        """Call; trace again while tracing finds out what the step still needs.
+
+        Nothing has run by then: no batch was taken, nothing was changed.
+        """
+        while True:
+            try:
+                return call()
+            except loss_lib.TotalsNeeded:
+                self._steps.reduce_totals = True
+            except logs_lib.LogsNeeded as needed:
+                self._steps.replicas.add_logs(needed.kind, needed.shapes)
+            except optimizers.BuildNeeded as needed:
+                with self._steps.replicas.strategy.scope():
+                    needed.optimizer.build(needed.variables)
+            self._functions.clear()
+            self._steps.forget()
+
+    def _advance_eagerly(self, kind: str, feed: feed_lib.Feed, limit: int) -> int:
+        one = {"train": self._steps.train, "test": self._steps.test}[kind]
+        for step in range(limit):
+            found, data = self._next(feed)
+            if not found:
+                return step
+            self._retrying(functools.partial(one, feed.split, data))
+        return limit
+
+    def _next(self, feed: feed_lib.Feed) -> tuple[bool, Any]:
+        """Return whether there is another element, and the element."""
+        if feed.split.ends_apart:
+            key = ("next", feed.split)
+            if key not in self._functions:
+                ahead = functools.partial(self._ahead, feed.split)
+                self._functions[key] = distribute.function(ahead, reduce_retracing=True)
+            present, optional = self._functions[key](feed.iterator)
+            return bool(present), _value(feed.split, feed.iterator, optional) if present else None
+        try:
+            return True, next(feed.iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            return False, None
+
+    def _ahead(self, split: feed_lib.Split, iterator: Any) -> tuple[tf.Tensor, Any]:
+        """Return whether any replica has another element, and this process's, an Optional."""
+        optional = iterator.get_next_as_optional()
+        present = optional.has_value()
+        if split.ends_apart:
+            strategy = self._steps.strategy
+            sums = strategy.run(communication.all_sum, args=(tf.cast(present, tf.float32),))
+            present = strategy.experimental_local_results(sums)[0] > 0
+        return present, optional
+
+    def _until_end(
+        self, one: Any, split: feed_lib.Split, iterator: Any, limit: tf.Tensor
+    ) -> tf.Tensor:
+        """Take batches while there are any: no step runs beside the data."""
+
+        def cond(step: tf.Tensor, present: tf.Tensor, optional: Any) -> tf.Tensor:
+            del optional
+            return tf.logical_and(step < limit, present)
+
+        def body(step: tf.Tensor, present: tf.Tensor, optional: Any) -> tuple[Any, ...]:
+            one(split, _value(split, iterator, optional))
+            following = tf.cond(
+                step + 1 < limit,
+                lambda: self._ahead(split, iterator),
+                lambda: (present, optional),
+            )
+            return step + 1, *following
+
+        first = (tf.constant(0), *self._ahead(split, iterator))
+        return tf.while_loop(cond, body, first, parallel_iterations=1)[0]
+
+
+def _value(split: feed_lib.Split, iterator: Any, optional: Any) -> Any:
+    """Return the element of an Optional: one without rows where this process's data has ended."""
+    if not split.ends_apart:
+        return optional.get_value()
+    return tf.cond(
+        optional.has_value(),
+        optional.get_value,
+        lambda: feed_lib.without_rows(iterator.element_spec),
+    )
+
+
+def _counted(one: Any, split: feed_lib.Split, iterator: Any, limit: tf.Tensor) -> tf.Tensor:
+    def body(step: tf.Tensor) -> tuple[tf.Tensor]:
+        one(split, iterator.get_next())
+        return (step + 1,)
+
+    (done,) = tf.while_loop(
+        lambda step: step < limit, body, (tf.constant(0),), parallel_iterations=1
+    )
+    return done

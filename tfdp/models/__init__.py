@@ -1,0 +1,80 @@
+"""Models by name, for `config.model.name`. Preprocessing is part of the model.
+
+model = build("convnet", source.image_shape, source.classes, pixel_max=16.0, dropout=0.25)
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfdp.error import Error
+from tfdp.models.images import convnet
+
+
+def build(
+    name: str, input_shape: tuple[int, ...], classes: int, pixel_max: float, dropout: float
+) -> keras.Model:
+    """Return the model of a name.
+
+    Args:
+        name: "convnet", or "package.module:function" of your own. It is called
+            with (input_shape, classes), and with pixel_max= and dropout= where it takes them.
+        input_shape: (height, width, channels).
+        classes: Number of labels; the model gives their probabilities.
+        pixel_max: The largest value of a pixel.
+        dropout: Fraction of the last hidden units that training leaves out.
+
+    Raises:
+        Error: If there is no such function, or what it returns could not be exported.
+    """
+    function = _function(name)
+    if function is convnet and len(input_shape) != 3:
+        raise Error(
+            f"config.model.name={name!r} is for images, and these records have the shape "
+            f"{tuple(input_shape)}. Name a function of your own that takes (input_shape, classes) "
+            "and returns a model: --config.model.name=package.module:function."
+        )
+    options = {"pixel_max": pixel_max, "dropout": dropout}
+    takes = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        options = {key: value for key, value in options.items() if key in takes}
+    return _named(name, function(input_shape, classes, **options))
+
+
+def _named(name: str, model: Any) -> keras.Model:
+    if not getattr(model, "inputs", None):
+        raise Error(
+            f"config.model.name={name!r} returns a {type(model).__name__} without named inputs, "
+            "which cannot be exported. Return a Functional or Sequential model with keras.Input."
+        )
+    return model
+
+
+def build_own(name: str) -> keras.Model:
+    """Return the model of "package.module:function", called without arguments.
+
+    Raises:
+        Error: If there is no such function, or what it returns could not be exported.
+    """
+    return _named(name, _function(name)())
+
+
+_BUILT_IN: dict[str, Callable[..., keras.Model]] = {"convnet": convnet}
+
+
+def _function(name: str) -> Any:
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise Error(
+            f"config.model.name={name!r}: use one of {', '.join(_BUILT_IN)}, or "
+            "package.module:function."
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise Error(f"config.model.name={name!r} cannot be imported: {error}") from error

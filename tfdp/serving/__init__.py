@@ -1,0 +1,1 @@
+"""What is served: export of a SavedModel, its signatures, manifest and warm-up requests."""

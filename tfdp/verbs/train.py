@@ -1,0 +1,94 @@
+"""tfdp train: train, evaluate and export what a config names, here or in several processes."""
+
+import os
+import sys
+
+from absl import flags
+
+from tfdp import batching
+from tfdp.error import Error
+from tfdp.verbs import UsageError, config_flag, launch
+
+SYNOPSIS = (
+    "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--chief --ps=M]\n"
+    "           [--evaluator]\n\n"
+    "Train, evaluate and export what a config names: in this process, or with --workers in\n"
+    "N processes of this machine. In a process that has a TF_CONFIG it is that task. With\n"
+    "--evaluator one more process evaluates a checkpoint of each epoch while training goes on."
+)
+
+
+def define(values: flags.FlagValues, words: list[str]) -> None:
+    """Define --config and the flags of a cluster."""
+    config_flag.define(values, words)
+    launch.define_cluster(values, workers=0)
+
+
+def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+    """Carry out `tfdp train`; return its exit code."""
+    if positional or script:
+        raise UsageError(f"{(positional + script)[0]!r}: tfdp train takes flags only.")
+    if not config_flag.is_good(values, "train"):
+        return 2
+    if values.workers or values.chief or values.ps or values.evaluator:
+        if os.environ.get("TF_CONFIG"):
+            raise UsageError(
+                "TF_CONFIG is set: this process is a task of a cluster already. Leave out "
+                "--workers, --chief, --ps and --evaluator to train as it, or unset TF_CONFIG."
+            )
+        if values.evaluator and not values.workers:
+            raise UsageError(
+                "--evaluator evaluates the checkpoints of other tasks, and there are no workers: "
+                "add --workers=1 or more, or leave it out."
+            )
+        fitting = "parameter_server" if values.ps else "multi_worker"
+        if values.config.strategy not in ("auto", fitting):
+            raise UsageError(
+                f"config.strategy={values.config.strategy!r} does not train on such a cluster: use "
+                f"--config.strategy={fitting}, or change --workers, --chief and --ps."
+            )
+        replicas = 1 if values.ps else max(1, values.workers) + values.chief
+        try:
+            batching.Batch(values.config.data.global_batch_size, replicas)
+        except Error as error:
+            raise UsageError(str(error)) from error
+        return _launch(values)
+    from tfdp import train
+    from tfdp.launch import network
+
+    if values.trust_network:
+        os.environ[network.TRUST_VARIABLE] = "1"
+    # As in the tasks of a cluster (python -m): modules beside the config can be imported.
+    sys.path.insert(0, os.getcwd())
+    try:
+        train.train(values.config)
+    except Error as error:
+        raise UsageError(str(error)) from error
+    return 0
+
+
+def _launch(values: flags.FlagValues) -> int:
+    from ml_collections import config_flags
+
+    from tfdp import config as config_lib
+
+    run_dir = values.config.run_dir or config_lib.new_run_dir(values.config)
+    flag = values["config"]
+    settings = {**config_flags.get_override_values(flag), "run_dir": run_dir}
+    script = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
+    script += [f"--config.{name}={value}" for name, value in settings.items()]
+    log_dir = values.log_dir or os.path.join(run_dir, "logs")
+    if values.evaluator:
+        _check_no_checkpoints(run_dir)
+    return launch.launch_tasks(values, script, log_dir, seed=values.config.seed)
+
+
+def _check_no_checkpoints(run_dir: str) -> None:
+    from tfdp import train
+
+    folder = os.path.join(run_dir, train.CHECKPOINTS)
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise UsageError(
+            f"{folder} holds checkpoints of an earlier run, which the evaluator would take for "
+            "those of this one: remove them, or choose another --config.run_dir."
+        )
