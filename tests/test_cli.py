@@ -436,6 +436,9 @@ def test_help_of_a_verb_names_every_flag(verb, asked):
     lines = out.getvalue().splitlines()
     assert lines[0].startswith(f"tfdp {verb} ")
     described = [line.split()[0] for line in lines if line.startswith("  --")]
+    settings = [word for word in described if "." in word]
+    described = [word for word in described if "." not in word]
+    assert ("--config.data.source=tfds" in settings) == (verb in ("train", "shards"))
     assert described == [f"--{name}" for name in sorted(flags_of(verb))]
 
 

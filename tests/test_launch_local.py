@@ -474,8 +474,8 @@ def test_a_terminal_shows_the_progress_bar_of_the_chief(tmp_path):
 
 
 CLAIM = (
-    HEAD + "from tfdp.launch import child\n"
-    "child.claim_terminal(os.environ)\n"
+    HEAD + "from tfdp.launch import task_start\n"
+    "task_start.claim_terminal(os.environ)\n"
     "say(f'{sys.stdout.isatty()} {sorted(k for k in os.environ if k.startswith(\"TFDP_T\"))}')\n"
 )
 
@@ -614,7 +614,11 @@ def test_a_task_that_is_killed_ends_all(tmp_path):
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_a_launcher_that_is_killed_leaves_nobody(tmp_path, is_tied):
     # Tied or not, the kernel ends the whole group: no code of the task has to run for it.
-    tie = "from tfdp.launch import child\nchild.tie_to_launcher(os.environ)\n" if is_tied else ""
+    tie = (
+        "from tfdp.launch import task_start\ntask_start.tie_to_launcher(os.environ)\n"
+        if is_tied
+        else ""
+    )
     source = STUBBORN.replace("grandchild =", tie + "grandchild =")
     with launcher(tmp_path, {"worker:0": source, "worker:1": source}) as started:
         pids = pids_of(started, 2)

@@ -8,7 +8,9 @@ import pytest
 
 from tfdp.launch import task_start
 
-TIED = "import os\nfrom tfdp.launch import child\ntied = child.tie_to_launcher(os.environ)\n"
+TIED = (
+    "import os\nfrom tfdp.launch import task_start\ntied = task_start.tie_to_launcher(os.environ)\n"
+)
 
 
 def wait_for_end(pid, seconds=30):
@@ -118,10 +120,10 @@ def test_the_watch_kills_the_group():
             sys.executable,
             "-c",
             "import subprocess, sys\n"
-            "from tfdp.launch import child\n"
+            "from tfdp.launch import task_start\n"
             "grandchild = subprocess.Popen(['sleep', '600'])\n"
             "print(grandchild.pid, flush=True)\n"
-            f"child._watch({read_end})\n",
+            f"task_start._watch({read_end})\n",
         ],
         stdout=subprocess.PIPE,
         pass_fds=[read_end],

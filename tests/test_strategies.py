@@ -149,7 +149,7 @@ def test_what_fit_is_told_of_the_evaluator(tell, config, name, told, machine, mo
         ),
         (
             {"reading": "workers"},
-            "reading='workers': use one of coordinator, shard, all.",
+            "reading='workers': use one of coordinator, shard, replicated.",
         ),
         (
             {"reading": "shard", "max_staleness": 0},

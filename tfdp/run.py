@@ -36,7 +36,7 @@ _NOTE = re.compile(
 )
 
 # Teaching Keras imports all of these; a script may begin with any of them.
-_BEFORE_TEACHING = ("tensorflow", "keras", "tfdp.compat", "tfdp.fit", "tfdp.strategies")
+_BEFORE_TEACHING = ("tensorflow", "keras", "tfdp.fit", "tfdp.strategies")
 
 
 def main(argv: list[str]) -> None:

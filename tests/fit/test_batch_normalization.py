@@ -22,6 +22,14 @@ def model(synchronized: bool, **compile: object) -> keras.Model:
     return cases.classifier(L.Dense(8), norm, L.Activation("tanh"), **compile)
 
 
+def with_losses() -> keras.Model:
+    """A model with losses of its layers, before and after the layer that communicates."""
+    before = L.Dense(8, activity_regularizer=keras.regularizers.L2(0.1))
+    norm = L.BatchNormalization(synchronized=True, momentum=MOMENTUM, epsilon=EPSILON)
+    after = L.Dense(8, "tanh", activity_regularizer=keras.regularizers.L1(0.1))
+    return cases.classifier(before, norm, after)
+
+
 def masked() -> keras.Model:
     """A model whose BatchNormalization goes by the words that a mask lets through."""
     words = keras.Input((5,), dtype="int32")
@@ -45,6 +53,7 @@ SYNCHRONISED = [
     cases.Case(
         "empty_replica", lambda: model(True), lambda: {"x": cases.known([6, 1, 6])}, tolerance=2e-5
     ),
+    cases.Case("activity", lambda: with_losses(), cases.array_fit(), tolerance=2e-5),
     cases.Case("masked", lambda: masked(), lambda: masked_words(), predicts=True, tolerance=2e-5),
     cases.Case("jit", lambda: model(True, jit_compile=True), cases.array_fit(), tolerance=2e-5),
 ]

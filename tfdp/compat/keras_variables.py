@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -120,6 +121,42 @@ def synchronized_over_masks(model: keras.Model) -> Iterator[None]:
     finally:
         for layer in changed:
             object.__delattr__(layer, "_moments")
+
+
+class _IdsOfThread(threading.local):
+    """A set of ids, another one in each thread."""
+
+    def __init__(self) -> None:
+        self._ids: set[int] = set()
+
+    def add(self, value: int) -> None:
+        self._ids.add(value)
+
+    def clear(self) -> None:
+        self._ids.clear()
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._ids
+
+
+@contextlib.contextmanager
+def losses_of_threads(model: keras.Model) -> Iterator[None]:
+    """Let each replica's thread find the losses that its own call of the model has added.
+
+    A layer remembers by their ids which losses of a StatelessScope are its own, and forgets them
+    when the model is called (Keras 3.13 to 3.15, layers/layer.py, _loss_ids). Where a layer
+    communicates (synchronised BatchNormalization, an all_reduce of the user's) TensorFlow calls
+    the model on the next replica before the first has come to its end: the first one's activity
+    losses would be forgotten.
+    """
+    changed = [(layer, layer._loss_ids) for layer in layers(model)]
+    for layer, _ in changed:
+        object.__setattr__(layer, "_loss_ids", _IdsOfThread())
+    try:
+        yield
+    finally:
+        for layer, ids in changed:
+            object.__setattr__(layer, "_loss_ids", ids)
 
 
 @contextlib.contextmanager

@@ -3,15 +3,16 @@
 Read in this order:
 
     dispatch        which engine trains a model
+    trainer         fit, evaluate and predict as Keras has them: what both engines share
     call            the arguments of fit, evaluate and predict, and what they return
     callbacks, saving, evaluator    what runs beside the steps
     feed, digest    the input, split over the replicas by rows
     loss, metrics   why the sums over replicas are exact
     view, logs      what a step sees and assigns of the variables, and what it returns
-    gradients, optimizers, predictions
+    gradients, optimizers, predictions, retrace
 
     replicas/       all replicas in step: one device, MirroredStrategy, several workers
-        engine          epochs, callbacks, validation
+        engine          one epoch of training, testing or predicting
         loop            steps in a row, as graphs; where metrics are summed up
         step, user_step     one step on a replica: gradients, all-reduce, update
         replica         a replica's copies of the variables
@@ -21,7 +22,7 @@ Read in this order:
         gather          predictions of all replicas
 
     servers/        parameter servers
-        engine          fit, evaluate, predict: callbacks and logs
+        engine          one epoch of training, testing or predicting
         coordinator, scheduled      batches handed out to workers, results taken back
         worker_feed     data that workers read themselves
         worker_step     one step on a worker, and its report

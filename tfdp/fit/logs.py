@@ -1,30 +1,29 @@
 """What steps return beside the metrics: values of a step's own, which no metric holds.
 
-logs = Logs()
+logs = Logs(make_room)
 logs.keep("train", view, {"loss": loss, "norm": norm}, rows)    # on each replica
 logs.results("train", model.get_metrics_result())
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-
-class LogsNeeded(Exception):
-    """A step returned logs that no metric holds; there is no room for them yet."""
-
-    def __init__(self, kind: str, shapes: dict[str, tuple[int, ...]]):
-        super().__init__(kind, shapes)
-        self.kind = kind
-        self.shapes = shapes
+from tfdp.fit import retrace
 
 
 class Logs:
-    """What the last step returned beside the metrics: its mean over the rows of all replicas."""
+    """What the last step returned beside the metrics: its mean over the rows of all replicas.
 
-    def __init__(self) -> None:
+    Args:
+        make_room: Called with a kind of step and the shapes of new values; calls `create`.
+    """
+
+    def __init__(self, make_room: Callable[[str, dict[str, tuple[int, ...]]], None]) -> None:
+        self._make_room = make_room
         self._names: dict[str, list[str] | None] = {}
         self._variables: dict[tuple[str, str], tuple[Any, Any]] = {}
 
@@ -44,11 +43,11 @@ class Logs:
         """Keep the logs of this step in a replica's view.
 
         Raises:
-            LogsNeeded: If there is no room for one of them yet.
+            Retrace: If there is no room for one of them yet.
         """
         values = self.select(kind, view, logs)
         if missing := self.missing(kind, values):
-            raise LogsNeeded(kind, missing)
+            raise retrace.Retrace(lambda: self._make_room(kind, missing))
         for variable, value in self.weighted(kind, values, rows):
             view.set(variable, value)
 

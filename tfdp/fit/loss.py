@@ -28,6 +28,7 @@ import keras
 import tensorflow as tf
 
 from tfdp.compat import compiled
+from tfdp.fit import retrace
 
 _log = logging.getLogger("tfdp")
 
@@ -43,16 +44,19 @@ class Totals(NamedTuple):
             they were not reduced.
         nominal_rows: With `rows=None`: what the local gradients are divided by instead, the
             same on every replica; the reduced ones are multiplied by nominal_rows / rows.
+        ask: Lets the next trace of the step know `rows` and `divisors`; see retrace.
     """
 
     mine: Any
     rows: Any
     divisors: Any = None
     nominal_rows: Any = None
+    ask: Any = None
 
-
-class TotalsNeeded(Exception):
-    """A loss or a metric of this model needs sums over the replicas before the gradients."""
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """The numbers and tensors: what a function that XLA compiles can be given."""
+        return self[:4]
 
 
 def share(totals: Totals) -> Any:
@@ -64,7 +68,7 @@ def share(totals: Totals) -> Any:
 def inverse_share(totals: Totals) -> Any:
     """Return global rows / this replica's rows (0 for an empty replica)."""
     if totals.rows is None:
-        raise TotalsNeeded
+        raise retrace.Retrace(totals.ask)
     mine = tf.cast(totals.mine, tf.float32)
     return tf.math.divide_no_nan(tf.cast(totals.rows, tf.float32), mine)
 
@@ -103,7 +107,7 @@ class Terms:
         if self.collect:
             return total
         if self.totals.divisors is None:
-            raise TotalsNeeded
+            raise retrace.Retrace(self.totals.ask)
         whole = self.totals.divisors[len(self.divisors) - 1]
         scale = tf.math.divide_no_nan(inverse_share(self.totals), whole)
         return total * tf.cast(scale, total.dtype)
@@ -173,7 +177,7 @@ def exact(
         The terms.
 
     Raises:
-        TotalsNeeded: At a term whose divisor is not in `totals`.
+        Retrace: At a term whose divisor is not in `totals`.
     """
     before = getattr(_active, "terms", None)
     _active.terms = Terms(totals, replicas, collect, own_divisors)

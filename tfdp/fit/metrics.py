@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfdp.compat import compiled
 from tfdp.fit import loss as loss_lib
+from tfdp.fit import retrace
 from tfdp.fit import view as view_lib
 
 
@@ -54,7 +55,7 @@ def exact(view: view_lib.View, totals: loss_lib.Totals) -> Iterator[None]:
         totals: This replica's rows, and sums over the replicas.
 
     Raises:
-        TotalsNeeded: At a scalar, when the rows of the global batch are not known.
+        Retrace: At a scalar, when the rows of the global batch are not known.
     """
     before = getattr(_active, "replica", None)
     _active.replica = _Replica(view, totals)
@@ -82,7 +83,7 @@ def _update(mean: keras.metrics.Mean, *args: Any, **kwargs: Any) -> None:
     scale = 1.0
     if keras.ops.convert_to_tensor(values[0]).shape.rank == 0:
         if totals.rows is None:
-            raise loss_lib.TotalsNeeded
+            raise retrace.Retrace(totals.ask)
         scale = loss_lib.share(totals)
     for variable, start in zip((mean.total, mean.count), before, strict=True):
         added = tf.identity(view.get(variable))

@@ -4,26 +4,11 @@ for optimizer in of(model): ...                     # its own, and those of its 
 gradients, variables = arguments(optimizer, own, gradients, variables)
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from tfdp.compat import keras_variables, parameter_server
-
-
-class BuildNeeded(Exception):
-    """A train_step of the user's own applies an optimizer that is not built: build, trace again.
-
-    Attributes:
-        optimizer: Which.
-        variables: What it shall be built with.
-    """
-
-    def __init__(self, optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]):
-        super().__init__(optimizer.name)
-        self.optimizer = optimizer
-        self.variables = list(variables)
 
 
 def of(model: keras.Model) -> list[keras.optimizers.Optimizer]:

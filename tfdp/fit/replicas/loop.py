@@ -13,9 +13,7 @@ import tensorflow as tf
 
 from tfdp.compat import distribute
 from tfdp.fit import feed as feed_lib
-from tfdp.fit import logs as logs_lib
-from tfdp.fit import loss as loss_lib
-from tfdp.fit import optimizers
+from tfdp.fit import retrace
 from tfdp.fit.replicas import communication
 from tfdp.fit.replicas import replica as replica_lib
 from tfdp.fit.replicas import step as step_lib
@@ -199,22 +197,12 @@ class Loop:
         return self._functions[key]
 
     def _retrying(self, call: Callable[[], Any]) -> Any:
-        """Call; trace again while tracing finds out what the step still needs.
+        """Call; trace again while tracing finds out what the step still needs."""
+        return retrace.until_traced(call, self._steps.strategy, self._forget)
 
-        Nothing has run by then: no batch was taken, nothing was changed.
-        """
-        while True:
-            try:
-                return call()
-            except loss_lib.TotalsNeeded:
-                self._steps.reduce_totals = True
-            except logs_lib.LogsNeeded as needed:
-                self._steps.replicas.add_logs(needed.kind, needed.shapes)
-            except optimizers.BuildNeeded as needed:
-                with self._steps.replicas.strategy.scope():
-                    needed.optimizer.build(needed.variables)
-            self._functions.clear()
-            self._steps.forget()
+    def _forget(self) -> None:
+        self._functions.clear()
+        self._steps.forget()
 
     def _advance_eagerly(self, kind: str, feed: feed_lib.Feed, limit: int) -> int:
         one = {"train": self._steps.train, "test": self._steps.test}[kind]

@@ -70,7 +70,7 @@ class Replicas:
         self.moving: dict[str, str] = {}
         self.moves_in: set[str] = set()
         self._bases = self._make_bases()
-        self.logs = logs_lib.Logs()
+        self.logs = logs_lib.Logs(self.add_logs)
         self._localise_metrics(measures)
 
     # -- variables --------------------------------------------------------------------------

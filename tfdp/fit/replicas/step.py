@@ -41,8 +41,6 @@ class Steps:
         communication: How gradients travel.
 
     Attributes:
-        reduce_totals: Whether the replicas sum rows and divisors before the gradients. Found
-            out while the first step is traced: see `loss.TotalsNeeded`.
         digests: int64[2]: of the labels and the inputs of the batches since they were set to 0.
     """
 
@@ -87,7 +85,7 @@ class Steps:
             )
         # Gradients divided by too small a number could overflow in float16 before they travel.
         optimizer = getattr(model, "optimizer", None)
-        self.reduce_totals = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        self._reduces_totals = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         half = any(tf.as_dtype(v.dtype).size <= 2 for v in model.trainable_variables)
         self._in_half_precision = half or communication.compression is not None
         with distribute.leave_strategy():
@@ -96,6 +94,10 @@ class Steps:
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._differing: dict[Any, list[Any]] = {}
         self._packs: dict[Any, communication_lib.Packs] = {}
+
+    def _reduce_totals(self) -> None:
+        """Let the replicas sum rows and divisors before the gradients from the next trace on."""
+        self._reduces_totals = True
 
     def forget(self) -> None:
         """Drop what was traced."""
@@ -147,6 +149,7 @@ class Steps:
                 stack.enter_context(loss_lib.installed(self.model))
                 stack.enter_context(metrics_lib.installed(self.model))
                 stack.enter_context(keras_variables.synchronized_over_masks(self.model))
+                stack.enter_context(keras_variables.losses_of_threads(self.model))
             yield
 
     def _local_results(self, values: Any) -> tuple[Any, ...]:
@@ -167,7 +170,7 @@ class Steps:
         local = self.replicas.here()
         batch, totals = self._prepare(split, data, local, self._loss, training=True)
         packs, updates = self.call(("train", split, local), self._gradients)(
-            split, local, batch, *totals
+            split, local, batch, *totals.numbers
         )
         # Weights that layers assigned, before the optimizer updates them.
         self.replicas.agree_on(self._differing[split, local], loss_lib.share(totals))
@@ -183,7 +186,9 @@ class Steps:
         local = self.replicas.here()
         forward = self._user_test if self._has_test_step else self._loss
         batch, totals = self._prepare(split, data, local, forward, training=False)
-        updates = self.call(("test", split, local), self._measures)(split, local, batch, *totals)
+        updates = self.call(("test", split, local), self._measures)(
+            split, local, batch, *totals.numbers
+        )
         self.replicas.write(updates, local)
         self.replicas.agree_on(self._differing["test", split, local], loss_lib.share(totals))
 
@@ -209,11 +214,11 @@ class Steps:
     ) -> tuple[Any, loss_lib.Totals]:
         """Return this replica's batch, and what is known of the global one before the gradients.
 
-        Costs a collective only where the losses need one: see `loss.TotalsNeeded`.
+        Costs a collective only where the losses need one: see loss.Totals.
         """
         batch, mine = split.batch(data, local, stand_in=not self.replicas.synchronized)
         rows = split.total_rows(data)
-        if not self.reduce_totals or self.replicas.in_sync == 1:
+        if not self._reduces_totals or self.replicas.in_sync == 1:
             nominal = None
             if rows is None and split.nominal_rows:
                 nominal = tf.constant(float(split.nominal_rows))
@@ -260,7 +265,7 @@ class Steps:
         nominal_rows: Any,
     ) -> tuple[list[Any], dict[str, Any]]:
         """Return the gradients of this replica's share of the loss, packed, and what to assign."""
-        totals = loss_lib.Totals(mine, rows, divisors, nominal_rows)
+        totals = loss_lib.Totals(mine, rows, divisors, nominal_rows, self._reduce_totals)
         replicas, trained = self.replicas, self.model.trainable_variables
         with distribute.hide_replica_count(), replicas.enter(local, batch, through=trained) as view:
             with tf.GradientTape() as tape:
@@ -323,7 +328,7 @@ class Steps:
         nominal_rows: Any,
     ) -> dict[str, Any]:
         """Return what a test step assigns: the metrics' states."""
-        totals = loss_lib.Totals(mine, rows, divisors, nominal_rows)
+        totals = loss_lib.Totals(mine, rows, divisors, nominal_rows, self._reduce_totals)
         with distribute.hide_replica_count(), self.replicas.enter(local, batch) as view:
             if self._has_test_step:
                 logs, _, _ = self._user_test(batch, totals, training=False, view=view)

@@ -21,7 +21,7 @@ from tfdp.fit import feed as feed_lib
 from tfdp.fit import gradients as gradients_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
-from tfdp.fit import optimizers
+from tfdp.fit import optimizers, retrace
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import replica as replica_lib
 
@@ -167,11 +167,10 @@ class UserTrainStep:
         """Build an optimizer inside a step.
 
         Raises:
-            optimizers.BuildNeeded: While a step is traced: nothing of it has run, so that it can
-                be traced again.
+            Retrace: While a step is traced.
         """
         if not tf.executing_eagerly():
-            raise optimizers.BuildNeeded(optimizer, variables)
+            raise retrace.Retrace(lambda: optimizer.build(variables))
 
         def build(strategy: tf.distribute.Strategy) -> None:
             with keras_variables.leave_stateless_scope(), strategy.scope():

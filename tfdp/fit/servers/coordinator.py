@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfdp.compat import keras_optimizers, parameter_server
 from tfdp.fit import feed as feed_lib
-from tfdp.fit import optimizers
+from tfdp.fit import retrace
 from tfdp.fit.servers import scheduled, synchronous, worker_feed, worker_step
 
 # Batches that are handed out for each worker: the one it has, and some that wait for it.
@@ -189,21 +189,12 @@ class Epochs:
 
     def _put(self, work: scheduled.Work, function: Callable[[], Any], args: Any) -> None:
         """Hand out one call; the first time the step is traced, perhaps more than once."""
-        while True:
-            try:
-                traced = self._traced(function)
-            except worker_step.StateNeeded:
-                continue
-            except optimizers.BuildNeeded as needed:
-                with self._strategy.scope():
-                    needed.optimizer.build(needed.variables)
-                continue
-            work.put(traced, args)
-            return
 
-    def _traced(self, function: Callable[[], Any]) -> Any:
-        with self._strategy.scope():
-            return function()
+        def traced() -> Any:
+            with self._strategy.scope():
+                return function()
+
+        work.put(retrace.until_traced(traced, self._strategy, forget=lambda: None), args)
 
     def run_summed(
         self,

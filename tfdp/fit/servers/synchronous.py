@@ -22,7 +22,7 @@ from tfdp.fit import feed as feed_lib
 from tfdp.fit import gradients as gradients_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
-from tfdp.fit import optimizers
+from tfdp.fit import optimizers, retrace
 from tfdp.fit import view as view_lib
 from tfdp.fit.servers import decisions, partitions, scheduled, worker_step
 
@@ -44,12 +44,12 @@ class Summed:
         self._spec = spec
         self._parts = parts
         self._lazy_rows = lazy_rows
-        # Found out while the first step is traced: see loss.TotalsNeeded.
+        # Found out while the first step is traced: see loss.Totals.
         self._sums_divisors = False
         scalars = [tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.float32)]
         leaves = worker_step.signature(spec)
         self._signature = [*scalars, tf.TensorSpec((None,), tf.float32), *leaves]
-        self._gradients = distribute.function(self._on_worker, input_signature=self._signature)
+        self._forget()
         self._divisors = distribute.function(self._collect, input_signature=[*scalars, *leaves])
         self._update: Callable[..., Any] | None = None
         self._sparse: list[bool | None] = []
@@ -70,26 +70,29 @@ class Summed:
         ]
         numbers = [tf.constant(number * self._parts + part, tf.int64) for part in range(count)]
         whole = tf.constant(float(rows))
-        while True:
-            try:
-                divisors = tf.zeros((0,))
-                if self._sums_divisors:
-                    for part, one in zip(parts, numbers, strict=True):
-                        work.put(self._divisors, (one, whole, *part))
-                    divisors = tf.add_n([tf.constant(d) for d in work.drain()])
+
+        def hand_out() -> None:
+            divisors = tf.zeros((0,))
+            if self._sums_divisors:
                 for part, one in zip(parts, numbers, strict=True):
-                    work.put(self._gradients, (one, whole, divisors, *part))
-                break
-            except (loss_lib.TotalsNeeded, worker_step.StateNeeded) as needed:
-                self._sums_divisors |= isinstance(needed, loss_lib.TotalsNeeded)
-                self._gradients = distribute.function(
-                    self._on_worker, input_signature=self._signature
-                )
+                    work.put(self._divisors, (one, whole, *part))
+                divisors = tf.add_n([tf.constant(d) for d in work.drain()])
+            for part, one in zip(parts, numbers, strict=True):
+                work.put(self._gradients, (one, whole, divisors, *part))
+
+        retrace.until_traced(hand_out, self._steps.model.distribute_strategy, self._forget)
         results = list(work.drain())
         report = np.sum([result["report"] for result in results], axis=0)
         report[0] = 1.0  # the parts are one step
         self._apply(results)
         return report
+
+    def _forget(self) -> None:
+        self._gradients = distribute.function(self._on_worker, input_signature=self._signature)
+
+    def _sum_divisors(self) -> None:
+        """Let a step sum the divisors of its parts first, from the next trace on."""
+        self._sums_divisors = True
 
     # -- on a worker --------------------------------------------------------------------------
 
@@ -100,7 +103,9 @@ class Summed:
         steps = self._steps
         batch = worker_step.unflatten(self._spec, leaves)
         mine = feed_lib.rows(batch)
-        totals = loss_lib.Totals(mine, rows, divisors if self._sums_divisors else None)
+        totals = loss_lib.Totals(
+            mine, rows, divisors if self._sums_divisors else None, ask=self._sum_divisors
+        )
         share = loss_lib.share(totals)
         with distribute.leave_strategy(), self._installed(), steps.scope(number) as scope:
             view = view_lib.View(scope, steps.model, steps.metrics)

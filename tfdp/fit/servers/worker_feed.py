@@ -225,3 +225,6 @@ class WorkerFeed:
 
         functions = [lambda worker=worker: of(worker).repeat() for worker in range(workers)]
         self.iterator = parameter_server.per_worker_iterator(coordinator, functions)
+
+    def close(self) -> None:
+        """Do nothing: the workers drop their iterators when this object goes."""

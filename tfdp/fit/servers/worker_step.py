@@ -33,7 +33,7 @@ from tfdp.compat import (
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import logs as logs_lib
 from tfdp.fit import loss as loss_lib
-from tfdp.fit import optimizers
+from tfdp.fit import optimizers, retrace
 from tfdp.fit.servers import decisions, partitions
 
 # Far apart, so that the draws of one step never meet another's.
@@ -87,10 +87,6 @@ def _assign(variable: keras.Variable, value: tf.Tensor) -> None:
         partitions.add(variable, tf.cast(value, held.dtype) - held)
     else:
         held.assign(tf.cast(value, held.dtype))
-
-
-class StateNeeded(Exception):
-    """A layer assigns a variable whose value a step did not read at its beginning: trace again."""
 
 
 class RemoteSteps:
@@ -190,7 +186,7 @@ class RemoteSteps:
 
         def apply(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
             if not optimizer.built:
-                raise optimizers.BuildNeeded(optimizer, variables)
+                raise retrace.Retrace(lambda: optimizer.build(variables))
             applied.append(
                 decisions.apply(
                     optimizer,
@@ -294,18 +290,21 @@ class RemoteSteps:
                 mapping.append((scale, self._scales[id(optimizer)]))
         return _Scope(mapping)
 
+    def _read_at_beginning(self, state: list[keras.Variable]) -> None:
+        """Let the next trace of each step read these variables at its beginning."""
+        self._state += state
+        self._functions.clear()
+
     def state_changes(self, scope: _Scope) -> list[tuple[keras.Variable, Any, Any]]:
         """Return (variable, value at the beginning, value now) of the state that was assigned.
 
         Raises:
-            StateNeeded: If some of it was not in the scope at the beginning.
+            Retrace: If some of it was not in the scope at the beginning.
         """
         known = {id(v) for v in self._state}
         found = [v for i, v in self._other.items() if i not in known and scope.is_assigned(v)]
         if found:
-            self._state += found
-            self._functions.clear()
-            raise StateNeeded
+            raise retrace.Retrace(lambda: self._read_at_beginning(found))
         pairs = zip(self._state, self._entered, strict=True)
         changes = [(v, before, scope.get_current_value(v)) for v, before in pairs]
         return [

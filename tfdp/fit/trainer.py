@@ -1,0 +1,309 @@
+"""fit, evaluate and predict as Keras has them, whoever runs the steps.
+
+The methods take what Keras's take and return what Keras's return. What differs between replicas in
+sync and parameter servers is what an engine adds: how data is read, how the model is prepared, how
+an epoch is trained, tested or predicted.
+
+    class SyncTrainer(trainer.Trainer): ...
+    history = SyncTrainer(model, strategy, communication).fit(dataset, epochs=3)
+"""
+
+import contextlib
+import logging
+import warnings
+from typing import Any, TypeAlias
+
+import keras
+import tensorflow as tf
+
+from tfdp.compat import compiled, data_adapters
+from tfdp.fit import call, evaluator, predictions
+from tfdp.fit import callbacks as callbacks_lib
+
+_log = logging.getLogger("tfdp")
+
+Logs: TypeAlias = dict[str, Any]
+Callbacks: TypeAlias = keras.callbacks.CallbackList
+
+
+class Trainer:
+    """Trains one model; engines are made from it.
+
+    Args:
+        model: A model made under `strategy.scope()`.
+        strategy: The strategy.
+        chief: Whether this process writes files and shows progress.
+    """
+
+    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, chief: bool = True):
+        self.model = model
+        self.strategy = strategy
+        self.chief = chief
+
+    # -- what an engine does --------------------------------------------------------------------
+
+    def feed(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        shuffle: Any = False,
+        class_weight: Any = None,
+        trains: bool = False,
+    ) -> Any:
+        """Return the batches of what a method is given; `trains` for those that fit trains on."""
+        raise NotImplementedError
+
+    def prepare(self, method: str, feed: Any, labelled: bool = True) -> Any:
+        """Build the model from the spec of a batch; return what runs the steps of it.
+
+        fit goes on with that when a callback compiles the model anew, or freezes layers, as in
+        Keras. Without labels (predict) the compiled losses and metrics stay as they are.
+        """
+        raise NotImplementedError
+
+    def check(self, method: str, feed: Any, more: Logs | None = None) -> None:
+        """Compare a call with those of other tasks, before anything is exchanged."""
+
+    def describe(self, feed: Any) -> str:
+        """Return who reads what, for the log; say what is left out of the settings."""
+        raise NotImplementedError
+
+    def plan(self, callbacks: Any, evaluation: Any) -> Logs:
+        """Return what tasks compare of a fit beside its model and its data."""
+        del callbacks, evaluation
+        return {}
+
+    def first_epoch(self, steps: Any, callbacks: Callbacks, initial_epoch: int) -> int:
+        """Return the epoch to begin with, after callbacks may have restored a state."""
+        del steps, callbacks
+        return compiled.initial_epoch(self.model) or initial_epoch
+
+    def begin_epoch(self, steps: Any) -> None:
+        """Reset the metrics."""
+
+    def train_epoch(
+        self,
+        steps: Any,
+        feed: Any,
+        callbacks: Callbacks,
+        points: callbacks_lib.SavePoints,
+        epoch: int,
+    ) -> tuple[Logs, bool]:
+        """Train on one epoch; return its logs, and whether there is no data for another."""
+        raise NotImplementedError
+
+    def test(self, steps: Any, feed: Any, callbacks: Callbacks, what: str = "data") -> Logs:
+        """Test on all batches; return the logs. `what` names the data where tasks compare it."""
+        raise NotImplementedError
+
+    def predict_batches(self, steps: Any, feed: Any, callbacks: Callbacks) -> list[Any]:
+        """Return the predictions of all batches, in order."""
+        raise NotImplementedError
+
+    def on_batch(self, kind: str, data: tuple[Any, ...]) -> Logs:
+        """Take one step of `kind` ("train", "test") on (x, y, sample_weight, class_weight)."""
+        raise NotImplementedError
+
+    def agree(self, steps: Any, stop: bool) -> bool:
+        """Say whether any task ends the training."""
+        del steps
+        return stop
+
+    def finalize(self, steps: Any) -> None:
+        """Let the optimizer set the last values of the variables (averages over the steps)."""
+
+    # -- the methods of keras.Model -------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: Any = True,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
+    ) -> keras.callbacks.History:
+        """Train; the arguments and the result are those of `keras.Model.fit`."""
+        model = self.model
+        call.check_compiled(model, "fit")
+        epochs = call.limit_epochs(epochs)
+        if validation_split and validation_data is None:
+            (x, y, sample_weight), validation_data = data_adapters.train_validation_split(
+                (x, y, sample_weight), validation_split
+            )
+        feed = self.feed(
+            x,
+            y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            steps=steps_per_epoch,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            trains=True,
+        )
+        steps = self.prepare("fit", feed)
+        _log.info("Input: %s.", self.describe(feed))
+        evaluation = None
+        if validation_data is not None:
+            val_x, val_y, val_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
+            evaluation = self.feed(
+                val_x,
+                val_y,
+                sample_weight=val_weight,
+                batch_size=validation_batch_size or batch_size,
+                steps=validation_steps,
+            )
+        start: Logs = {"epochs": epochs, "initial_epoch": initial_epoch}
+        start["validation_freq"] = validation_freq if evaluation else None
+        self.check("fit", feed, {**start, **self.plan(callbacks, evaluation)})
+        callbacks = self._callbacks(callbacks, verbose, feed, epochs=epochs, add_history=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(callbacks_lib.chief_writes(model, self.chief))
+            stack.callback(feed.close)
+            if evaluation is not None:
+                stack.callback(evaluation.close)
+            model.stop_training = False
+            if self.chief:
+                evaluator.begins(callbacks.callbacks)
+            callbacks.on_train_begin()
+            logs: Logs = {}
+            points = callbacks_lib.SavePoints(callbacks.callbacks)
+            for epoch in range(self.first_epoch(steps, callbacks, initial_epoch), epochs):
+                self.begin_epoch(steps)
+                callbacks.on_epoch_begin(epoch)
+                logs, ended = self.train_epoch(steps, feed, callbacks, points, epoch)
+                if call.validates(epoch, validation_freq) and evaluation is not None:
+                    results = self.test(steps, evaluation, callbacks, "validation data")
+                    logs.update({f"val_{name}": value for name, value in results.items()})
+                callbacks.on_epoch_end(epoch, logs)
+                if self.agree(steps, bool(model.stop_training)):
+                    model.stop_training = True
+                    break
+                if ended:
+                    if epoch + 1 < epochs:
+                        warnings.warn(
+                            "The generator can be read only once and has come to its end: "
+                            f"training ends after epoch {epoch + 1} of {epochs}. Give "
+                            "steps_per_epoch, a tf.data.Dataset or a keras.utils.PyDataset.",
+                            stacklevel=3,
+                        )
+                    break
+            if model.optimizer is not None and epochs > 0:
+                self.finalize(steps)
+            callbacks.on_train_end(logs=logs)
+            if self.chief:
+                evaluator.ended(callbacks.callbacks)
+        return model.history
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Evaluate; the arguments and the result are those of `keras.Model.evaluate`."""
+        call.check_compiled(self.model, "evaluate")
+        feed = self.feed(x, y, sample_weight=sample_weight, batch_size=batch_size, steps=steps)
+        prepared = self.prepare("evaluate", feed)
+        self.check("evaluate", feed)
+        with contextlib.closing(feed):
+            logs = self.test(prepared, feed, self._callbacks(callbacks, verbose, feed))
+        return self._returned(logs, return_dict)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> Any:
+        """Predict; the arguments and the result are those of `keras.Model.predict`.
+
+        Every process of a cluster gets all rows, in the order of the input.
+        """
+        feed = self.feed(x, batch_size=batch_size, steps=steps)
+        prepared = self.prepare("predict", feed, labelled=False)
+        self.check("predict", feed)
+        callbacks = self._callbacks(callbacks, verbose, feed)
+        self.model.stop_predicting = False
+        callbacks.on_predict_begin()
+        with contextlib.closing(feed):
+            batches = self.predict_batches(prepared, feed, callbacks)
+        callbacks.on_predict_end()
+        if not batches:
+            raise ValueError("predict: the data held no batch.")
+        return predictions.rows(batches)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Train on one global batch, as `keras.Model.train_on_batch`."""
+        call.check_compiled(self.model, "train_on_batch")
+        return self._returned(
+            self.on_batch("train", (x, y, sample_weight, class_weight)), return_dict
+        )
+
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
+        """Test on one global batch, as `keras.Model.test_on_batch`."""
+        call.check_compiled(self.model, "test_on_batch")
+        return self._returned(self.on_batch("test", (x, y, sample_weight, None)), return_dict)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Predict one global batch, as `keras.Model.predict_on_batch`."""
+        raise NotImplementedError
+
+    # -- the parts ------------------------------------------------------------------------------
+
+    def _returned(self, logs: Logs, return_dict: bool) -> Any:
+        return logs if return_dict else compiled.flatten_metrics_in_order(self.model, logs)
+
+    def _callbacks(
+        self, callbacks: Any, verbose: Any, feed: Any, epochs: int = 1, add_history: bool = False
+    ) -> Callbacks:
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            return callbacks
+        verbose = call.verbosity(verbose) if self.chief else 0
+        return keras.callbacks.CallbackList(
+            callbacks_lib.prepare(callbacks, self.chief),
+            add_history=add_history,
+            add_progbar=verbose != 0,
+            verbose=verbose,
+            epochs=epochs,
+            steps=feed.steps,
+            model=self.model,
+        )
+
+    def _warn_of_end(self, steps: Any) -> None:
+        """Warn of an epoch that has ended before its steps."""
+        warnings.warn(
+            f"The input ran out of data after {steps} steps of an epoch. Give a dataset that "
+            "holds steps_per_epoch * epochs batches; dataset.repeat() makes one endless.",
+            stacklevel=5,
+        )
