@@ -338,7 +338,7 @@ def test_seed_of_the_launcher_unless_the_script_has_set_one(
     seeds.extend(set_before)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    strategies.share_seed()
+    strategies._share_seed()
     assert seeds == set_before + set_now
 
 
@@ -346,7 +346,7 @@ def test_without_a_launcher_the_tasks_of_a_cluster_agree_on_a_seed(seeds, monkey
     def seed_of(config):
         seeds.clear()
         monkeypatch.setenv("TF_CONFIG", config)
-        strategies.share_seed()
+        strategies._share_seed()
         (seed,) = seeds
         return seed
 

@@ -120,14 +120,10 @@ def _teach_keras() -> None:
     """Teach Keras's fit the strategies."""
     from tfdp import fit, strategies
 
-    fit.enable()
-    strategies.quiet_logs()
-    strategies.tell_evaluator()
-    strategies.say_removed(cluster_lib.removed(os.environ))
+    strategies.tune_collectives()
+    strategies.begin()
     if os.environ.get(progress.FILE_VARIABLE):
         fit.tell_progress(progress.report_progress)
-    strategies.tune_collectives()
-    strategies.share_seed()
 
 
 def check_script(argv: list[str]) -> str | None:
@@ -174,8 +170,9 @@ def show_log(chief: bool) -> None:
 
 def import_tensorflow() -> None:
     """Import TensorFlow without the notes it prints whatever the log level."""
-    with _quiet():
-        importlib.import_module("tensorflow")
+    if not on_import.is_awaited("tensorflow"):  # else a launched task sees to it
+        on_import.call_after("tensorflow", lambda: None, _quiet)
+    importlib.import_module("tensorflow")
 
 
 @contextlib.contextmanager

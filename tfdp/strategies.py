@@ -90,11 +90,7 @@ def strategy(
         _check_gloo(name)
     if name in ("multi_worker", "parameter_server"):
         rendezvous.join(os.environ)
-    fit.enable()
-    quiet_logs()
-    tell_evaluator()
-    share_seed()
-    say_removed(cluster_lib.removed(os.environ))
+    begin()
     if name == "parameter_server":
         assert found is not None
         made = _parameter_server(found.cluster, *servers)
@@ -104,6 +100,18 @@ def strategy(
     if communication is not None:
         fit.set_communication(made, communication)
     return made
+
+
+def begin() -> None:
+    """Teach Keras's fit the strategies, and let this task be one of its cluster.
+
+    A launched task begins when its script imports TensorFlow; any other when it makes a strategy.
+    """
+    fit.enable()
+    logging.getLogger("tensorflow").addFilter(_is_worth_reading)
+    _tell_evaluator()
+    _share_seed()
+    _say_removed(cluster_lib.removed(os.environ))
 
 
 def use_cpu_replicas(count: int) -> None:
@@ -123,7 +131,7 @@ def tune_collectives() -> None:
     collectives.enlarge_receive_chunks(_RECEIVE_CHUNK_BYTES)
 
 
-def tell_evaluator() -> None:
+def _tell_evaluator() -> None:
     """Tell fit whether this task is an evaluator, or trains for one."""
     found = cluster_lib.from_environment(os.environ)
     evaluates = found is not None and found.is_evaluator
@@ -131,23 +139,19 @@ def tell_evaluator() -> None:
 
 
 @functools.cache
-def say_removed(problem: str) -> None:
+def _say_removed(problem: str) -> None:
     """Warn once of what cluster.removed says, if anything."""
     if problem:
         _log.warning(problem)
 
 
-def quiet_logs() -> None:
-    """Leave out what TensorFlow logs for each function that reduces, and for each that ends."""
-    logging.getLogger("tensorflow").addFilter(_is_worth_reading)
-
-
 def _is_worth_reading(record: logging.LogRecord) -> bool:
+    """Say no to what TensorFlow logs for each function that reduces, and for each that ends."""
     text = str(record.msg)
     return not text.startswith(("Collective all_reduce", "Failed to clear function handle cache"))
 
 
-def share_seed() -> None:
+def _share_seed() -> None:
     """Give all tasks of a cluster one seed of TensorFlow, unless the script has set one.
 
     See `seeds`: Python and NumPy got theirs when the task began, or get it with the strategy.

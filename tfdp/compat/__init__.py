@@ -11,7 +11,7 @@ What tfdp plants on objects that are not its own, here and in fit/, and why. For
     DistributedVariable __int__ and the like, where TensorFlow has none (let_variables_convert)
     a strategy          fresh collective keys; what watches the first values of its variables
     ParameterServerStrategy     makes large variables a partition at a time; their __array__
-    a variable on servers       tfdp_whole (of a partition); tfdp_rows_once (its gradients' rows)
+    a variable on servers       tfdp_whole (of a partition); _tfdp_rows_once (its gradients' rows)
     sys.meta_path       a finder for as long as an import is waited for (on_import)
 
 While a step is traced, and in replicas' own threads only where threads matter:

@@ -171,11 +171,6 @@ def flatten_metrics_in_order(model: keras.Model, logs: dict[str, Any]) -> Any:
     return model._flatten_metrics_in_order(logs)
 
 
-def metrics_result_or_logs(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
-    """Return the results of `model.metrics`, or `logs` when a step returned other names."""
-    return model._get_metrics_result_or_logs(logs)
-
-
 def metric_function(metric: Any) -> Any:
     """Return the function that a MeanMetricWrapper averages, or None for another metric."""
     return getattr(metric, "_fn", None)

@@ -35,6 +35,11 @@ def call_after(
         sys.meta_path.insert(0, _Finder(name, function, around))
 
 
+def is_awaited(name: str) -> bool:
+    """Say whether something is done as soon as somebody imports a module."""
+    return any(isinstance(f, _Finder) and f.name == name for f in sys.meta_path)
+
+
 def is_being_imported(name: str) -> bool:
     """Say whether a module's code is running, as that of a module which imports another one."""
     module = sys.modules.get(name)
@@ -49,13 +54,13 @@ class _Finder(importlib.abc.MetaPathFinder):
     """
 
     def __init__(self, name: str, function: Any, around: Any):
-        self._name, self._function, self._around = name, function, around
+        self.name, self._function, self._around = name, function, around
         self._asking = threading.local()  # set while this thread asks the other finders
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self._name or getattr(self._asking, "now", False):
+        if fullname != self.name or getattr(self._asking, "now", False):
             return None
         self._asking.now = True
         try:

@@ -30,7 +30,6 @@ class Inputs:
         training: For `x` of fit.
         evaluation: For `validation_data`, and for evaluate.
         steps: Batches of an epoch, None if unknown.
-        test_steps: Batches of an evaluation, None if unknown.
         records: Records to train on, and to evaluate on; None if unknown.
         plan_lines: Who reads what.
         input_shape: Shape of one input, or a dict of them.
@@ -43,7 +42,6 @@ class Inputs:
     training: Any
     evaluation: Any
     steps: int | None
-    test_steps: int | None
     records: tuple[int | None, int | None]
     plan_lines: list[str]
     input_shape: Any
@@ -73,15 +71,14 @@ def open_inputs(
         apart: Workers that each read a shard and batches of their own; a step takes one of these.
 
     Raises:
-        Error: If the data cannot be opened.
-        Error: If a pipeline would starve.
+        Error: If the data cannot be opened, or a pipeline would starve.
     """
     if data.function:
         return _of_function(data, pipelines, apart)
     opened = source.open_source(data)
     shared = batches_apart(data, apart)
     plan = pipeline.plan_training(opened, shared, apart or pipelines)
-    test_plan = pipeline.plan_evaluation(opened, data, pipelines)
+    pipeline.plan_evaluation(opened, data, pipelines)  # refuses what could not be evaluated
     # With a ledger the data ends where the run ends: nothing is fetched, and written, beyond.
     last = epochs if data.ledger and plan.steps is not None else None
 
@@ -105,7 +102,6 @@ def open_inputs(
         training if several or apart else training(one),
         evaluation if several else evaluation(one),
         steps,
-        test_plan.steps,
         (opened.train.count, opened.test.count),
         plan_report.lines(plan, "train"),
         opened.input_shape,
@@ -160,7 +156,6 @@ def _of_function(data: config_lib.Data, pipelines: int, apart: int) -> Inputs:
     return Inputs(
         x,
         y,
-        None,
         None,
         (None, None),
         [f"Input train: {how}."],

@@ -48,11 +48,6 @@ class Source:
     label_names: tuple[str, ...] = ()
     pixel_max: float = 255.0
 
-    @property
-    def image_shape(self) -> Any:
-        """Another name of `input_shape`."""
-        return self.input_shape
-
 
 def open_source(data: config_lib.Data) -> Source:
     """Open the records that a config names; prepare the built-in dataset when it is absent.

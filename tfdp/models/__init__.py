@@ -1,6 +1,6 @@
 """Models by name, for `config.model.name`. Preprocessing is part of the model.
 
-model = build("convnet", source.image_shape, source.classes, pixel_max=16.0, dropout=0.25)
+model = build("convnet", source.input_shape, source.classes, pixel_max=16.0, dropout=0.25)
 """
 
 import importlib

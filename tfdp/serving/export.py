@@ -194,8 +194,8 @@ def check(model: str | os.PathLike[str]) -> list[str]:
         What was found, line by line.
 
     Raises:
-        Error: If files are missing or changed.
-        Error: If a signature fails, or is not what the manifest says.
+        Error: If files are missing or changed, or a signature fails or is not what the manifest
+            says.
     """
     folder = manifest.version_folder(model)
     manifest.verify(folder)
