@@ -262,6 +262,28 @@ def test_files_in_the_text_exist():
     assert not wrong
 
 
+def test_methods_that_the_architecture_names_exist():
+    source = "".join(path.read_text() for path in ROOT.glob("tfdp/**/*.py"))
+    texts = [text for place, text in spans() if place.startswith("docs/architecture.md")]
+    texts += [path.read_text() for path in ROOT.glob("docs/images/*.svg")]
+    named = {name for text in texts for name in re.findall(r"(?<![\w./])[A-Z]\w+\.\w+", text)}
+    wrong = []
+    for name in named:
+        owner, method = name.split(".")
+        body = re.search(rf"^class {owner}\b.*?(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
+        if not (body and re.search(rf"^    def {method}\(", body[0], re.MULTILINE)):
+            wrong.append(name)
+    assert named
+    assert not wrong
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+    pages = [page for page in PAGES if not page.startswith(("README", "docs/reference/"))]
+    assert set(pages) <= set(links)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_names_in_the_text_exist():
     import tfdp
 
@@ -284,7 +306,7 @@ def test_each_verb_has_its_help_on_the_page_of_the_command_line():
 def rows(page):
     """The table of exactness in a page: its head, and its rows by name."""
     text = (ROOT / page).read_text()
-    table = text[text.index("| | tfdp, MirroredStrategy |") :].partition("\n\n")[0].splitlines()
+    table = text[text.index("| | tfdp, mirrored |") :].partition("\n\n")[0].splitlines()
     return table[0], {row.split(" | ")[0].removeprefix("| "): row for row in table[2:]}
 
 
