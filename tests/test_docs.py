@@ -266,7 +266,7 @@ def test_methods_that_the_architecture_names_exist():
     source = "".join(path.read_text() for path in ROOT.glob("tfdp/**/*.py"))
     texts = [text for place, text in spans() if place.startswith("docs/architecture.md")]
     texts += [path.read_text() for path in ROOT.glob("docs/images/*.svg")]
-    named = {name for text in texts for name in re.findall(r"(?<![\w./])[A-Z]\w+\.\w+", text)}
+    named = {name for text in texts for name in re.findall(r"(?<![\w./])[A-Z][a-z]\w*\.\w+", text)}
     wrong = []
     for name in named:
         owner, method = name.split(".")
@@ -275,6 +275,21 @@ def test_methods_that_the_architecture_names_exist():
             wrong.append(name)
     assert named
     assert not wrong
+
+
+def test_messages_to_look_up_are_those_of_the_code():
+    source = "".join(path.read_text() for path in sorted(ROOT.glob("tfdp/**/*.py")))
+    source = " ".join(re.sub(r'"\s*\n\s*f?"', "", source).split())  # parts of a string, joined
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(messages) == len(re.findall(r"^\| `", page, re.MULTILINE))
+
+    def is_there(message):
+        """Three words in a row are enough: names and numbers are those of a run."""
+        words = message.split()
+        return any(" ".join(words[at : at + 3]) in source for at in range(max(1, len(words) - 2)))
+
+    assert [message for message in messages if not is_there(message)] == []
 
 
 def test_links_of_the_readme_lead_somewhere():
