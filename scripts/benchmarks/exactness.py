@@ -3,13 +3,14 @@
     python scripts/benchmarks/exactness.py                            # 2 replicas in one process
     python scripts/benchmarks/exactness.py --strategy=multi_worker    # 2 worker processes
     python scripts/benchmarks/exactness.py --only=ragged --only=clip
+    python scripts/benchmarks/exactness.py --write=docs/exactness.md  # both, into that page
 
 Each feature trains one small problem for 3 epochs on one device and on 2 replicas, with the same
 data and global batch, by the same library. What is shown is the largest absolute difference of
 anything the training leaves: weights, logs, evaluate's results, predictions. "crash" is an
 exception, "hang" is no answer within 60 s, "-" is what a library does not have. tf_keras is
 installed when it is absent. Takes 5 minutes on 2 cores for one process, 15 for two. Exits 1 when
-tfdp deviates by more than 1e-5 anywhere.
+tfdp deviates anywhere by more than 1e-5, or than the tolerance that the feature has of its own.
 """
 
 import argparse
@@ -33,6 +34,16 @@ EPOCHS, FEATURES, CLASSES, BATCH, ROWS = 3, 6, 3, 6, 23
 LIMIT = 1e-5
 PATIENCE_SECONDS = 60
 START_SECONDS = 120
+# The columns of the page: title, contestant, strategy. (Keras 3 alone crashes on two workers.)
+COLUMNS = (
+    ("tfdp, mirrored", "tfdp", "mirrored"),
+    ("tfdp, 2 workers", "tfdp", "multi_worker"),
+    ("Keras 3, mirrored", "keras", "mirrored"),
+    ("tf_keras, mirrored", "tf_keras", "mirrored"),
+)
+# The table stands between these lines of the page.
+BEGIN = "<!-- table of scripts/benchmarks/exactness.py: begin -->"
+END = "<!-- table of scripts/benchmarks/exactness.py: end -->"
 
 
 def main() -> None:
@@ -40,6 +51,7 @@ def main() -> None:
     parser.add_argument("--strategy", choices=["mirrored", "multi_worker"], default="mirrored")
     parser.add_argument("--only", action="append", help="part of a feature's name")
     parser.add_argument("--contestant", choices=CONTESTANTS, action="append")
+    parser.add_argument("--write", metavar="PAGE", help="write the whole table into this page")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--output", help=argparse.SUPPRESS)
     parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
@@ -50,22 +62,39 @@ def main() -> None:
         return
     if importlib.util.find_spec("tf_keras") is None:
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "tf_keras<2.22"], check=True)
-    contestants = options.contestant or CONTESTANTS
-    found = {c: _collect(c, options, names) for c in contestants}
     what = "2 replicas in one process" if options.strategy == "mirrored" else "2 workers"
-    print(f"| off by, {what} | {' | '.join(contestants)} |")
-    print("|---|" + "---|" * len(contestants))
+    corner = f"off by, {what}"
+    columns = [(c, c, options.strategy) for c in options.contestant or CONTESTANTS]
+    if options.write:
+        if options.only or options.contestant:
+            parser.error("--write measures everything: leave out --only and --contestant")
+        corner, columns = "", list(COLUMNS)
+    found = [_collect(contestant, strategy, options, names) for _, contestant, strategy in columns]
+    lines = [f"| {corner} | {' | '.join(title for title, *_ in columns)} |".replace("|  |", "| |")]
+    lines.append("|---|" + "---|" * len(columns))
     for name in names:
-        cells = [_cell(found[c][name]) for c in contestants]
-        print(f"| {name} | {' | '.join(cells)} |")
-    wrong = [
+        lines.append(f"| {name} | {' | '.join(_cell(results[name]) for results in found)} |")
+    print("\n".join(lines))
+    if options.write:
+        _write(pathlib.Path(options.write), "\n".join(lines))
+    wrong = {
         name
+        for (_, contestant, _), results in zip(columns, found, strict=True)
         for name in names
-        if "tfdp" in found and not _within(found["tfdp"][name], TABLE[name].tolerance)
-    ]
+        if contestant == "tfdp" and not _within(results[name], TABLE[name].tolerance)
+    }
     if wrong:
-        print(f"MISSED by tfdp: {', '.join(wrong)}.")
+        print(f"MISSED by tfdp: {', '.join(sorted(wrong))}.")
     sys.exit(bool(wrong))
+
+
+def _write(page: pathlib.Path, table: str) -> None:
+    """Put a table in the place of the one that a page holds."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        sys.exit(f"{page} has no lines {BEGIN!r} and {END!r}.")
+    page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
 
 
 def _within(result: dict, tolerance: float) -> bool:
@@ -79,12 +108,12 @@ def _cell(result: dict) -> str:
     return result["failed"]
 
 
-def _collect(contestant: str, options: argparse.Namespace, names: list[str]) -> dict:
+def _collect(contestant: str, strategy: str, options: argparse.Namespace, names: list[str]) -> dict:
     """Run the features in child processes; a new child follows one that crashed or hung."""
     found: dict = {}
-    print(f"{contestant}:", end="", file=sys.stderr, flush=True)
+    print(f"{contestant}, {strategy}:", end="", file=sys.stderr, flush=True)
     while len(found) < len(names):
-        for name, result in _child(contestant, options, len(found)):
+        for name, result in _child(contestant, strategy, options, len(found)):
             found[name] = result
             print(f" {_cell(result)}", end="", file=sys.stderr, flush=True)
             if "detail" in result and os.environ.get("DETAILS"):
@@ -93,9 +122,9 @@ def _collect(contestant: str, options: argparse.Namespace, names: list[str]) -> 
     return found
 
 
-def _child(contestant: str, options: argparse.Namespace, skip: int):
+def _child(contestant: str, strategy: str, options: argparse.Namespace, skip: int):
     """Yield (feature, result) as a child writes them; end it when it is silent for too long."""
-    own = [f"--task={contestant}", f"--strategy={options.strategy}", f"--skip={skip}"]
+    own = [f"--task={contestant}", f"--strategy={strategy}", f"--skip={skip}"]
     own += [f"--only={part}" for part in options.only or []]
     names = [n for n in TABLE if not options.only or any(part in n for part in options.only)]
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +132,7 @@ def _child(contestant: str, options: argparse.Namespace, skip: int):
         os.mkfifo(pipe)
         own.append(f"--output={pipe}")
         command = [sys.executable, str(HERE), *own]
-        if options.strategy == "multi_worker":
+        if strategy == "multi_worker":
             launch = [sys.executable, "-m", "tfdp", "launch", "--workers=2"]
             command = [*launch, f"--log_dir={folder}/logs", "--", str(HERE), *own]
         log = open(pathlib.Path(folder) / "log", "w+")
