@@ -164,8 +164,8 @@ def launch_tasks(
         ports = ", ".join(str(cluster.port(task)) for task in cluster.tasks[:20])
         sys.stderr.write(
             f"tfdp: TensorFlow's servers ask for no password and listen on every interface, here "
-            f"on port{'s'[: len(cluster.tasks) > 1]} {ports}: --isolate, or a firewall (see the "
-            f"README), keeps others out.\n"
+            f"on port{'s'[: len(cluster.tasks) > 1]} {ports}: --isolate, or a firewall (see "
+            f"docs/launch.md), keeps others out.\n"
         )
     try:
         return local.run(
@@ -188,5 +188,5 @@ def _isolate() -> None:
     except OSError as error:
         raise UsageError(
             f"--isolate: a network namespace is not permitted here ({error.strerror or error}). "
-            f"Leave it out, and close the ports to others with a firewall (see the README)."
+            f"Leave it out, and close the ports to others with a firewall (see docs/launch.md)."
         ) from error

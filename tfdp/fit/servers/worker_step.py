@@ -172,9 +172,9 @@ class RemoteSteps:
             self._functions[key] = distribute.traced(run, _NUMBER, iterator_spec)
         return self._functions[key]
 
-    def totals(self, kind: str) -> "Totals":
+    def totals(self, kind: str) -> "SummedReports":
         """Return an empty sum of reports."""
-        return Totals(self, kind)
+        return SummedReports(self, kind)
 
     # -- on a worker --------------------------------------------------------------------------
 
@@ -362,7 +362,7 @@ class RemoteSteps:
         return tf.concat(parts, 0)
 
 
-class Totals:
+class SummedReports:
     """The sum of reports; of logs of a train_step's own it keeps the last, as Keras does.
 
     Attributes:
