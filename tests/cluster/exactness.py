@@ -2,7 +2,7 @@
 
     python -m tfdp.run exactness.py OUTPUT [GROUP ...]
 
-Without a GROUP: all that `on_workers` chooses. Each worker writes OUTPUT-0 or OUTPUT-1, with a line
+Without a GROUP: all cases. Each worker writes OUTPUT-0 or OUTPUT-1, with a line
 for each of its cases: the name and the differences, or the error. CASES=NAME,NAME in the
 environment chooses cases by their names, IMPLEMENTATION=gloo what carries the sums.
 """
@@ -19,6 +19,47 @@ from fit import cases
 
 import tfdp
 
+# One case for each thing that crosses processes; all of them run on replicas of one process.
+MECHANISMS = {
+    "batches": ("ragged_last", "all_but_one_empty", "one_row_known_sequences"),
+    "inputs": (
+        "validation_data",
+        "dataset_unknown",
+        "generator",
+        "string",
+        "sparse",
+        "ragged",
+        "unbuilt",
+        "train_shuffled",
+    ),
+    "losses": (
+        "reduction_mean_with_sample_weight_weighted",
+        "masked_weighted",
+        "function_scalar",
+        "two_outputs_weighted",
+    ),
+    "optimizers": ("global_clipnorm", "accumulation", "ema_overwrite", "loss_scale"),
+    "metrics": ("class_metrics", "layer_metric"),
+    "execution": (
+        "steps_per_execution_unknown",
+        "run_eagerly",
+        "jit_compile_loss_scale",
+        "test_step",
+        "train_step_ragged",
+        "train_step_logs",
+    ),
+    "precision": ("mixed_float16_jit", "overflow_executions"),
+    "scripts": (
+        "spectral_normalization",
+        "layer_counts",
+        "accumulation_by_hand",
+        "gradients_alone",
+        "optimizers_everywhere",
+        "metric_kept_over_epochs",
+        "sparse_gradients_in_one_execution",
+    ),
+}
+
 
 def main(output: str, groups: list[str]) -> None:
     carried = tfdp.Communication(implementation=os.environ.get("IMPLEMENTATION", "auto"))
@@ -29,7 +70,7 @@ def main(output: str, groups: list[str]) -> None:
     todo = [
         (group, case)
         for group in groups or cases.TABLES
-        for case in (cases.TABLES[group]() if groups or only else on_workers(group))
+        for case in cases.TABLES[group]()
         if not only or case.name in only
     ]
     with open(f"{output}-{worker}", "w") as file:
@@ -50,18 +91,6 @@ def main(output: str, groups: list[str]) -> None:
                     line["differences"] = cases.differences(own[at][0], together[at][0])
                 file.write(json.dumps(line) + "\n")
                 file.flush()
-
-
-def on_workers(group: str) -> list:
-    """Return the cases of a group that the suite runs on two workers.
-
-    All of them run on 2 and 3 replicas of one process. How losses and optimizers compute is the
-    same there; some of them show that what they sum crosses processes too.
-    """
-    table = cases.TABLES[group]()
-    if group in ("losses", "optimizers"):
-        return table[::3]
-    return [case for case in table if not case.name.endswith("_of_one_row")]
 
 
 def run(case, strategy) -> tuple[object, str]:

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from conftest import exhaustive_unless
 from fit import cases
 
-from cluster import exactness
+from cluster.exactness import MECHANISMS
 
 pytestmark = pytest.mark.cluster
 
@@ -20,16 +21,16 @@ SCRIPT = pathlib.Path(__file__).parent / "exactness.py"
 OVER_GLOO = ("batches", "precision")
 
 
-def run(folder: pathlib.Path, groups=(), **environment: str) -> dict[tuple[str, str], dict]:
+def run(folder: pathlib.Path, names, **environment: str) -> dict[tuple[str, str], dict]:
     """Run cases on two workers; return what they wrote, by group and case."""
     output = folder / "outcomes"
     command = [sys.executable, "-m", "tfdp", "launch", "--workers=2", f"--log_dir={folder}"]
     done = subprocess.run(
-        [*command, "--", str(SCRIPT), str(output), *groups],
+        [*command, "--", str(SCRIPT), str(output)],
         capture_output=True,
         text=True,
         timeout=1800,
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, "CASES": ",".join(names)},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     texts = [pathlib.Path(f"{output}-{worker}").read_text() for worker in range(2)]
@@ -37,27 +38,43 @@ def run(folder: pathlib.Path, groups=(), **environment: str) -> dict[tuple[str, 
     return {(line["group"], line["case"]): line for line in lines}
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[tuple[str, str], dict]:
-    return run(tmp_path_factory.mktemp("exactness"))
+def chosen(groups) -> list:
+    """Return a parameter set for each case: those of MECHANISMS, and with --all the others."""
+    return [
+        pytest.param(group, case.name, marks=exhaustive_unless(case.name in MECHANISMS[group]))
+        for group in groups
+        for case in cases.TABLES[group]()
+    ]
+
+
+def names(groups, config) -> list[str]:
+    """Return the names of the cases that this run of the tests looks at."""
+    everything = config.getoption("--all")
+    return [
+        case.name
+        for group in groups
+        for case in cases.TABLES[group]()
+        if everything or case.name in MECHANISMS[group]
+    ]
 
 
 @pytest.fixture(scope="module")
-def outcomes_over_gloo(tmp_path_factory) -> dict[tuple[str, str], dict]:
-    return run(tmp_path_factory.mktemp("gloo"), OVER_GLOO, IMPLEMENTATION="gloo")
+def outcomes(tmp_path_factory, pytestconfig) -> dict[tuple[str, str], dict]:
+    return run(tmp_path_factory.mktemp("exactness"), names(cases.TABLES, pytestconfig))
 
 
-@pytest.mark.parametrize(
-    ("group", "name"),
-    [(group, case.name) for group in cases.TABLES for case in exactness.on_workers(group)],
-)
+@pytest.fixture(scope="module")
+def outcomes_over_gloo(tmp_path_factory, pytestconfig) -> dict[tuple[str, str], dict]:
+    chosen = names(OVER_GLOO, pytestconfig)
+    return run(tmp_path_factory.mktemp("gloo"), chosen, IMPLEMENTATION="gloo")
+
+
+@pytest.mark.parametrize(("group", "name"), chosen(cases.TABLES))
 def test_two_workers_train_what_one_device_trains(group, name, outcomes):
     check(outcomes[group, name])
 
 
-@pytest.mark.parametrize(
-    ("group", "name"), [(group, case.name) for group in OVER_GLOO for case in cases.TABLES[group]()]
-)
+@pytest.mark.parametrize(("group", "name"), chosen(OVER_GLOO))
 def test_gloo_carries_the_same_sums(group, name, outcomes_over_gloo):
     check(outcomes_over_gloo[group, name])
 
