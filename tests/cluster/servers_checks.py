@@ -17,6 +17,7 @@ from fit import cases, script_cases
 
 import tfdp
 from tfdp import fit
+from tfdp.fit import call
 from tfdp.fit.servers import worker_feed
 
 STRATEGY = tfdp.strategy(
@@ -724,7 +725,7 @@ def readings() -> dict[str, Any]:
 
     rows = np.arange(24, dtype="float32")[:, None]
     batches = tf.data.Dataset.from_tensor_slices((rows, rows)).shuffle(24).batch(2)
-    orders = worker_feed.reader("replicated", rows, rows, batch_size=24)
+    orders = worker_feed.reader("replicated", call.Data(rows, rows, batch_size=24, shuffle=True))
     firsts = [
         next(iter(orders.function(tf.distribute.InputContext(3, i, 1))))[0][:, 0].numpy().tolist()
         for i in range(3)

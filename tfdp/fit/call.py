@@ -1,10 +1,11 @@
 """What one call of fit, evaluate or predict is made of, whoever trains: settings, logs, progress.
 
-verbose = session.verbosity("auto")
-data = session.adapter(x, y, batch_size=32)
-logs = session.to_python(model.get_metrics_result())
+verbose = call.verbosity("auto")
+data = call.Data(x, y, batch_size=32).adapter()
+logs = call.to_python(model.get_metrics_result())
 """
 
+import dataclasses
 import sys
 import types
 import warnings
@@ -51,33 +52,47 @@ def limit_epochs(epochs: int) -> int:
     return epochs
 
 
-def limit_steps(steps: int | None) -> int | None:
-    """Return the steps of an epoch, at most `keras.config.max_steps_per_epoch()`."""
-    limit = keras.config.max_steps_per_epoch()
-    return limit if limit and (steps is None or limit < steps) else steps
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data that a method is given, and how it is to be read: arguments of Keras's methods.
 
+    Attributes:
+        x: Inputs, or a dataset, a generator, a function of InputContext, ... of batches.
+        y: Labels, where x holds inputs alone.
+        sample_weight: Weights of the rows, likewise.
+        batch_size: Rows of a global batch, of arrays.
+        steps: Batches of an epoch; None for all that there are.
+        shuffle: Whether arrays are read in an order of their own in each epoch.
+        class_weight: Weights by label.
+    """
 
-def adapter(
-    x: Any,
-    y: Any = None,
-    *,
-    sample_weight: Any = None,
-    batch_size: int | None = None,
-    steps: int | None = None,
-    shuffle: Any = False,
-    class_weight: Any = None,
-) -> Any:
-    """Return Keras's adapter of what fit was given: see compat.data_adapter."""
-    return data_adapters.data_adapter(
-        x,
-        y,
-        sample_weight=sample_weight,
-        batch_size=batch_size,
-        steps_per_epoch=steps,
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+    batch_size: int | None = None
+    steps: int | None = None
+    shuffle: Any = False
+    class_weight: Any = None
+
+    @property
+    def most_steps(self) -> int | None:
+        """The steps of an epoch, at most `keras.config.max_steps_per_epoch()`."""
+        limit = keras.config.max_steps_per_epoch()
+        return limit if limit and (self.steps is None or limit < self.steps) else self.steps
+
+    def adapter(self) -> Any:
+        """Return Keras's adapter of it: see compat.data_adapters."""
         # Datasets and generators come in their order; Keras warns when asked to shuffle.
-        shuffle=shuffle and not isinstance(x, tf.data.Dataset | types.GeneratorType),
-        class_weight=class_weight,
-    )
+        ordered = isinstance(self.x, tf.data.Dataset | types.GeneratorType)
+        return data_adapters.data_adapter(
+            self.x,
+            self.y,
+            sample_weight=self.sample_weight,
+            batch_size=self.batch_size,
+            steps_per_epoch=self.steps,
+            shuffle=self.shuffle and not ordered,
+            class_weight=self.class_weight,
+        )
 
 
 def verbosity(verbose: Any) -> int:

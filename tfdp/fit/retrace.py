@@ -13,8 +13,11 @@ import tensorflow as tf
 T = TypeVar("T")
 
 
-class Retrace(Exception):
+class Retrace(BaseException):
     """Raised while a step is traced.
+
+    It is no error: what catches every Exception (a layer of Keras, which makes another one of each
+    that passes it, or code of the user) lets it through.
 
     Attributes:
         prepare: Makes what the step needs; called outside of the trace, in the strategy's scope.

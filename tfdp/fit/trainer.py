@@ -42,19 +42,8 @@ class Trainer:
 
     # -- what an engine does --------------------------------------------------------------------
 
-    def feed(
-        self,
-        x: Any,
-        y: Any = None,
-        *,
-        sample_weight: Any = None,
-        batch_size: int | None = None,
-        steps: int | None = None,
-        shuffle: Any = False,
-        class_weight: Any = None,
-        trains: bool = False,
-    ) -> Any:
-        """Return the batches of what a method is given; `trains` for those that fit trains on."""
+    def feed(self, data: call.Data, trains: bool = False) -> Any:
+        """Return the batches of what a method is given; `trains` for what fit trains on."""
         raise NotImplementedError
 
     def prepare(self, method: str, feed: Any, labelled: bool = True) -> Any:
@@ -145,28 +134,15 @@ class Trainer:
             (x, y, sample_weight), validation_data = data_adapters.train_validation_split(
                 (x, y, sample_weight), validation_split
             )
-        feed = self.feed(
-            x,
-            y,
-            sample_weight=sample_weight,
-            batch_size=batch_size,
-            steps=steps_per_epoch,
-            shuffle=shuffle,
-            class_weight=class_weight,
-            trains=True,
-        )
+        data = call.Data(x, y, sample_weight, batch_size, steps_per_epoch, shuffle, class_weight)
+        feed = self.feed(data, trains=True)
         steps = self.prepare("fit", feed)
         _log.info("Input: %s.", self.describe(feed))
         evaluation = None
         if validation_data is not None:
             val_x, val_y, val_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
-            evaluation = self.feed(
-                val_x,
-                val_y,
-                sample_weight=val_weight,
-                batch_size=validation_batch_size or batch_size,
-                steps=validation_steps,
-            )
+            size = validation_batch_size or batch_size
+            evaluation = self.feed(call.Data(val_x, val_y, val_weight, size, validation_steps))
         start: Logs = {"epochs": epochs, "initial_epoch": initial_epoch}
         start["validation_freq"] = validation_freq if evaluation else None
         self.check("fit", feed, {**start, **self.plan(callbacks, evaluation)})
@@ -222,7 +198,7 @@ class Trainer:
     ) -> Any:
         """Evaluate; the arguments and the result are those of `keras.Model.evaluate`."""
         call.check_compiled(self.model, "evaluate")
-        feed = self.feed(x, y, sample_weight=sample_weight, batch_size=batch_size, steps=steps)
+        feed = self.feed(call.Data(x, y, sample_weight, batch_size, steps))
         prepared = self.prepare("evaluate", feed)
         self.check("evaluate", feed)
         with contextlib.closing(feed):
@@ -241,7 +217,7 @@ class Trainer:
 
         Every process of a cluster gets all rows, in the order of the input.
         """
-        feed = self.feed(x, batch_size=batch_size, steps=steps)
+        feed = self.feed(call.Data(x, batch_size=batch_size, steps=steps))
         prepared = self.prepare("predict", feed, labelled=False)
         self.check("predict", feed)
         callbacks = self._callbacks(callbacks, verbose, feed)

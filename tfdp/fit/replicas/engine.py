@@ -51,33 +51,12 @@ class SyncTrainer(trainer.Trainer):
         self._key: tuple[Any, ...] = ()
         self._loop: loop_lib.Loop
 
-    def feed(
-        self,
-        x: Any,
-        y: Any = None,
-        *,
-        sample_weight: Any = None,
-        batch_size: int | None = None,
-        steps: int | None = None,
-        shuffle: Any = False,
-        class_weight: Any = None,
-        trains: bool = False,
-    ) -> feed_lib.Feed:
+    def feed(self, data: call_lib.Data, trains: bool = False) -> feed_lib.Feed:
         """Return the batches, split over the replicas."""
         del trains
-        data = x
-        if not feed_lib.is_distributed(x):
-            data = call_lib.adapter(
-                x,
-                y,
-                sample_weight=sample_weight,
-                batch_size=batch_size,
-                steps=steps,
-                shuffle=shuffle,
-                class_weight=class_weight,
-            )
+        given = data.x if feed_lib.is_distributed(data.x) else data.adapter()
         of_all = functools.partial(agreement.of_all, self.strategy, "batches of its shard")
-        return feed_lib.Feed(self.strategy, self._first, data, call_lib.limit_steps(steps), of_all)
+        return feed_lib.Feed(self.strategy, self._first, given, data.most_steps, of_all)
 
     def prepare(
         self, method: str, feed: feed_lib.Feed | feed_lib.Whole, labelled: bool = True
@@ -305,9 +284,10 @@ class SyncTrainer(trainer.Trainer):
         batch = data_adapters.whole_batch(x, y, sample_weight, class_weight)
         whole: feed_lib.Whole | feed_lib.Feed
         if batch is None:  # a sparse matrix, say
-            count = int(np.shape(keras.tree.flatten(x)[0])[0])
-            more = {"sample_weight": sample_weight, "class_weight": class_weight}
-            whole = self.feed(x, y, batch_size=max(1, count), **more)
+            count = max(1, int(np.shape(keras.tree.flatten(x)[0])[0]))
+            whole = self.feed(
+                call_lib.Data(x, y, sample_weight, batch_size=count, class_weight=class_weight)
+            )
         else:
             whole = feed_lib.Whole(self.strategy, self._first, batch)
         loop = self.prepare(f"{kind}_on_batch", whole, labelled=kind != "predict")

@@ -6,6 +6,7 @@ each applies its gradients on the servers without waiting for the others. One ba
     history = ServerTrainer(model, strategy, Options()).fit(dataset, epochs=3)
 """
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -48,39 +49,22 @@ class ServerTrainer(trainer.Trainer):
             model, strategy, self._coordinator, options, self._workers
         )
 
-    def feed(
-        self,
-        x: Any,
-        y: Any = None,
-        *,
-        sample_weight: Any = None,
-        batch_size: int | None = None,
-        steps: int | None = None,
-        shuffle: Any = False,
-        class_weight: Any = None,
-        trains: bool = False,
-    ) -> feed_lib.Feed | worker_feed.WorkerFeed:
+    def feed(self, data: call.Data, trains: bool = False) -> feed_lib.Feed | worker_feed.WorkerFeed:
         """Return the batches that the coordinator hands out, or the data that workers read."""
-        given = {
-            "sample_weight": sample_weight,
-            "batch_size": batch_size,
-            "shuffle": shuffle,
-            "class_weight": class_weight,
-        }
-        limit = call.limit_steps(steps)
         reading = self.options.reading
-        if trains and (feed_lib.is_distributed(x) or reading != "coordinator"):
+        if trains and (feed_lib.is_distributed(data.x) or reading != "coordinator"):
             if self.options.max_staleness == 0:
                 raise ValueError(
                     "max_staleness=0 splits each batch over the workers, so the coordinator reads "
                     "the data: give a tf.data.Dataset or arrays, not a function of InputContext."
                 )
-            reader = worker_feed.reader(reading, x, y, steps=limit, **given)
+            reader = worker_feed.reader(reading, data)
             return worker_feed.WorkerFeed(self._coordinator, self._workers, reader)
-        worker_feed.check_readable(x)
-        if feed_lib.is_distributed(x):
-            x = x(tf.distribute.InputContext())  # every record once
-        return feed_lib.Feed(self.strategy, 0, call.adapter(x, y, steps=steps, **given), limit)
+        worker_feed.check_readable(data.x)
+        if feed_lib.is_distributed(data.x):
+            every = data.x(tf.distribute.InputContext())  # every record once
+            data = dataclasses.replace(data, x=every)
+        return feed_lib.Feed(self.strategy, 0, data.adapter(), data.most_steps)
 
     def prepare(
         self, method: str, feed: feed_lib.Feed | worker_feed.WorkerFeed, labelled: bool = True
@@ -213,8 +197,9 @@ class ServerTrainer(trainer.Trainer):
     def on_batch(self, kind: str, data: tuple[Any, ...]) -> trainer.Logs:
         """Take one step on a batch, on one worker unless it is synchronous; return the logs."""
         x, y, sample_weight, class_weight = data
-        more = {"sample_weight": sample_weight, "class_weight": class_weight}
-        feed: Any = self.feed(x, y, batch_size=_count(x), **more)
+        feed: Any = self.feed(
+            call.Data(x, y, sample_weight, batch_size=_count(x), class_weight=class_weight)
+        )
         steps = self.prepare(f"{kind}_on_batch", feed)
         totals = steps.steps.totals(kind)
         summed = kind == "train" and self.options.max_staleness == 0

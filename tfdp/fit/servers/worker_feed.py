@@ -44,49 +44,35 @@ class Reader:
     what: str
 
 
-def reader(
-    reading: str,
-    x: Any,
-    y: Any = None,
-    *,
-    sample_weight: Any = None,
-    batch_size: int | None = None,
-    steps: int | None = None,
-    shuffle: Any = True,
-    class_weight: Any = None,
-) -> Reader:
+def reader(reading: str, data: call.Data) -> Reader:
     """Return a reader of what fit was given.
 
     Args:
         reading: "shard": worker i of n reads rows i, i + n, ... of arrays, shuffled anew each
             time; of a dataset what tf.data's auto-sharding gives it, files or batches.
             "replicated": every worker reads all rows of arrays, in an order of its own.
-        x: Arrays, a tf.data.Dataset, or a function of InputContext, which `reading` leaves alone.
-        y: As for fit.
-        sample_weight: As for fit.
-        batch_size: As for fit.
-        steps: Steps of an epoch; None for as many batches as there are.
-        shuffle: As for fit.
-        class_weight: As for fit.
+        data: Arrays, a tf.data.Dataset, or a function of InputContext, which `reading` leaves
+            alone.
 
     Raises:
         ValueError: If that cannot be read so.
     """
+    x, steps = data.x, data.most_steps
     check_readable(x)
     if feed_lib.is_distributed(x):
-        if any(one is not None for one in (y, sample_weight, class_weight)):
+        if any(one is not None for one in (data.y, data.sample_weight, data.class_weight)):
             raise ValueError("A function of InputContext gives labels and weights itself.")
         return Reader(x, steps, "what the function gives for its InputContext")
     dataset = isinstance(x, tf.data.Dataset)
     # Keras checks arrays, casts them and puts them together: as one batch of all rows.
     shapes = [getattr(leaf, "shape", None) for leaf in keras.tree.flatten(x)]
     rows = int(shapes[0][0]) if shapes and shapes[0] and not dataset else 0
-    adapter = call.adapter(
-        x, y, sample_weight=sample_weight, batch_size=rows or batch_size, class_weight=class_weight
-    )
+    adapter = dataclasses.replace(
+        data, batch_size=rows or data.batch_size, steps=None, shuffle=False
+    ).adapter()
     if dataset:
         return _of_dataset(reading, data_adapters.dataset(adapter), steps)
-    if reading == "replicated" and not shuffle:
+    if reading == "replicated" and not data.shuffle:
         raise ValueError(
             "reading='replicated' with shuffle=False would train each batch once on every worker: "
             "use reading='shard', or leave out shuffle=False."
@@ -99,7 +85,7 @@ def reader(
             f"reading={reading!r} takes no sparse arrays: give a tf.data.Dataset, or let the "
             "coordinator read (reading='coordinator')."
         )
-    return _of_arrays(reading, arrays, rows, batch_size or 32, steps, bool(shuffle))
+    return _of_arrays(reading, arrays, rows, data.batch_size or 32, steps, bool(data.shuffle))
 
 
 def _of_arrays(
