@@ -282,7 +282,7 @@ def _attribute_texts(kind: type) -> dict[str, str]:
     for name, text in found:
         words = " ".join(text.split())
         texts[name] = re.sub(
-            r"\b[A-Z]{4,}S?\b",
+            r"\b[A-Z][A-Z_]{3,}\b",
             lambda word: (
                 ", ".join(values[word[0]]) if isinstance(values.get(word[0]), tuple) else word[0]
             ),

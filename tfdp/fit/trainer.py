@@ -144,8 +144,10 @@ class Trainer:
             size = validation_batch_size or batch_size
             evaluation = self.feed(call.Data(val_x, val_y, val_weight, size, validation_steps))
         start: Logs = {"epochs": epochs, "initial_epoch": initial_epoch}
+        # In this order: where several things differ, the first is told.
+        start |= self.plan(callbacks, evaluation)
         start["validation_freq"] = validation_freq if evaluation else None
-        self.check("fit", feed, {**start, **self.plan(callbacks, evaluation)})
+        self.check("fit", feed, start)
         callbacks = self._callbacks(callbacks, verbose, feed, epochs=epochs, add_history=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(callbacks_lib.chief_writes(model, self.chief))
