@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import tensorflow as tf
 
-DIGITS = pathlib.Path(__file__).parent.parent / "tfdp" / "data" / "digits.csv.gz"
+DIGITS = pathlib.Path(__file__).parent.parent / "tfdp" / "datasets" / "digits.csv.gz"
 TEST_IMAGES = range(0, 1797, 225)  # every fifth image is in the test split
 
 

@@ -6,14 +6,14 @@ import re
 import keras
 import pytest
 
-import tfdp.data
+import tfdp.datasets
 from cluster import processes
 
 pytestmark = pytest.mark.cluster
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 SCRIPTS = pathlib.Path(__file__).with_name("scripts")
-CSV = str(pathlib.Path(tfdp.data.__file__).with_name("digits.csv.gz"))
+CSV = str(pathlib.Path(tfdp.datasets.__file__).with_name("digits.csv.gz"))
 
 
 def value(pattern, text):
