@@ -35,7 +35,8 @@ import sys
 import numpy as np
 import tensorflow as tf
 import tfdp
-from tfdp import export, models, strategies
+from tfdp import models, strategies
+from tfdp.serving import export
 strategies.use_cpu_replicas(2)
 strategy = tfdp.strategy("mirrored")
 assert strategy.num_replicas_in_sync == 2

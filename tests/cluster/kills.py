@@ -28,7 +28,7 @@ MAKE = """
 import sys
 import numpy as np
 import tensorflow as tf
-from tfdp import tfrecord
+from tfdp.data import tfrecord
 
 folder, rows, bad = sys.argv[1], int(sys.argv[2]), [int(n) for n in sys.argv[3].split(",")]
 

@@ -29,7 +29,7 @@ keras.utils.set_random_seed(config.seed)
 with strategy.scope():
     model = models.build(
         config.model.name,
-        digits.image_shape,
+        digits.input_shape,
         digits.classes,
         pixel_max=digits.pixel_max,
         dropout=0.0,
