@@ -2,16 +2,19 @@
 
 import json
 import os
+import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 from tfdp import manifest
 from tfdp.inference import folder as folder_lib
-from tfdp.inference import job, listing, shards
-from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.inference import input_files, job
+from tfdp.inference.failures import InferenceError, JobFailed
 from tfdp.inference.settings import Settings
+from tfdp.inference.status import State
 
 SIGNATURES = {
     "serving_default": {
@@ -152,37 +155,37 @@ def test_a_model_with_missing_files_is_refused(damage, line, has_manifest, place
         assert str(raised.value) == f"The model models/a/2 is not whole: {line}."
 
 
-def complete(place, rows=600, shard_rows=256, errors=()):
+def complete(place, errors=(), missing=(), rows=600):
     """An output folder as a job leaves it, made by hand."""
     out = place / "out"
-    work = out / ".tfdp" / "errors"
-    work.mkdir(parents=True)
-    found = listing.find("x.npy")
-    parts = shards.count(rows, shard_rows)
-    (out / "job.json").write_text(
-        json.dumps(
-            {
-                "model": manifest.verify(place / "models" / "a" / "2"),
-                "signature": "serving_default",
-                "format": "jsonl",
-                "id": "",
-                "map": {},
-                "jit_compile": False,
-                "batch_size": 32,
-                "shard_rows": shard_rows,
-                "input": folder_lib.describe_input("npy", found.names, found.stats, rows),
-            }
-        )
-    )
-    for number in range(parts):
-        (out / shards.part_name(number, parts, "jsonl")).write_text("a part\n")
+    (out / ".tfdp").mkdir(parents=True)
+    content = {
+        "model": manifest.verify(place / "models" / "a" / "2"),
+        "signature": "serving_default",
+        "format": "jsonl",
+        "id": "",
+        "map": {},
+        "jit_compile": False,
+        "batch_size": 32,
+        "shard_rows": 256,
+        "input": {"rows": rows, **input_files.find("x.npy").described()},
+        "columns": {"x": []},
+        "header": None,
+        "cut": [[[0, 0, 256, 0, 0]], [[0, 256, 256, 0, 0]], [[0, 512, 88, 0, 0]]],
+    }
+    folder_lib.write_job(out, content)
+    parts = folder_lib.Parts.of(out, content)
+    parts.errors.mkdir()
+    parts.writing.mkdir()
+    for number in {0, 1, 2} - set(missing):
+        parts.path(number).write_text("a part\n")
     if errors:
-        folder_lib.errors_path(out, 1).write_text("".join(f"{line}\n" for line in errors))
-    return out
+        parts.errors_path(1).write_text("".join(f"{line}\n" for line in errors))
+    return parts
 
 
 def test_nothing_is_done_where_nothing_is_missing(place):
-    out = complete(place, errors=["one", "two"])
+    out = complete(place, errors=["one", "two"]).folder
     summary = job.run(settings())
     assert summary == job.Summary(rows=600, errors=2, parts=3, predicted=0, seconds=0.0)
     assert (out / "errors.jsonl").read_text() == "one\ntwo\n"
@@ -224,8 +227,7 @@ def other_rows(place):
     ],
 )
 def test_parts_of_another_job_are_refused_with_the_difference(change, changes, difference, place):
-    out = complete(place)
-    os.remove(out / "part-00001-of-00003.jsonl")
+    complete(place, missing=[1])
     if change:
         change(place)
     with pytest.raises(InferenceError) as raised:
@@ -237,6 +239,127 @@ def test_parts_of_another_job_are_refused_with_the_difference(change, changes, d
 
 
 def test_a_missing_part_needs_a_worker(place):
-    os.remove(complete(place) / "part-00001-of-00003.jsonl")
+    complete(place, missing=[1])
     with pytest.raises(AssertionError, match="a worker was started"):
         job.run(settings())
+
+
+class Pool:
+    """Plays one worker: what it tells at each look, or how it has ended."""
+
+    def __init__(self, story):
+        self.workers = []
+        self.started = 0
+        self._story = iter(story)
+        self.start(0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def start(self, slot):
+        log = pathlib.Path("worker-0.log")
+        self.workers.append(types.SimpleNamespace(slot=slot, log=log, state=State()))
+        self.started += 1
+
+    def wait(self, seconds):
+        told = next(self._story)
+        if isinstance(told, BaseException):
+            raise told
+        if callable(told):
+            told()
+        elif isinstance(told, State):
+            self.workers[0].state = told
+        else:
+            return [(self.workers.pop(), told)]
+        return []
+
+
+@pytest.fixture
+def play(place, monkeypatch):
+    """Runs a job whose worker is played."""
+
+    def run(*story, **changes):
+        pool = Pool(story)
+        monkeypatch.setattr(job, "Pool", lambda *arguments: pool)
+        monkeypatch.setattr(job, "_LOOK_SHARE", 1e9)
+        return pool, job.run(settings(**changes))
+
+    return run
+
+
+def test_a_job_ends_when_its_last_part_is_there(place, play):
+    parts = complete(place, missing=[0, 2])
+    pool, summary = play(
+        State(ready=True, began=1.0, part=0, rows=200),
+        "was killed by SIGKILL",
+        parts.path(0).touch,
+        State(ready=True, began=9.0, part=2, errors=1),
+        lambda: parts.errors_path(2).write_text("bad\n"),
+        parts.path(2).touch,
+    )
+    assert pool.started == 2
+    assert (summary.rows, summary.errors, summary.parts, summary.predicted) == (600, 1, 3, 344)
+    assert summary.seconds > 1.0
+    assert not parts.writing.exists()
+
+
+def killed_at(number, times):
+    return [State(ready=True, part=number), "was killed by SIGSEGV"] * times
+
+
+FAR = "2 of 3 parts are complete; the same command goes on from there."
+
+
+def test_a_part_that_ends_every_worker_ends_the_job(place, play):
+    parts = complete(place, missing=[0, 2])
+    with pytest.raises(JobFailed) as raised:
+        # One that has finished its part does not count.
+        play(*killed_at(0, 4), *killed_at(2, 4), parts.path(2).touch, *killed_at(2, 9),
+             *killed_at(0, 1))  # fmt: skip
+    assert str(raised.value) == (
+        f"Shard 0 has ended 5 workers: the last one was killed by SIGSEGV. Log: worker-0.log. {FAR}"
+    )
+
+
+@pytest.mark.parametrize("how_far", [FAR, "No part has been begun; the same command starts again."])
+def test_workers_that_never_become_ready_end_the_job(how_far, place, play):
+    if how_far == FAR:
+        complete(place, missing=[2])
+    (place / "worker-0.log").write_text("Traceback:\nno memory\n")
+    with pytest.raises(JobFailed) as raised:
+        # Two, then one that is ready, then three.
+        play("exited with code 1", "exited with code 1", State(ready=True), State(ready=False),
+             "exited with code 1", "exited with code 1", "exited with code 1")  # fmt: skip
+    assert str(raised.value) == (
+        "Workers end before they have loaded the model: the last one exited with code 1. It said: "
+        f"no memory Log: worker-0.log. {how_far}"
+    )
+
+
+def test_too_many_errors_end_the_job_at_once_and_are_written(place, play):
+    parts = complete(place, missing=[2], errors=["one"])
+    (parts.writing / "00002.77.errors").write_text("two\nthree\n")
+    with pytest.raises(JobFailed) as raised:
+        play(State(ready=True, part=2, errors=1), State(ready=True, part=2, errors=2), max_errors=2)
+    assert str(raised.value) == (
+        "3 rows cannot be read, which is more than --max_errors=2: see out/errors.jsonl. " + FAR
+    )
+    assert (parts.folder / "errors.jsonl").read_text() == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "raises", "line"),
+    [
+        (JobFailed("The model has failed."), JobFailed, f"The model has failed. {FAR}"),
+        (InferenceError("The input has no feature."), InferenceError, "The input has no feature."),
+        (KeyboardInterrupt(), job.Interrupted, FAR),
+    ],
+)
+def test_what_ends_a_job(told, raises, line, place, play):
+    complete(place, missing=[2])
+    with pytest.raises(raises) as raised:
+        play(State(ready=True, part=2), told)
+    assert str(raised.value) == line

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfdp
 from tfdp import export
-from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.inference.failures import InferenceError, JobFailed
 
 X = np.random.default_rng(0).normal(size=(300, 4)).astype("float32")
 

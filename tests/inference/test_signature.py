@@ -1,7 +1,7 @@
 import pytest
 
 from tfdp.inference import signature
-from tfdp.inference.errors import InferenceError
+from tfdp.inference.failures import InferenceError
 from tfdp.inference.signature import Signature, Spec
 
 OUTPUTS = {"p": Spec("float32", (None, 10))}
@@ -209,7 +209,15 @@ def test_castable(dtype, wanted, expected):
     assert signature.castable(dtype, wanted) is expected
 
 
-def test_signatures_in_and_out_of_a_manifest():
-    signatures = {"serving_default": TWO, "examples": SERIALIZED}
-    signatures["examples"] = Signature("examples", SERIALIZED.inputs, OUTPUTS)
-    assert signature.from_json(signature.to_json(signatures)) == signatures
+def test_signatures_of_a_manifest():
+    manifest = {
+        "two": {
+            "inputs": {
+                "left": {"dtype": "float32", "shape": [None]},
+                "right": {"dtype": "int32", "shape": [None, 2]},
+            },
+            "outputs": {"p": {"dtype": "float32", "shape": [None, 10]}},
+        }
+    }
+    expected = Signature("two", TWO.inputs, OUTPUTS)
+    assert signature.from_json(manifest) == {"two": expected}

@@ -1,7 +1,7 @@
 """Reading a shard in batches: from raw records to the inputs of a signature.
 
-    read = reader("tfrecord", signature.inputs, columns, base="data")
-    for batch in read(shard.spans, rows=64):
+    read = reader("tfrecord", signature.inputs, columns, base="data", names=["a.tfrecord"])
+    for batch in read(spans, rows=64):
         batch.ids, batch.inputs, batch.errors
 
 A whole batch is converted at once. Where that fails each of its rows is converted alone, and those
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tfdp.inference import examples, images, records
-from tfdp.inference.errors import RowError
+from tfdp.inference import examples, raw_rows
+from tfdp.inference.failures import RowError
 from tfdp.inference.shards import Span
 from tfdp.inference.signature import RECORD, Spec
 
@@ -69,7 +69,8 @@ def reader(
     inputs: Mapping[str, Spec],
     columns: Mapping[str, Sequence[str]],
     *,
-    base: str = "",
+    base: str,
+    names: Sequence[str],
     header: Mapping[str, Any] | None = None,
     id_column: str = "",
     features: Any = None,
@@ -77,30 +78,31 @@ def reader(
     """Return what reads the spans of a shard in batches of so many records.
 
     Args:
-        kind: See listing.Found.
+        kind: See input_files.Found.
         inputs: Of the signature.
         columns: See signature.bind.
-        base: The folder to which ids are relative.
-        header: See listing.header.
+        base: The folder of the input.
+        names: The files in it, as ids have them.
+        header: See input_files.header.
         id_column: Column or feature that holds the id of a row; "" makes FILE:RECORD.
         features: Of the TFDS dataset.
     """
-    raws: Callable[[Span], Iterator[Any]]
+    raws: Callable[[str, Span], Iterator[Any]]
     name_of: Callable[[Any], str] | None = None
     if kind == "npy":
-        return _array_reader(inputs, columns, base, id_column)
+        return _array_reader(inputs, columns, base, names, id_column)
     if kind == "csv":
         assert header is not None
         convert, name_of = _csv(inputs, columns, header["columns"], id_column)
-        raws = records.read_csv
+        raws = raw_rows.read_csv
     elif kind == "images":
         ((name, spec),) = inputs.items()
-        convert, raws = images.converter(name, spec), _file_content
+        convert, raws = examples.image_converter(name, spec), _file_content
     else:
-        raws = records.read_tfrecord
+        raws = raw_rows.read_tfrecord
         if RECORD in [column[0] for column in columns.values()]:
             ((name, spec),) = inputs.items()
-            convert = _whole(name, spec)
+            convert = examples.string_converter(name, spec)
         elif kind == "tfds":
             convert = examples.tfds_converter(inputs, columns, features)
         else:
@@ -108,26 +110,20 @@ def reader(
         if id_column:
             name_of = lambda raw: examples.id_of(raw, id_column)  # noqa: E731
 
+    def rows_of(span: Span) -> Iterator[tuple[str, int, Any]]:
+        file, number = names[span.file], span.first
+        for raw in raws(os.path.join(base, file), span):
+            yield file, number, raw
+            number += 1
+        # What a damaged file hides was counted as one record; if it shrank since, say so.
+        for missing in range(number, span.first + span.count):
+            error = RowError("the file has become shorter since its records were counted")
+            yield file, missing, error
+
     def read(spans: Iterable[Span], rows: int) -> Iterator[Batch]:
-        waiting: list[tuple[str, int, Any]] = []
-        for span in spans:
-            file = os.path.relpath(span.file, base or ".")
-            number = span.first
-            for raw in raws(span):
-                waiting.append((file, number, raw))
-                number += 1
-                if len(waiting) == rows:
-                    yield _batch(waiting, convert, name_of, by_file=kind == "images")
-                    waiting = []
-            # What a damaged file hides was counted as one record; if it shrank since, say so.
-            for missing in range(number, span.first + span.count):
-                error = RowError("the file has become shorter since its records were counted")
-                waiting.append((file, missing, error))
-                if len(waiting) == rows:
-                    yield _batch(waiting, convert, name_of, by_file=kind == "images")
-                    waiting = []
-        if waiting:
-            yield _batch(waiting, convert, name_of, by_file=kind == "images")
+        every = itertools.chain.from_iterable(map(rows_of, spans))
+        while batch := list(itertools.islice(every, rows)):
+            yield _batch(batch, convert, name_of, by_file=kind == "images")
 
     return read
 
@@ -189,16 +185,10 @@ def _id(row: Sequence[Any], name_of: Callable[[Any], str] | None, by_file: bool)
     return file if by_file else f"{file}:{number}"
 
 
-def _whole(name: str, spec: Spec) -> Convert:
-    def convert(raws: Sequence[bytes]) -> Inputs:
-        return {name: np.array(raws, object).reshape(-1, *spec.row)}
-
-    return convert
-
-
-def _file_content(span: Span) -> Iterator[bytes | RowError]:
+def _file_content(path: str, span: Span) -> Iterator[bytes | RowError]:
+    del span  # a file is one row
     try:
-        with open(span.file, "rb") as file:
+        with open(path, "rb") as file:
             yield file.read()
     except OSError as error:
         yield RowError(f"the file cannot be read: {error.strerror or error}")
@@ -249,13 +239,17 @@ def _value(cell: str, dtype: str, column: str) -> Any:
 
 
 def _array_reader(
-    inputs: Mapping[str, Spec], columns: Mapping[str, Sequence[str]], base: str, id_column: str
+    inputs: Mapping[str, Spec],
+    columns: Mapping[str, Sequence[str]],
+    base: str,
+    names: Sequence[str],
+    id_column: str,
 ) -> Read:
     def read(spans: Iterable[Span], rows: int) -> Iterator[Batch]:
         for span in spans:
-            file = os.path.relpath(span.file, base or ".")
+            file = names[span.file]
             # Slices are copied: what is mapped counts as memory of this process.
-            array = np.load(span.file, mmap_mode="r", allow_pickle=False)
+            array = np.load(os.path.join(base, file), mmap_mode="r", allow_pickle=False)
             for first in range(span.first, span.first + span.count, rows):
                 last = min(first + rows, span.first + span.count)
                 block = array[first:last]
@@ -265,11 +259,11 @@ def _array_reader(
                     for name, spec in inputs.items()
                 }
                 if id_column:
-                    names = [_text(value) for value in block[id_column].tolist()]
+                    ids = [_text(value) for value in block[id_column].tolist()]
                 else:
-                    names = [f"{file}:{number}" for number in numbers]
+                    ids = [f"{file}:{number}" for number in numbers]
                 where = [(at, file, number) for at, number in enumerate(numbers)]
-                yield Batch(where, names, taken, ())
+                yield Batch(where, ids, taken, ())
 
     return read
 

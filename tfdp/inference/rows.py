@@ -16,7 +16,7 @@ import numpy as np
 from tfdp import manifest, tfrecord
 from tfdp.inference import job, shards, signature
 from tfdp.inference import settings as settings_lib
-from tfdp.inference.errors import InferenceError
+from tfdp.inference.failures import InferenceError
 from tfdp.inference.signature import Signature
 
 Rows = dict[str, np.ndarray]
@@ -118,7 +118,7 @@ def _here(
     version: pathlib.Path, blocks: Iterator[Rows], name: str, batch_size: int, jit_compile: bool
 ) -> Rows:
     from tfdp.inference import model
-    from tfdp.inference.errors import JobFailed
+    from tfdp.inference.failures import JobFailed
 
     manifest.verify(version)
     loaded, signatures = model.load(version)

@@ -7,8 +7,9 @@ check(settings)
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
-from tfdp.inference.errors import InferenceError
+from tfdp.inference.failures import InferenceError
 
 FORMATS = ("jsonl", "csv", "npy", "tfrecord")
 DEFAULT_BATCH_SIZE = 64
@@ -51,6 +52,33 @@ class Settings:
     data_dir: str = ""
     timeout_seconds: float = 60.0
     threads: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker is told, as JSON in its command line; job.json holds the rest.
+
+    Attributes:
+        folder: The output folder.
+        launcher: The process that has started it: when that is gone it finishes its part and ends.
+        workers: How many that process has started.
+        threads: Of its model.
+        model: The folder of the version.
+        input: As in Settings.
+        data_dir: As in Settings.
+        timeout_seconds: As in Settings.
+        job: The entries of job.json that the command decides.
+    """
+
+    folder: str
+    launcher: int
+    workers: int
+    threads: int
+    model: str
+    input: str
+    data_dir: str
+    timeout_seconds: float
+    job: Mapping[str, Any]
 
 
 def check(settings: Settings) -> None:

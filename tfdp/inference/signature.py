@@ -3,7 +3,7 @@
     signature = choose(signatures, "serving_default")
     columns = bind(signature, "csv", {"columns": [...]}, {})    # {"x": ["x_0", "x_1"]}
 
-Plain facts and pure functions: what a model has is read from its manifest, or told by a worker.
+Plain facts and pure functions: what a model has is read from its manifest, or by model.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfdp.inference.errors import InferenceError
+from tfdp.inference.failures import InferenceError
 
 # In place of a feature's name: the whole record, as it is.
 RECORD = "@record"
@@ -56,19 +56,6 @@ class Signature:
         return f"{self.name}({inputs}) -> {outputs}"
 
 
-def to_json(signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """Return signatures as they stand in a manifest."""
-    return {
-        name: {
-            side: {
-                key: {"dtype": spec.dtype, "shape": list(spec.shape)} for key, spec in specs.items()
-            }
-            for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
-        }
-        for name, signature in signatures.items()
-    }
-
-
 def from_json(content: Mapping[str, Any]) -> dict[str, Signature]:
     """Return the signatures of a manifest."""
 
@@ -107,15 +94,17 @@ def bind(
     header: Mapping[str, Any] | None,
     mapping: Mapping[str, Sequence[str]],
     signatures: Mapping[str, Signature] | None = None,
+    id_column: str = "",
 ) -> dict[str, list[str]]:
     """Return the columns (or features) of the input for each input of the signature.
 
     Args:
         signature: What is to be called.
-        kind: Of the input, see listing.Found.
-        header: See listing.header; for TFDS {"features": {name: [dtype, shape]}}.
+        kind: Of the input, see input_files.Found.
+        header: See input_files.header; for TFDS {"features": {name: [dtype, shape]}}.
         mapping: The user's own choice: names of the input by input of the signature.
         signatures: All that the model has, for the error.
+        id_column: Holds the ids of the rows, "" if nothing does.
 
     Raises:
         InferenceError: If the input does not fit, with the signatures of the model.
@@ -137,9 +126,22 @@ def bind(
         "tfds": _bind_features,
     }[kind]
     try:
-        return check(signature, header or {}, mapping)
+        bound = check(signature, header or {}, mapping)
     except InferenceError as error:
         raise InferenceError(f"{error} {model}") from None
+    if id_column:
+        _check_id(kind, header or {}, id_column)
+    return bound
+
+
+def _check_id(kind: str, header: Mapping[str, Any], column: str) -> None:
+    if kind == "images" or (kind == "npy" and not header["fields"]):
+        raise InferenceError(f"--id={column}: {kind} have no columns; leave it out.")
+    have = header.get({"csv": "columns", "npy": "fields"}.get(kind, ""))
+    if have is not None and column not in have:
+        raise InferenceError(
+            f"--id={column}: the input has no such column. It has {', '.join(have)}."
+        )
 
 
 def _all(signatures: Mapping[str, Signature]) -> str:

@@ -2,8 +2,8 @@ import pytest
 import tensorflow as tf
 
 from tfdp import tfrecord
-from tfdp.inference import records, shards
-from tfdp.inference.errors import InferenceError, RowError
+from tfdp.inference import raw_rows, shards
+from tfdp.inference.failures import InferenceError, RowError
 
 RECORDS = [b"record %d" % number * (number % 7) for number in range(1000)]
 
@@ -19,17 +19,18 @@ def write_tfrecord(path, contents):
 def read_in_shards(file, read, shard_rows):
     return [
         record
-        for shard in shards.cut([file], shard_rows)
-        for span in shard.spans
-        for record in read(span)
+        for spans in shards.cut([file], shard_rows)
+        for span in spans
+        for record in read(file.name, span)
     ]
 
 
 @pytest.mark.parametrize("shard_rows", [1, 100, 256, 333, 1000, 2000])
 def test_tfrecord_in_shards(shard_rows, tmp_path):
-    file = records.scan_tfrecord(write_tfrecord(tmp_path / "a.tfrecord", RECORDS))
+    path = write_tfrecord(tmp_path / "a.tfrecord", RECORDS)
+    file = raw_rows.scan_tfrecord(path, path)
     assert file.records == 1000
-    assert read_in_shards(file, records.read_tfrecord, shard_rows) == RECORDS
+    assert read_in_shards(file, raw_rows.read_tfrecord, shard_rows) == RECORDS
 
 
 def test_frame_is_what_tensorflow_writes(tmp_path):
@@ -53,28 +54,33 @@ def damage(name, frames):
     ("name", "expected"),
     [
         ("content", [b"one", "its checksum is wrong", b"three"]),
-        ("header", [b"one", "its header is damaged: the rest of the file cannot be read"]),
+        ("header", [b"one", "its header is damaged, so nothing behind it can be found"]),
         ("cut", [b"one", "the file ends in the middle of it"]),
-        ("cut header", [b"one", "its header is damaged: the rest of the file cannot be read"]),
+        ("cut header", [b"one", "the file ends in the middle of its header"]),
     ],
 )
 def test_damaged_tfrecords(name, expected, tmp_path):
     path = tmp_path / "a.tfrecord"
     path.write_bytes(damage(name, [tfrecord.frame(word) for word in (b"one", b"two!", b"three")]))
-    file = records.scan_tfrecord(str(path))
-    found = read_in_shards(file, records.read_tfrecord, 1)
+    file = raw_rows.scan_tfrecord(str(path), str(path))
+    found = read_in_shards(file, raw_rows.read_tfrecord, 1)
     assert [r.args[0] if isinstance(r, RowError) else r for r in found] == expected
     assert file.records == len(expected)
 
 
-def test_no_tfrecord(tmp_path):
-    (tmp_path / "a.tfrecord").write_bytes(b"\x1f\x8b\x08 something that is packed")
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"a,b\n1,2\n", "does not begin with a TFRecord."),
+        (b"\x1f\x8b\x08 something", "is packed with GZIP. Unpack it first."),
+    ],
+)
+def test_no_tfrecord(content, why, tmp_path):
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(content)
     with pytest.raises(InferenceError) as raised:
-        records.scan_tfrecord(str(tmp_path / "a.tfrecord"))
-    assert str(raised.value) == (
-        f"{tmp_path}/a.tfrecord does not begin with a TFRecord. Compressed files have to be "
-        "unpacked first."
-    )
+        raw_rows.scan_tfrecord(str(path), "a.tfrecord")
+    assert str(raised.value) == f"{path} {why}"
 
 
 CSV = '''\
@@ -102,14 +108,14 @@ ROWS = [
 @pytest.mark.parametrize("shard_rows", [1, 2, 100])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_csv_in_shards(shard_rows, end, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_STRIDE", 2)
+    monkeypatch.setattr(shards, "STRIDE", 2)
     path = tmp_path / "a.csv"
     path.write_bytes(CSV.replace("\n", end).encode())
-    file = records.scan_csv(str(path))
+    file = raw_rows.scan_csv(str(path), str(path))
     assert (file.records, len(file.offsets)) == (7, 4)
     expected = [[cell.replace("\n", end) for cell in row] for row in ROWS]
-    assert read_in_shards(file, records.read_csv, shard_rows) == expected
-    assert records.csv_header(str(path)) == ["name", "x", "y"]
+    assert read_in_shards(file, raw_rows.read_csv, shard_rows) == expected
+    assert raw_rows.csv_header(str(path)) == ["name", "x", "y"]
 
 
 @pytest.mark.parametrize(
@@ -119,11 +125,11 @@ def test_csv_in_shards(shard_rows, end, tmp_path, monkeypatch):
 def test_csv_without_names(content, why, tmp_path):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(InferenceError) as raised:
-        records.csv_header(str(tmp_path / "a.csv"))
+        raw_rows.csv_header(str(tmp_path / "a.csv"))
     line = f"{tmp_path}/a.csv: its first line has to name the columns, but {why}."
     assert str(raised.value) == line
 
 
 def test_names_without_the_mark_of_spreadsheets(tmp_path):
     (tmp_path / "a.csv").write_bytes("\ufeffa, b\n1,2\n".encode())
-    assert records.csv_header(str(tmp_path / "a.csv")) == ["a", "b"]
+    assert raw_rows.csv_header(str(tmp_path / "a.csv")) == ["a", "b"]

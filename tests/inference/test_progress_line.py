@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from tfdp.inference.progress import Progress, describe
+from tfdp.inference.progress_line import Progress, describe
 
 
 class Terminal(io.StringIO):
