@@ -296,7 +296,7 @@ def test_a_job_ends_when_its_last_part_is_there(place, play):
         State(ready=True, began=1.0, part=0, rows=200),
         "was killed by SIGKILL",
         parts.path(0).touch,
-        State(ready=True, began=9.0, part=2, errors=1),
+        State(ready=True, began=9.0, part=2),
         lambda: parts.errors_path(2).write_text("bad\n"),
         parts.path(2).touch,
     )
@@ -341,9 +341,14 @@ def test_workers_that_never_become_ready_end_the_job(how_far, place, play):
 
 def test_too_many_errors_end_the_job_at_once_and_are_written(place, play):
     parts = complete(place, missing=[2], errors=["one"])
-    (parts.writing / "00002.77.errors").write_text("two\nthree\n")
+    bad = parts.writing / "00002.77.errors"
     with pytest.raises(JobFailed) as raised:
-        play(State(ready=True, part=2, errors=1), State(ready=True, part=2, errors=2), max_errors=2)
+        play(
+            State(ready=True, part=2),
+            lambda: bad.write_text("two\n"),
+            lambda: bad.write_text("two\nthree\n"),
+            max_errors=2,
+        )
     assert str(raised.value) == (
         "3 rows cannot be read, which is more than --max_errors=2: see out/errors.jsonl. " + FAR
     )

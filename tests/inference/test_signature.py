@@ -125,7 +125,8 @@ def test_bind(model, kind, header, mapping, expected):
             "npy",
             {"fields": {"left": ["float32", []], "r": ["int16", [2]]}},
             {},
-            f"The input has no field 'right' for right: int32 (?, 2). It has left, r. {HAS_TWO}",
+            f"The input has no field 'right' for right: int32 (?, 2). It has left, r. Name "
+            f"another with --map=right=FIELD. {HAS_TWO}",
         ),
         (
             VECTOR,

@@ -242,7 +242,7 @@ class Parts:
         return self.folder / shards.part_name(number, self.count, self.extension)
 
     def missing(self, among: Iterable[int] | None = None) -> list[int]:
-        """Return the numbers of the parts that are not there, in order; look at some or at all."""
+        """Return the numbers of the parts that are not there, of some or of all, in order."""
         present = set(os.listdir(self.folder))
         numbers = range(self.count) if among is None else among
         return [number for number in numbers if self.path(number).name not in present]
@@ -251,34 +251,36 @@ class Parts:
         """Return the file of the unreadable rows of a part that is there."""
         return self.errors / f"{number:05}"
 
-    def collect_errors(self) -> int:
-        """Write errors.jsonl, in the order of the input; return how many rows it names."""
+    def error_lines(self) -> list[str]:
+        """Return the unreadable rows that are known so far, in the order of the input."""
         lines: dict[int, list[str]] = {}
         for path in (*self.errors.glob("*"), *self.writing.glob("*.errors")):
-            number, found = int(path.name[:5]), _whole_lines(path)
+            number, found = int(path.name.partition(".")[0]), _whole_lines(path)
             # Two processes may have begun it.
             lines[number] = max(lines.get(number, []), found, key=len)
-        flat = [line for number in sorted(lines) for line in lines[number]]
-        if flat:
-            write_beside(self.folder / ERRORS, "".join(flat))
+        return [line for number in sorted(lines) for line in lines[number]]
+
+    def collect_errors(self, most: int) -> int:
+        """Write errors.jsonl; return how many rows it names.
+
+        Raises:
+            JobFailed: If there are more than `most`, or it cannot be written.
+        """
+        lines = self.error_lines()
+        if lines:
+            write_beside(self.folder / ERRORS, "".join(lines))
         else:
             (self.folder / ERRORS).unlink(missing_ok=True)
-        return len(flat)
-
-    def count_errors(self, number: int) -> int:
-        """Return how many rows of a part that is there could not be read."""
-        return len(_whole_lines(self.errors_path(number)))
-
-    def too_many(self, errors: int, most: int) -> str:
-        """Return what to say when more rows are unreadable than are allowed."""
-        return (
-            f"{errors} rows cannot be read, which is more than --max_errors={most}: see "
-            f"{self.folder / ERRORS}."
-        )
+        if len(lines) > most:
+            raise JobFailed(
+                f"{len(lines)} rows cannot be read, which is more than --max_errors={most}: see "
+                f"{self.folder / ERRORS}."
+            )
+        return len(lines)
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:
-    """Return the lines of a file that may be absent, or be written now."""
+    """Return the lines of a file that may have been renamed now, or be written."""
     try:
         lines = path.read_text().splitlines(keepends=True)
     except FileNotFoundError:

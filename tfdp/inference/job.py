@@ -150,12 +150,15 @@ class _Run:
     def __init__(self, settings: Settings, order: WorkerSettings, stream: IO[str] | None) -> None:
         self._settings = settings
         self._order = order
-        self._folder = pathlib.Path(settings.output)
         self._stream = stream
-        self._tally: _Tally | None = None
-        self._progress: Progress | None = None
         self._deaths: collections.Counter[int | None] = collections.Counter()
         self._began = math.inf
+        # Known as soon as job.json is there.
+        self._parts: folder_lib.Parts | None = None
+        self._missing: list[int] = []
+        self._errors = 0
+        self._look_again = 0.0
+        self._progress: Progress | None = None
 
     def run(self) -> Summary:
         """Watch the workers until nothing is missing."""
@@ -167,117 +170,81 @@ class _Run:
                         pool.start(worker.slot)
                 ended_at = time.monotonic()
         except KeyboardInterrupt:
-            self._close_line()
             raise Interrupted(self._how_far()) from None
         except JobFailed as error:
             raise JobFailed(f"{error} {self._how_far()}") from error
         finally:
-            self._close_line()
-            if self._tally is not None:
-                shutil.rmtree(self._tally.parts.writing, ignore_errors=True)
-        assert self._tally is not None
+            if self._progress and self._parts:
+                self._progress.close()
+                shutil.rmtree(self._parts.writing, ignore_errors=True)
+        assert self._parts is not None
+        assert self._progress is not None
         # Workers of an earlier launcher may have made all that was missing.
         began = started if math.isinf(self._began) else self._began
-        return _finish(self._settings, self._tally.parts, self._tally.new_rows, ended_at - began)
+        predicted = self._parts.rows - self._progress.before
+        return _finish(self._settings, self._parts, predicted, ended_at - began)
 
     def _is_done(self, pool: Pool, ended: list[tuple[Worker, str]]) -> bool:
-        self._tally = self._tally or self._begin()
+        for worker in (*pool.workers, *(worker for worker, _ in ended)):
+            self._began = min(self._began, worker.state.began or math.inf)
+        if self._parts is None or ended or time.monotonic() >= self._look_again:
+            self._look()
         for worker, how in ended:
             self._count_death(worker, how)
         if any(worker.state.ready for worker in pool.workers):
             self._deaths.pop(None, None)
-        if self._tally is None:  # no worker has found out yet what there is to do
+        if self._parts is None or self._progress is None:
             return False
-        tally = self._tally
-        tally.look(now=bool(ended))
-        for worker in (*pool.workers, *(worker for worker, _ in ended)):
-            self._began = min(self._began, worker.state.began or math.inf)
+        if self._errors > self._settings.max_errors:
+            self._parts.collect_errors(self._settings.max_errors)
         # A worker may tell of a part that is there already.
-        running = [w.state for w in pool.workers if w.state.part in tally.missing]
-        errors = tally.errors + sum(state.errors for state in running)
-        if errors > self._settings.max_errors:
-            written = tally.parts.collect_errors()
-            raise JobFailed(tally.parts.too_many(written, self._settings.max_errors))
-        assert self._progress is not None
-        self._progress.show(tally.done_rows + sum(state.rows for state in running), errors)
-        return not tally.missing
+        running = [worker.state.rows for worker in pool.workers
+                   if worker.state.part in self._missing]  # fmt: skip
+        self._progress.show(self._done_rows() + sum(running), self._errors)
+        return not self._missing
 
-    def _begin(self) -> "_Tally | None":
-        job = folder_lib.read_job(self._folder)
-        if job is None:
-            return None
-        folder_lib.check_same_job(self._folder, job, self._order.job)
-        tally = _Tally(folder_lib.Parts.of(self._folder, job))
-        self._progress = Progress(self._stream, tally.parts.rows)
-        self._progress.start(tally.done_rows)
-        return tally
+    def _look(self) -> None:
+        """Look what there is in the folder."""
+        began = time.monotonic()
+        folder = pathlib.Path(self._settings.output)
+        job = folder_lib.read_job(folder) if self._parts is None else None
+        if job is not None:
+            folder_lib.check_same_job(folder, job, self._order.job)
+            self._parts = folder_lib.Parts.of(folder, job)
+            self._missing = self._parts.missing()
+            self._progress = Progress(self._stream, self._parts.rows, self._done_rows())
+        if self._parts is not None:
+            self._missing = self._parts.missing(self._missing)
+            self._errors = len(self._parts.error_lines())
+        ended = time.monotonic()
+        self._look_again = ended + (ended - began) / _LOOK_SHARE
+
+    def _done_rows(self) -> int:
+        parts = self._parts
+        return parts.rows - sum(map(parts.rows_of, self._missing)) if parts else 0
 
     def _count_death(self, worker: Worker, how: str) -> None:
         """Give up where workers end one after the other, at one part or before the first."""
         number = worker.state.part
-        if number is not None and self._tally and self._tally.parts.path(number).exists():
+        if number is not None and number not in self._missing:
             return  # between two parts: that has cost nothing
         self._deaths[number] += 1
-        said = f"{how}.{last_words(worker.log)} Log: {worker.log}."
+        said = f"the last one {how}.{last_words(worker.log)} Log: {worker.log}."
         if number is None and self._deaths[None] >= _FAILED_STARTS:
-            raise JobFailed(f"Workers end before they have loaded the model: the last one {said}")
+            raise JobFailed(f"Workers end before they have loaded the model: {said}")
         if number is not None and self._deaths[number] >= _DEATHS:
-            raise JobFailed(f"Shard {number} has ended {_DEATHS} workers: the last one {said}")
+            raise JobFailed(f"Shard {number} has ended {_DEATHS} workers: {said}")
 
     def _how_far(self) -> str:
-        if self._tally is None:
+        if self._parts is None:
             return "No part has been begun; the same command starts again."
-        self._tally.look(now=True)
-        count = self._tally.parts.count
-        complete = count - len(self._tally.missing)
+        count = self._parts.count
+        complete = count - len(self._parts.missing())
         return f"{complete} of {count} parts are complete; the same command goes on from there."
-
-    def _close_line(self) -> None:
-        if self._progress is not None:
-            self._progress.close()
-
-
-class _Tally:
-    """What there is of a job.
-
-    Attributes:
-        parts: All its parts.
-        missing: The numbers of those that are not there.
-        errors: Unreadable rows of those that are.
-        done_rows: Rows of those that are, unreadable ones too.
-    """
-
-    def __init__(self, parts: folder_lib.Parts) -> None:
-        self.parts = parts
-        self.missing = set(range(parts.count))
-        self.errors = self.done_rows = 0
-        self._look_again = 0.0
-        self.look(now=True)
-        self._rows_before = self.done_rows
-
-    @property
-    def new_rows(self) -> int:
-        """Rows of the parts that have come since the beginning."""
-        return self.done_rows - self._rows_before
-
-    def look(self, now: bool = False) -> None:
-        """Look which parts have come, at once or if that has not been done lately."""
-        began = time.monotonic()
-        if not now and began < self._look_again:
-            return
-        missing = set(self.parts.missing(self.missing))
-        for number in self.missing - missing:
-            self.errors += self.parts.count_errors(number)
-            self.done_rows += self.parts.rows_of(number)
-        self.missing = missing
-        ended = time.monotonic()
-        self._look_again = ended + (ended - began) / _LOOK_SHARE
 
 
 def _finish(settings: Settings, parts: folder_lib.Parts, predicted: int, seconds: float) -> Summary:
-    errors = parts.collect_errors()
-    if errors > settings.max_errors:
-        raise JobFailed(parts.too_many(errors, settings.max_errors))
+    errors = parts.collect_errors(settings.max_errors)
     counts = {
         "rows": parts.rows,
         "predicted": parts.rows - errors,

@@ -35,9 +35,8 @@ class Part:
             outputs: Type and shape of a row of each output, see writers.make.
         """
         self.number = number
-        self.errors = 0
         self._parts = parts
-        self._rows = 0
+        self._rows = self._errors = 0
         self._outputs = outputs
         self._writer: writers.Writer | None = None
         # Named after this process: one that is stopped may have been taken for dead, and goes on.
@@ -65,11 +64,11 @@ class Part:
             JobFailed: If it has not as many rows as were counted.
             OSError: If it cannot be written.
         """
-        wanted = self._parts.rows_of(self.number)
-        if self._rows + self.errors != wanted:
+        counted = self._parts.rows_of(self.number)
+        if self._rows + self._errors != counted:
             raise JobFailed(
-                f"Part {self.number} has {self._rows} rows and {self.errors} errors, but its input "
-                f"had {wanted} records when they were counted: was it changed?"
+                f"Part {self.number} has {self._rows} rows and {self._errors} errors, but its "
+                f"input had {counted} records when they were counted: was it changed?"
             )
         self._writer_of({}).close()
         errors = self._parts.errors_path(self.number)
@@ -87,7 +86,7 @@ class Part:
             self._error_file.write(line + "\n")
         # At once: the supervisor may want them when they have become too many.
         self._error_file.flush()
-        self.errors += len(bad)
+        self._errors += len(bad)
 
     def _writer_of(self, outputs: dict[str, Any]) -> writers.Writer:
         if self._writer is None:

@@ -30,7 +30,6 @@ class State:
         began: When the first part was begun, by time.monotonic(), which all processes share.
         part: The part that is being made.
         rows: Its rows that have been run.
-        errors: Its rows that could not be read.
         failure: Why the worker cannot go on, "" if it can.
         mistake: Whether the command is to blame for that (InferenceError, else JobFailed).
         beat: When this was written.
@@ -40,7 +39,6 @@ class State:
     began: float | None = None
     part: int | None = None
     rows: int = 0
-    errors: int = 0
     failure: str = ""
     mistake: bool = False
     beat: float = 0.0

@@ -141,7 +141,7 @@ class _Maker:
 
     def _begin(self, number: int) -> None:
         began = self._status.state.began or time.monotonic()
-        self._status.update(part=number, rows=0, errors=0, began=began)
+        self._status.update(part=number, rows=0, began=began)
         with open(folder_lib.work_folder(self._parts.folder) / "journal", "a") as journal:
             journal.write(f"{number} {os.getpid()}\n")
         self._run.put(("begin", number))
@@ -184,7 +184,6 @@ class _Maker:
                         part = Part(self._parts, number, outputs)
                     case ("rows", *rows):
                         part.add(*rows)
-                        self._status.update(errors=part.errors)
                     case ("end",):
                         part.finish()
                         self._claims.give_back(part.number)
