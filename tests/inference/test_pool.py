@@ -9,12 +9,12 @@ import pytest
 
 from tfdp.inference import pool as pool_lib
 from tfdp.inference.failures import InferenceError, JobFailed
-from tfdp.inference.settings import WorkerSettings
+from tfdp.inference.settings import Order, Settings
 
 # Called as the worker is: PROGRAM -m tfdp.inference.worker FD ORDER
 PROGRAM = f"""#!{sys.executable}
 import json, os, sys, time
-mode = json.loads(sys.argv[-1])["model"]
+mode = json.loads(sys.argv[-1])["settings"]["model"]
 if mode == "fails":
     sys.exit("no model here")
 if mode == "crashes":
@@ -45,17 +45,10 @@ def start(tmp_path, monkeypatch):
     pools = []
 
     def make(workers, mode="works", timeout_seconds=30.0, gpus=()):
-        order = WorkerSettings(
-            folder=str(tmp_path),
-            launcher=0,
-            workers=workers,
-            threads=1,
-            model=mode,
-            input="",
-            data_dir="",
-            timeout_seconds=timeout_seconds,
-            job={},
+        settings = Settings(
+            mode, "", str(tmp_path), workers=workers, timeout_seconds=timeout_seconds
         )
+        order = Order(settings, launcher=0, job={})
         pools.append(pool_lib.Pool(order, gpus))
         return pools[-1]
 

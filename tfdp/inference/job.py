@@ -27,8 +27,8 @@ from tfdp.inference.pool import Pool, Worker, last_words
 from tfdp.inference.progress_line import Progress
 from tfdp.inference.settings import (
     DEFAULT_BATCH_SIZE,
+    Order,
     Settings,
-    WorkerSettings,
     check,
     extension,
 )
@@ -103,7 +103,7 @@ def run(settings: Settings, stream: IO[str] | None = None) -> Summary:
         # Whether a TFDS dataset is the same is seen by a worker.
         if job is not None and found and not folder_lib.Parts.of(folder, job).missing():
             return _finish(settings, folder_lib.Parts.of(folder, job), 0, 0.0)
-        return _Run(settings, _worker_settings(settings, model, known), stream).run()
+        return _Run(_order(settings, model, known), stream).run()
 
 
 def _look_at_input(settings: Settings, model: pathlib.Path) -> input_files.Found | None:
@@ -120,22 +120,11 @@ def _look_at_input(settings: Settings, model: pathlib.Path) -> input_files.Found
     return found
 
 
-def _worker_settings(
-    settings: Settings, model: pathlib.Path, known: dict[str, Any]
-) -> WorkerSettings:
+def _order(settings: Settings, model: pathlib.Path, known: dict[str, Any]) -> Order:
     workers = settings.workers or len(_gpus()) or 1
-    cores = len(os.sched_getaffinity(0))
-    return WorkerSettings(
-        folder=settings.output,
-        launcher=os.getpid(),
-        workers=workers,
-        threads=settings.threads or max(1, cores // workers),
-        model=str(model),
-        input=settings.input,
-        data_dir=settings.data_dir,
-        timeout_seconds=settings.timeout_seconds,
-        job=known,
-    )
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    settings = dataclasses.replace(settings, model=str(model), workers=workers, threads=threads)
+    return Order(settings, os.getpid(), known)
 
 
 def _gpus() -> Sequence[str]:
@@ -147,9 +136,9 @@ def _gpus() -> Sequence[str]:
 class _Run:
     """The state of one run, and its story."""
 
-    def __init__(self, settings: Settings, order: WorkerSettings, stream: IO[str] | None) -> None:
-        self._settings = settings
+    def __init__(self, order: Order, stream: IO[str] | None) -> None:
         self._order = order
+        self._settings = order.settings
         self._stream = stream
         self._deaths: collections.Counter[int | None] = collections.Counter()
         self._began = math.inf

@@ -15,7 +15,7 @@ from typing import Any
 from tfdp.inference import examples, input_files, raw_rows, shards, signature
 from tfdp.inference import folder as folder_lib
 from tfdp.inference.failures import InferenceError, RowError
-from tfdp.inference.settings import WorkerSettings
+from tfdp.inference.settings import Order
 from tfdp.inference.shards import Span
 from tfdp.inference.signature import Signature
 from tfdp.inference.tfds_input import Split
@@ -25,7 +25,7 @@ _FIRST = 10
 
 
 def agreed(
-    order: WorkerSettings, signatures: Mapping[str, Signature], split: Split | None
+    order: Order, signatures: Mapping[str, Signature], split: Split | None
 ) -> dict[str, Any]:
     """Return the job of the output folder; find out what it is if this is the first worker.
 
@@ -37,7 +37,7 @@ def agreed(
     Raises:
         InferenceError: If the input does not fit the model, or the folder belongs to another job.
     """
-    folder = pathlib.Path(order.folder)
+    folder = pathlib.Path(order.settings.output)
     known = dict(order.job)
     if split is not None:
         known["input"] = _described(split.found, split.files)
@@ -56,11 +56,9 @@ def agreed(
     return job
 
 
-def _made(
-    order: WorkerSettings, signatures: Mapping[str, Signature], split: Split | None
-) -> dict[str, Any]:
+def _made(order: Order, signatures: Mapping[str, Signature], split: Split | None) -> dict[str, Any]:
     job = dict(order.job)
-    found = split.found if split else input_files.find(order.input)
+    found = split.found if split else input_files.find(order.settings.input)
     header = split.header if split else input_files.header(found)
     chosen = signature.choose(signatures, job["signature"])
     columns = signature.bind(chosen, found.kind, header, job["map"], signatures, job["id"])

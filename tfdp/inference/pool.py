@@ -10,7 +10,6 @@ tells of itself (see status), and kills one that is silent.
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import select
@@ -21,9 +20,9 @@ import time
 from collections.abc import Sequence
 
 from tfdp.inference import folder as folder_lib
-from tfdp.inference import status
 from tfdp.inference.failures import InferenceError, JobFailed
-from tfdp.inference.settings import WorkerSettings
+from tfdp.inference.settings import Order
+from tfdp.inference.status import State
 
 # Importing TensorFlow holds a process up for seconds: until a worker is ready, it may be silent
 # for so long at least.
@@ -49,12 +48,12 @@ class Worker:
     log: pathlib.Path
     handle: int
     memory: int
-    state: status.State = dataclasses.field(default_factory=status.State)
+    state: State = dataclasses.field(default_factory=State)
     heard: float = dataclasses.field(default_factory=time.monotonic)
 
     def look(self) -> None:
         """Read what it tells."""
-        state = status.State.of(status.read(self.memory))
+        state = State.read(self.memory)
         if state is not None and state != self.state:
             self.state, self.heard = state, time.monotonic()
 
@@ -68,7 +67,7 @@ class Worker:
 class Pool:
     """The workers. Each gets its own GPU where there are GPUs."""
 
-    def __init__(self, order: WorkerSettings, gpus: Sequence[str] = ()) -> None:
+    def __init__(self, order: Order, gpus: Sequence[str] = ()) -> None:
         """Start the workers.
 
         Args:
@@ -79,7 +78,7 @@ class Pool:
         self._order = order
         self._gpus = gpus
         try:
-            for slot in range(order.workers):
+            for slot in range(order.settings.workers):
                 self.start(slot)
         except BaseException:
             self.close()
@@ -117,7 +116,7 @@ class Pool:
             state = worker.state
             if state.failure:
                 raise (InferenceError if state.mistake else JobFailed)(state.failure)
-            limit = max(self._order.timeout_seconds, 0 if state.ready else _START_SECONDS)
+            limit = max(self._order.settings.timeout_seconds, 0 if state.ready else _START_SECONDS)
             if code is not None:
                 ended.append((worker, _ended(code)))
             elif time.monotonic() - worker.heard > limit:
@@ -130,16 +129,17 @@ class Pool:
 
     def start(self, slot: int) -> None:
         """Start a worker."""
-        log = folder_lib.work_folder(pathlib.Path(self._order.folder)) / f"worker-{slot}.log"
+        log = (
+            folder_lib.work_folder(pathlib.Path(self._order.settings.output)) / f"worker-{slot}.log"
+        )
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         environment.pop("TF_CONFIG", None)
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-        memory = status.make()
-        told = json.dumps(dataclasses.asdict(self._order))
+        memory = os.memfd_create("tfdp-worker")
         with open(log, "ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tfdp.inference.worker", str(memory), told],
+                [sys.executable, "-m", "tfdp.inference.worker", str(memory), self._order.to_json()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -9,6 +9,7 @@ that cannot be are errors of the batch, with file, record and reason.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -88,12 +89,12 @@ def reader(
         features: Of the TFDS dataset.
     """
     raws: Callable[[str, Span], Iterator[Any]]
-    name_of: Callable[[Any], str] | None = None
+    id_of: Callable[[Any], str] | None = None
     if kind == "npy":
         return _array_reader(inputs, columns, base, names, id_column)
     if kind == "csv":
         assert header is not None
-        convert, name_of = _csv(inputs, columns, header["columns"], id_column)
+        convert, id_of = _csv(inputs, columns, header["columns"], id_column)
         raws = raw_rows.read_csv
     elif kind == "images":
         ((name, spec),) = inputs.items()
@@ -108,7 +109,12 @@ def reader(
         else:
             convert = examples.converter(inputs, columns)
         if id_column:
-            name_of = lambda raw: examples.id_of(raw, id_column)  # noqa: E731
+            id_of = functools.partial(examples.id_of, feature=id_column)
+
+    def name_of(file: str, number: int, raw: Any) -> str:
+        if id_of is not None:
+            return id_of(raw)
+        return file if kind == "images" else f"{file}:{number}"
 
     def rows_of(span: Span) -> Iterator[tuple[str, int, Any]]:
         file, number = names[span.file], span.first
@@ -123,7 +129,7 @@ def reader(
     def read(spans: Iterable[Span], rows: int) -> Iterator[Batch]:
         every = itertools.chain.from_iterable(map(rows_of, spans))
         while batch := list(itertools.islice(every, rows)):
-            yield _batch(batch, convert, name_of, by_file=kind == "images")
+            yield _batch(batch, convert, name_of)
 
     return read
 
@@ -145,8 +151,7 @@ def first_line(error: BaseException) -> str:
 def _batch(
     records_of_it: Sequence[tuple[str, int, Any]],
     convert: Convert,
-    name_of: Callable[[Any], str] | None,
-    by_file: bool,
+    name_of: Callable[[str, int, Any], str],
 ) -> Batch:
     good, bad = [], []
     for at, (file, number, raw) in enumerate(records_of_it):
@@ -159,13 +164,13 @@ def _batch(
     try:
         if good:
             inputs = convert([raw for *_, raw in good])
-            ids = [_id(row, name_of, by_file) for row in good]
+            ids = [name_of(*row[1:]) for row in good]
     except Exception:
         # One of them is bad: which, and why? TensorFlow's errors have no common class but this.
         kept, parts = [], []
         for row in good:
             try:
-                parts.append((convert([row[-1]]), _id(row, name_of, by_file)))
+                parts.append((convert([row[-1]]), name_of(*row[1:])))
                 kept.append(row)
             except Exception as error:
                 bad.append(BadRow(*row[:3], first_line(error)))
@@ -176,13 +181,6 @@ def _batch(
                 name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]
             }
     return Batch([row[:3] for row in good], ids, inputs, bad)
-
-
-def _id(row: Sequence[Any], name_of: Callable[[Any], str] | None, by_file: bool) -> str:
-    _, file, number, raw = row
-    if name_of is not None:
-        return name_of(raw)
-    return file if by_file else f"{file}:{number}"
 
 
 def _file_content(path: str, span: Span) -> Iterator[bytes | RowError]:

@@ -5,6 +5,7 @@ check(settings)
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -55,30 +56,28 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class WorkerSettings:
-    """What a worker is told, as JSON in its command line; job.json holds the rest.
+class Order:
+    """What a worker is told; job.json holds the rest.
 
     Attributes:
-        folder: The output folder.
-        launcher: The process that has started it: when that is gone it finishes its part and ends.
-        workers: How many that process has started.
-        threads: Of its model.
-        model: The folder of the version.
-        input: As in Settings.
-        data_dir: As in Settings.
-        timeout_seconds: As in Settings.
+        settings: Of the command, with the model's version and the numbers that it has left open.
+        launcher: The process that has started the worker, which ends after its part without it.
         job: The entries of job.json that the command decides.
     """
 
-    folder: str
+    settings: Settings
     launcher: int
-    workers: int
-    threads: int
-    model: str
-    input: str
-    data_dir: str
-    timeout_seconds: float
     job: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """Return this as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Order":
+        """Return what `to_json` has made a text of."""
+        fields = json.loads(text)
+        return cls(**{**fields, "settings": Settings(**fields["settings"])})
 
 
 def check(settings: Settings) -> None:

@@ -2,8 +2,7 @@
 
     status = Status(descriptor)             # in the worker
     status.update(part=3, rows=64)
-    read(descriptor)                        # in the supervisor: bytes that change every second
-    State.of(content)                       # State(part=3, rows=64, ...)
+    State.read(descriptor)                  # in the supervisor: State(part=3, rows=64, ...)
 
 A worker writes at least once a second, so that one whose memory does not change hangs. Nothing of
 this is on a disk, which may be full.
@@ -44,22 +43,12 @@ class State:
     beat: float = 0.0
 
     @classmethod
-    def of(cls, content: bytes) -> "State | None":
-        """Return what a worker has written; None if it is writing just now."""
+    def read(cls, descriptor: int) -> "State | None":
+        """Return what a worker has written; None if that is nothing, or not whole yet."""
         try:
-            return cls(**json.loads(content))
+            return cls(**json.loads(os.pread(descriptor, _MOST_BYTES, 0)))
         except ValueError:
             return None
-
-
-def make() -> int:
-    """Return the descriptor of new memory, for one worker."""
-    return os.memfd_create("tfdp-worker")
-
-
-def read(descriptor: int) -> bytes:
-    """Return what a worker has written."""
-    return os.pread(descriptor, _MOST_BYTES, 0)
 
 
 class Status:
@@ -69,7 +58,7 @@ class Status:
         """Begin to write.
 
         Args:
-            descriptor: See `make`.
+            descriptor: Of a file in memory (os.memfd_create), which the supervisor has made.
         """
         self.state = State()
         self._descriptor = descriptor

@@ -1,13 +1,12 @@
 """A worker process: loads the model, then makes one part after the other until none is missing.
 
-    python -m tfdp.inference.worker FD WORKER_SETTINGS      (started by the supervisor)
+    python -m tfdp.inference.worker FD ORDER     (started by the supervisor)
 
 It takes the next part that is not there and that no other process holds. Three threads read, run
 and write. When its launcher is gone it finishes the part that is being run, and ends.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import queue
@@ -21,7 +20,7 @@ from tfdp.inference import input_files
 from tfdp.inference.claims import Claims
 from tfdp.inference.failures import InferenceError, JobFailed
 from tfdp.inference.part import Part
-from tfdp.inference.settings import WorkerSettings
+from tfdp.inference.settings import Order
 from tfdp.inference.shards import Span
 from tfdp.inference.status import Status
 
@@ -34,7 +33,7 @@ _PLENTY = 4
 def main() -> None:
     """Do the work that the command line describes."""
     status = Status(int(sys.argv[1]))
-    order = WorkerSettings(**json.loads(sys.argv[2]))
+    order = Order.from_json(sys.argv[2])
     code = 0
     try:
         _Maker(order, status, *_prepare(order)).make()
@@ -48,24 +47,25 @@ def main() -> None:
     os._exit(code)
 
 
-def _prepare(order: WorkerSettings) -> tuple[dict[str, Any], Any, Any]:
+def _prepare(order: Order) -> tuple[dict[str, Any], Any, Any]:
     """Return the job, the model's function, and what reads the rows for it."""
     from tfdp import run
 
     run.import_tensorflow()
-    _divide_machine(order.threads)
+    settings = order.settings
+    _divide_machine(settings.threads)
     from tfdp.inference import model, plan, readers, signature
 
-    loaded, signatures = model.load(order.model)
+    loaded, signatures = model.load(settings.model)
     chosen = signature.choose(signatures, order.job["signature"])
     served = model.Served(loaded, chosen, order.job["batch_size"], order.job["jit_compile"])
     served.warm_up()
-    split, base = None, input_files.base_of(order.input)
-    if order.input.startswith(input_files.TFDS_PREFIX):
+    split, base = None, input_files.base_of(settings.input)
+    if settings.input.startswith(input_files.TFDS_PREFIX):
         from tfdp.inference import tfds_input
 
-        text = order.input.removeprefix(input_files.TFDS_PREFIX)
-        split = tfds_input.open_split(text, order.data_dir)
+        text = settings.input.removeprefix(input_files.TFDS_PREFIX)
+        split = tfds_input.open_split(text, settings.data_dir)
         base = split.found.base
     job = plan.agreed(order, signatures, split)
     read = readers.reader(
@@ -94,15 +94,15 @@ class _Maker:
     """What makes the parts: one thread reads, the main one runs the model, and one writes."""
 
     def __init__(
-        self, order: WorkerSettings, status: Status, job: dict[str, Any], served: Any, read: Any
+        self, order: Order, status: Status, job: dict[str, Any], served: Any, read: Any
     ) -> None:
         self._order = order
         self._status = status
         self._job = job
         self._served = served
         self._read_batches = read
-        self._parts = folder_lib.Parts.of(pathlib.Path(order.folder), job)
-        self._claims = Claims(self._parts, order.timeout_seconds)
+        self._parts = folder_lib.Parts.of(pathlib.Path(order.settings.output), job)
+        self._claims = Claims(self._parts, order.settings.timeout_seconds)
         self._read: queue.Queue[Any] = queue.Queue(_WAITING)
         self._run: queue.Queue[Any] = queue.Queue(_WAITING)
         self._failure: list[JobFailed] = []
@@ -150,7 +150,7 @@ class _Maker:
         return os.getppid() != self._order.launcher
 
     def _before_claim(self, left: int) -> None:
-        if left <= _PLENTY * self._order.workers:
+        if left <= _PLENTY * self._order.settings.workers:
             # Near the end the parts are for whoever is idle: no claim ahead of time.
             self._read.join()
 
