@@ -1,6 +1,7 @@
 """One part while it is made: rows and errors come in batches, and at the end it gets its name.
 
     part = Part(parts, number, outputs)         # the process has the claim on it
+    part.begin()
     part.add(batch, outputs, refused)
     part.finish()                       # the part is there, and whole
 
@@ -27,7 +28,7 @@ class Part:
         number: int,
         outputs: Mapping[str, Any],
     ) -> None:
-        """Begin it.
+        """Write nothing yet.
 
         Args:
             parts: All parts of the job.
@@ -38,12 +39,16 @@ class Part:
         self._parts = parts
         self._rows = self._errors = 0
         self._outputs = outputs
-        self._writer: writers.Writer | None = None
         # Named after this process: one that is stopped may have been taken for dead, and goes on.
         self._path = parts.writing / f"{number:05}.{os.getpid()}"
-        self._file = open(self._path, "wb")
         self._error_path = self._path.with_suffix(f".{os.getpid()}.errors")
+        self._file: IO[bytes]
         self._error_file: IO[str] | None = None
+        self._writer: writers.Writer | None = None
+
+    def begin(self) -> None:
+        """Open its file."""
+        self._file = open(self._path, "wb")
 
     def add(self, batch: Any, outputs: dict[str, Any], refused: list[tuple[int, str]]) -> None:
         """Add a batch, with the rows that the model has refused."""

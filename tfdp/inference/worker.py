@@ -6,6 +6,7 @@ It takes the next part that is not there and that no other process holds. Three 
 and write. When its launcher is gone it finishes the part that is being run, and ends.
 """
 
+import collections
 import contextlib
 import os
 import pathlib
@@ -13,6 +14,8 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 from tfdp.inference import folder as folder_lib
@@ -36,7 +39,7 @@ def main() -> None:
     order = Order.from_json(sys.argv[2])
     code = 0
     try:
-        _Maker(order, status, *_prepare(order)).make()
+        _Maker(order, status).make()
     except (InferenceError, JobFailed) as error:
         code = 1
         status.update(failure=str(error), mistake=isinstance(error, InferenceError))
@@ -45,40 +48,6 @@ def main() -> None:
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     os._exit(code)
-
-
-def _prepare(order: Order) -> tuple[dict[str, Any], Any, Any]:
-    """Return the job, the model's function, and what reads the rows for it."""
-    from tfdp import run
-
-    run.import_tensorflow()
-    settings = order.settings
-    _divide_machine(settings.threads)
-    from tfdp.inference import model, plan, readers, signature
-
-    loaded, signatures = model.load(settings.model)
-    chosen = signature.choose(signatures, order.job["signature"])
-    served = model.Served(loaded, chosen, order.job["batch_size"], order.job["jit_compile"])
-    served.warm_up()
-    split, base = None, input_files.base_of(settings.input)
-    if settings.input.startswith(input_files.TFDS_PREFIX):
-        from tfdp.inference import tfds_input
-
-        text = settings.input.removeprefix(input_files.TFDS_PREFIX)
-        split = tfds_input.open_split(text, settings.data_dir)
-        base = split.found.base
-    job = plan.agreed(order, signatures, split)
-    read = readers.reader(
-        job["input"]["kind"],
-        chosen.inputs,
-        job["columns"],
-        base=base,
-        names=[name for name, *_ in job["input"]["files"]],
-        header=job["header"],
-        id_column=job["id"],
-        features=split.features if split else None,
-    )
-    return job, served, read
 
 
 def _divide_machine(threads: int) -> None:
@@ -93,19 +62,48 @@ def _divide_machine(threads: int) -> None:
 class _Maker:
     """What makes the parts: one thread reads, the main one runs the model, and one writes."""
 
-    def __init__(
-        self, order: Order, status: Status, job: dict[str, Any], served: Any, read: Any
-    ) -> None:
+    def __init__(self, order: Order, status: Status) -> None:
+        """Load the model; find out what the parts are made with.
+
+        Raises:
+            InferenceError: If the model cannot be loaded, or the input does not fit.
+        """
+        from tfdp import run
+
+        run.import_tensorflow()
+        _divide_machine(order.settings.threads)
+        from tfdp.inference import model, plan, readers, signature
+
         self._order = order
         self._status = status
-        self._job = job
-        self._served = served
-        self._read_batches = read
-        self._parts = folder_lib.Parts.of(pathlib.Path(order.settings.output), job)
-        self._claims = Claims(self._parts, order.settings.timeout_seconds)
-        self._read: queue.Queue[Any] = queue.Queue(_WAITING)
-        self._run: queue.Queue[Any] = queue.Queue(_WAITING)
-        self._failure: list[JobFailed] = []
+        settings = order.settings
+        loaded, signatures = model.load(settings.model)
+        chosen = signature.choose(signatures, settings.signature)
+        self._served = model.Served(loaded, chosen, order.job["batch_size"], settings.jit_compile)
+        self._served.warm_up()
+        split, self._base = None, input_files.base_of(settings.input)
+        if settings.input.startswith(input_files.TFDS_PREFIX):
+            from tfdp.inference import tfds_input
+
+            text = settings.input.removeprefix(input_files.TFDS_PREFIX)
+            split = tfds_input.open_split(text, settings.data_dir)
+            self._base = split.found.base
+        self._job = plan.agreed(order, signatures, split)
+        self._read = readers.reader(
+            self._job["input"]["kind"],
+            chosen.inputs,
+            self._job["columns"],
+            base=self._base,
+            names=[name for name, *_ in self._job["input"]["files"]],
+            header=self._job["header"],
+            id_column=settings.id,
+            features=split.features if split else None,
+        )
+        self._parts = folder_lib.Parts.of(pathlib.Path(settings.output), self._job)
+        self._claims = Claims(self._parts, settings.timeout_seconds)
+        self._batches: queue.Queue[Any] = queue.Queue(_WAITING)
+        self._writer = futures.ThreadPoolExecutor(1)
+        self._unwritten: collections.deque[futures.Future[None]] = collections.deque()
 
     def make(self) -> None:
         """Make parts until none is missing, or the launcher is gone.
@@ -113,91 +111,92 @@ class _Maker:
         Raises:
             JobFailed: If a part cannot be read, run or written.
         """
-        for work in (self._read_parts, self._write_parts):
-            threading.Thread(target=work, daemon=True).start()
         self._status.update(ready=True)
-        while True:
-            match self._read.get():
-                case ("begin", number):
-                    if self._is_alone():
-                        return
-                    self._begin(number)
-                case ("rows", batch):
-                    outputs, refused = self._served.run(batch.inputs) if batch.ids else ({}, [])
-                    rows = len(batch.ids) + len(batch.errors)
-                    self._status.update(rows=self._status.state.rows + rows)
-                    self._run.put(("rows", batch, outputs, refused))
-                case ("end",):
-                    self._run.put(("end",))
-                    # The next part is run when this one is in its place: a death costs one part.
-                    self._run.join()
-                case ("failed", error):
-                    raise error
-                case ("nothing is missing",):
-                    return
-            self._read.task_done()
-            if self._failure:
-                raise self._failure[0]
-
-    def _begin(self, number: int) -> None:
-        began = self._status.state.began or time.monotonic()
-        self._status.update(part=number, rows=0, began=began)
-        with open(folder_lib.work_folder(self._parts.folder) / "journal", "a") as journal:
-            journal.write(f"{number} {os.getpid()}\n")
-        self._run.put(("begin", number))
-
-    def _is_alone(self) -> bool:
-        return os.getppid() != self._order.launcher
-
-    def _before_claim(self, left: int) -> None:
-        if left <= _PLENTY * self._order.settings.workers:
-            # Near the end the parts are for whoever is idle: no claim ahead of time.
-            self._read.join()
-
-    def _read_parts(self) -> None:
-        try:
-            for number in self._claims.take(lambda: not self._is_alone(), self._before_claim):
-                self._read.put(("begin", number))
-                spans = [Span(*place) for place in self._job["cut"][number]]
-                for batch in self._read_batches(spans, self._served.batch_size):
-                    self._read.put(("rows", batch))
-                self._read.put(("end",))
-            self._read.put(("nothing is missing",))
-        except JobFailed as error:
-            self._read.put(("failed", error))
-        except Exception as error:
-            self._read.put(("failed", JobFailed(f"The input cannot be read: {error}")))
-
-    def _write_parts(self) -> None:
         outputs = {
             name: (spec.dtype, tuple(size or 1 for size in spec.row))
             for name, spec in self._served.signature.outputs.items()
         }
-        part: Any = None
-        while True:
-            item = self._run.get()
+        part = None
+        for number, batch in self._batches_ahead():
+            if part is None:
+                if self._is_alone():
+                    return
+                part = Part(self._parts, number, outputs)
+                self._begin(part)
+            if batch is not None:
+                made, refused = self._served.run(batch.inputs) if batch.ids else ({}, [])
+                rows = len(batch.ids) + len(batch.errors)
+                self._status.update(rows=self._status.state.rows + rows)
+                self._write(part.add, batch, made, refused)
+            else:
+                self._write(part.finish)
+                # The next part is run when this one is in its place: a death costs one part.
+                self._wait_for_writer(0)
+                self._claims.give_back(number)
+                part = None
+
+    def _is_alone(self) -> bool:
+        return os.getppid() != self._order.launcher
+
+    def _begin(self, part: Part) -> None:
+        began = self._status.state.began or time.monotonic()
+        self._status.update(part=part.number, rows=0, began=began)
+        with open(folder_lib.work_folder(self._parts.folder) / "journal", "a") as journal:
+            journal.write(f"{part.number} {os.getpid()}\n")
+        self._write(part.begin)
+
+    def _batches_ahead(self) -> Iterator[tuple[int, Any]]:
+        """Yield (number, batch) of part after part, and (number, None) at the end of each."""
+        threading.Thread(target=self._read_ahead, daemon=True).start()
+        while (item := self._batches.get()) is not None:
+            if isinstance(item, JobFailed):
+                raise item
+            yield item
+            self._batches.task_done()
+
+    def _read_ahead(self) -> None:
+        try:
+            for number in self._claims.take(lambda: not self._is_alone(), self._before_claim):
+                spans = [Span(*place) for place in self._job["cut"][number]]
+                for batch in self._read(spans, self._served.batch_size):
+                    self._batches.put((number, batch))
+                self._check_unchanged(number)
+                self._batches.put((number, None))
+            self._batches.put(None)
+        except JobFailed as error:
+            self._batches.put(error)
+        except Exception as error:
+            self._batches.put(JobFailed(f"The input cannot be read: {error}"))
+
+    def _check_unchanged(self, number: int) -> None:
+        """Check that the part is of the input that job.json describes."""
+        for at in {place[0] for place in self._job["cut"][number]}:
+            name, size, changed, *_ = self._job["input"]["files"][at]
+            path = os.path.join(self._base, name)
+            facts = os.stat(path)
+            if (facts.st_size, facts.st_mtime_ns) != (size, changed):
+                raise JobFailed(f"{path} has changed since its records were counted.")
+
+    def _before_claim(self, left: int) -> None:
+        if left <= _PLENTY * self._order.settings.workers:
+            # Near the end the parts are for whoever is idle: no claim ahead of time.
+            self._batches.join()
+
+    def _write(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._unwritten.append(self._writer.submit(work, *arguments))
+        self._wait_for_writer(_WAITING)
+
+    def _wait_for_writer(self, most: int) -> None:
+        """Wait until no more than so much is unwritten."""
+        while len(self._unwritten) > most:
             try:
-                match item:
-                    case _ if self._failure:
-                        pass  # what comes is thrown away until the main thread has seen it
-                    case ("begin", number):
-                        part = Part(self._parts, number, outputs)
-                    case ("rows", *rows):
-                        part.add(*rows)
-                    case ("end",):
-                        part.finish()
-                        self._claims.give_back(part.number)
-            except Exception as error:  # the main thread raises it: nobody would hear of it here
-                self._failure.append(_why(error, self._parts.folder))
-            finally:
-                self._run.task_done()
-
-
-def _why(error: Exception, folder: pathlib.Path) -> JobFailed:
-    if isinstance(error, JobFailed):
-        return error
-    why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    return JobFailed(f"A part cannot be written to {folder}: {why}.")
+                self._unwritten.popleft().result()
+            except JobFailed:
+                raise
+            except Exception as error:
+                why = getattr(error, "strerror", "") or f"{type(error).__name__}: {error}"
+                folder = self._order.settings.output
+                raise JobFailed(f"A part cannot be written to {folder}: {why}.") from error
 
 
 if __name__ == "__main__":
