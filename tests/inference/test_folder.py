@@ -18,8 +18,8 @@ JOB = {
 }
 
 
-def tfds(*files):
-    return {"rows": 10, "kind": "tfds", "files": list(files)}
+def of(kind, *files):
+    return {"input": {"rows": 10, "kind": kind, "files": list(files)}}
 
 
 @pytest.mark.parametrize(
@@ -27,27 +27,23 @@ def tfds(*files):
     [
         ({}, {}, ""),
         # Without the counts, as they are known before anything is read.
-        ({}, {"input": {"kind": "csv", "files": [["a.csv", 100, 1], ["b.csv", 200, 1]]}}, ""),
+        ({}, of("csv", ["a.csv", 100, 1], ["b.csv", 200, 1]), ""),
         ({}, {"model": "bb"}, "another model (its files differ)"),
         (
             {},
             {"signature": "examples", "batch_size": 32},
             "signature was 'serving_default', and is 'examples'; batch_size was 64, and is 32",
         ),
+        ({}, of("csv", ["a.csv", 100, 2], ["b.csv", 200, 1]), "a.csv has changed"),
         (
             {},
-            {"input": {"kind": "csv", "files": [["a.csv", 100, 2], ["b.csv", 200, 1]]}},
-            "a.csv has changed",
-        ),
-        (
-            {},
-            {"input": {"kind": "csv", "files": [["b.csv", 200, 1], ["c.csv", 1, 1], ["d", 1, 1]]}},
+            of("csv", ["b.csv", 200, 1], ["c.csv", 1, 1], ["d.csv", 1, 1]),
             "c.csv (and 1 more) was not in the input; a.csv is in the input no more",
         ),
-        ({}, {"input": {"kind": "npy", "files": []}}, "the input was csv, and is npy"),
+        ({}, of("npy"), "the input was csv, and is npy"),
         (
-            {"input": tfds(["a", 9, 1, 0, 5], ["a", 9, 1, 7, 5])},
-            {"input": tfds(["a", 9, 1, 0, 5], ["a", 9, 1, 8, 4])},
+            of("tfds", ["a", 9, 1, 0, 5], ["a", 9, 1, 7, 5]),
+            of("tfds", ["a", 9, 1, 0, 5], ["a", 9, 1, 8, 4]),
             "a[8:12] was not in the input; a[7:12] is in the input no more",
         ),
     ],

@@ -121,14 +121,6 @@ def test_bind(model, kind, header, mapping, expected):
             f"as fields of a structured array. {HAS_TWO}",
         ),
         (
-            TWO,
-            "npy",
-            {"fields": {"left": ["float32", []], "r": ["int16", [2]]}},
-            {},
-            f"The input has no field 'right' for right: int32 (?, 2). It has left, r. Name "
-            f"another with --map=right=FIELD. {HAS_TWO}",
-        ),
-        (
             VECTOR,
             "images",
             None,
@@ -143,14 +135,6 @@ def test_bind(model, kind, header, mapping, expected):
             {},
             "The input has no feature 'image' for image: uint8 (?, 8, 8, 1). It has picture, "
             f"label. Name another with --map=image=FEATURE. {HAS_IMAGE}",
-        ),
-        (
-            IMAGE,
-            "tfds",
-            {"features": {"image": ["uint8", [None, None, 3]]}},
-            {},
-            "The input holds rows of uint8 (None, None, 3), but image is uint8 (?, 8, 8, 1). "
-            + HAS_IMAGE,
         ),
     ],
 )
