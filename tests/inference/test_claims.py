@@ -54,7 +54,7 @@ def test_parts_that_are_there_are_not_made(parts):
         made.append(number)
         finish(parts, claims, number)
     assert made == [1, 3, 4]
-    assert left == [3, 2, 1]
+    assert left == [3, 2, 1, 0]
 
 
 CLAIM = """

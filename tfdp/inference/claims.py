@@ -53,7 +53,8 @@ class Claims:
 
         Args:
             goes_on: Whether to wait for those that other processes hold.
-            before: Called before each claim with the number of parts that may be left.
+            before: Called before each claim with the number of parts that may be left, and with 0
+                before it is looked for parts that are still missing.
 
         Raises:
             JobFailed: If a claim cannot be made, because the job's folder is gone for instance.
@@ -64,6 +65,7 @@ class Claims:
                 before(len(missing) - at)
                 if self._claim(number):
                     yield number
+            before(0)
             missing = self._parts.missing(missing)
             for number in missing:
                 self._free_if_untouched(number)

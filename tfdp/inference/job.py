@@ -142,6 +142,9 @@ class _Run:
         self._stream = stream
         self._deaths: collections.Counter[int | None] = collections.Counter()
         self._began = math.inf
+        self._before = 0
+        # Whether a worker has seen that the input is that of job.json.
+        self._is_agreed = False
         # Known as soon as job.json is there.
         self._parts: folder_lib.Parts | None = None
         self._missing: list[int] = []
@@ -153,6 +156,8 @@ class _Run:
         """Watch the workers until nothing is missing."""
         started = time.monotonic()
         try:
+            self._look()
+            self._before = self._done_rows()
             with Pool(self._order, _gpus()) as pool:
                 while not self._is_done(pool, ended := pool.wait(_POLL_SECONDS)):
                     for worker, _ in ended:
@@ -163,34 +168,41 @@ class _Run:
         except JobFailed as error:
             raise JobFailed(f"{error} {self._how_far()}") from error
         finally:
-            if self._progress and self._parts:
+            if self._progress is not None:
                 self._progress.close()
+            if self._parts is not None:
                 shutil.rmtree(self._parts.writing, ignore_errors=True)
         assert self._parts is not None
-        assert self._progress is not None
         # Workers of an earlier launcher may have made all that was missing.
         began = started if math.isinf(self._began) else self._began
-        predicted = self._parts.rows - self._progress.before
+        predicted = self._parts.rows - self._before
         return _finish(self._settings, self._parts, predicted, ended_at - began)
 
     def _is_done(self, pool: Pool, ended: list[tuple[Worker, str]]) -> bool:
         for worker in (*pool.workers, *(worker for worker, _ in ended)):
             self._began = min(self._began, worker.state.began or math.inf)
+            self._is_agreed |= worker.state.ready
         if self._parts is None or ended or time.monotonic() >= self._look_again:
             self._look()
+        if self._parts is not None and self._is_agreed:
+            self._show(self._parts, pool)
+            if not self._missing:
+                return True
         for worker, how in ended:
             self._count_death(worker, how)
         if any(worker.state.ready for worker in pool.workers):
             self._deaths.pop(None, None)
-        if self._parts is None or self._progress is None:
-            return False
+        return False
+
+    def _show(self, parts: folder_lib.Parts, pool: Pool) -> None:
         if self._errors > self._settings.max_errors:
-            self._parts.collect_errors(self._settings.max_errors)
+            parts.collect_errors(self._settings.max_errors)
+        if self._progress is None:
+            self._progress = Progress(self._stream, parts.rows, self._before)
         # A worker may tell of a part that is there already.
-        running = [worker.state.rows for worker in pool.workers
-                   if worker.state.part in self._missing]  # fmt: skip
-        self._progress.show(self._done_rows() + sum(running), self._errors)
-        return not self._missing
+        states = [worker.state for worker in pool.workers if worker.state.part in self._missing]
+        running = sum(state.rows for state in states)
+        self._progress.show(self._done_rows() + running, self._errors)
 
     def _look(self) -> None:
         """Look what there is in the folder."""
@@ -201,7 +213,6 @@ class _Run:
             folder_lib.check_same_job(folder, job, self._order.job)
             self._parts = folder_lib.Parts.of(folder, job)
             self._missing = self._parts.missing()
-            self._progress = Progress(self._stream, self._parts.rows, self._done_rows())
         if self._parts is not None:
             self._missing = self._parts.missing(self._missing)
             self._errors = len(self._parts.error_lines())

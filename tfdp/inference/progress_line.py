@@ -18,8 +18,8 @@ _FILE_SECONDS = 10.0
 class Progress:
     """The line.
 
-    Attributes:
-        before: Rows that were done already when this began.
+    Args:
+        before: Rows that were done already when this begins.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Progress:
         before: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.before = before
+        self._before = before
         self._stream = stream
         self._total = total
         self._clock = clock
@@ -44,7 +44,7 @@ class Progress:
         if self._stream is None or now - self._shown < self._every:
             return
         self._shown = now
-        line = describe(done, self._total, errors, done - self.before, now - self._began)
+        line = describe(done, self._total, errors, done - self._before, now - self._began)
         if self._terminal:
             self._stream.write("\r" + line.ljust(self._drawn))
             self._drawn = len(line)
