@@ -252,6 +252,7 @@ def _finish(settings: Settings, parts: folder_lib.Parts, predicted: int, seconds
         "parts": parts.count,
     }
     folder_lib.write_beside(parts.folder / folder_lib.SUMMARY, json.dumps(counts, indent=1) + "\n")
-    for log in folder_lib.work_folder(parts.folder).glob("worker-*.log"):
-        log.unlink(missing_ok=True)
+    work = folder_lib.work_folder(parts.folder)
+    for path in (*work.glob("worker-*.log"), *work.glob("plan-*.lock")):
+        path.unlink(missing_ok=True)
     return Summary(parts.rows, errors, parts.count, predicted, seconds)

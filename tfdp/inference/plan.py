@@ -14,7 +14,7 @@ from typing import Any
 
 from tfdp.inference import examples, input_files, raw_rows, shards, signature
 from tfdp.inference import folder as folder_lib
-from tfdp.inference.failures import InferenceError, RowError
+from tfdp.inference.failures import InferenceError, JobFailed, RowError
 from tfdp.inference.settings import Order
 from tfdp.inference.shards import Span
 from tfdp.inference.signature import Signature
@@ -41,14 +41,16 @@ def agreed(
     known = dict(order.job)
     if split is not None:
         known["input"] = _described(split.found, split.files)
-    with open(folder_lib.work_folder(folder) / "plan.lock", "w") as lock:
+    # Of this launcher: a worker of an earlier one may be stopped, and is not waited for.
+    with open(folder_lib.work_folder(folder) / f"plan-{order.launcher}.lock", "w") as lock:
         # The kernel gives it back if the process that holds it dies before it is done.
         fcntl.flock(lock, fcntl.LOCK_EX)
         job = folder_lib.read_job(folder)
         if job is None:
             job = _made(order, signatures, split)
+            if order.is_orphaned():
+                raise JobFailed("The launcher is gone: the folder may be another job's by now.")
             folder_lib.write_job(folder, job)
-    # A worker of a launcher that was killed may have written it for another command.
     folder_lib.check_same_job(folder, job, known)
     parts = folder_lib.Parts.of(folder, job)
     parts.writing.mkdir(exist_ok=True)

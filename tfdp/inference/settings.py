@@ -6,6 +6,7 @@ check(settings)
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -68,6 +69,10 @@ class Order:
     settings: Settings
     launcher: int
     job: Mapping[str, Any]
+
+    def is_orphaned(self) -> bool:
+        """Say, in a worker, whether its launcher is gone."""
+        return os.getppid() != self.launcher
 
     def to_json(self) -> str:
         """Return this as text."""

@@ -119,7 +119,7 @@ class _Maker:
         part = None
         for number, batch in self._batches_ahead():
             if part is None:
-                if self._is_alone():
+                if self._order.is_orphaned():
                     return
                 part = Part(self._parts, number, outputs)
                 self._begin(part)
@@ -134,9 +134,6 @@ class _Maker:
                 self._wait_for_writer(0)
                 self._claims.give_back(number)
                 part = None
-
-    def _is_alone(self) -> bool:
-        return os.getppid() != self._order.launcher
 
     def _begin(self, part: Part) -> None:
         began = self._status.state.began or time.monotonic()
@@ -156,7 +153,9 @@ class _Maker:
 
     def _read_ahead(self) -> None:
         try:
-            for number in self._claims.take(lambda: not self._is_alone(), self._before_claim):
+            for number in self._claims.take(
+                lambda: not self._order.is_orphaned(), self._before_claim
+            ):
                 spans = [Span(*place) for place in self._job["cut"][number]]
                 for batch in self._read(spans, self._served.batch_size):
                     self._batches.put((number, batch))
