@@ -11,6 +11,7 @@ JOB = {
     "model": "aa",
     "signature": "serving_default",
     "format": "csv",
+    "key": "k",
     "batch_size": 64,
     "shard_rows": 4,
     "input": {"rows": 10, "kind": "csv", "files": FILES},
@@ -124,7 +125,7 @@ def test_parts(parts, tmp_path):
 
 
 def test_what_other_jobs_have_left_is_removed(parts, tmp_path):
-    other = folder_lib.Parts.of(tmp_path, JOB | {"batch_size": 32})
+    other = folder_lib.Parts.of(tmp_path, JOB | {"key": "l"})
     for folder in (parts.writing, parts.errors, other.writing, other.errors):
         folder.mkdir(exist_ok=True)
         (folder / "00003").touch()

@@ -127,6 +127,7 @@ def complete(place, errors=(), missing=(), rows=600):
     (out / ".tfdp").mkdir(parents=True)
     content = {
         "model": manifest.verify(place / "models" / "a" / "2"),
+        "key": "k",
         "signature": "serving_default",
         "format": "jsonl",
         "id": "",

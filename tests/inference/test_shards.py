@@ -23,7 +23,7 @@ CUTS = [
 @pytest.mark.parametrize(("files", "shard_rows", "expected"), CUTS)
 def test_cut(files, shard_rows, expected):
     found = list(shards.cut([File(name, records) for name, records in files], shard_rows))
-    assert [[(s.file, s.first, s.count) for s in spans] for spans in found] == expected
+    assert [[(s.file, s.first, s.records) for s in spans] for spans in found] == expected
     assert len(found) == shards.count(sum(records for _, records in files), shard_rows)
 
 

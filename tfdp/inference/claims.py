@@ -1,4 +1,4 @@
-"""Which process makes which part: a claim is a lock on a file, OUT/.tfdp/writing-HASH/00003.
+"""Which process makes which part: a claim is a lock on a file, OUT/.tfdp/writing-KEY/00003.
 
     claims = Claims(parts, timeout_seconds=60.0)
     for number in claims.take():        # each part that is missing, when this process has it

@@ -9,17 +9,16 @@
     OUT/job.json                    what the parts are made with, and which records each holds
     OUT/errors.jsonl                rows that could not be read, at the end of the job
     OUT/summary.json                the counts, at the end of the job
-    OUT/.tfdp/writing-HASH/         the parts that are being made, see claims and part
-    OUT/.tfdp/errors-HASH/00003     the unreadable rows of part 3
+    OUT/.tfdp/writing-KEY/         the parts that are being made, see claims and part
+    OUT/.tfdp/errors-KEY/00003      the unreadable rows of part 3
 
-HASH is that of job.json: a worker of another job that still runs has lost its folder, fails when it
-renames, and cannot spoil a part.
+KEY is a hash of what job.json holds: a worker of another job that still runs has lost its folder,
+fails when it renames, and cannot spoil a part.
 """
 
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -101,7 +100,7 @@ def read_job(folder: pathlib.Path) -> dict[str, Any] | None:
     """
     try:
         job = json.loads((folder / JOB).read_text())
-        if not isinstance(job, dict) or "cut" not in job:
+        if not isinstance(job, dict) or not {"cut", "key"} <= job.keys():
             raise ValueError("it does not say which records make which part")
         return job
     except FileNotFoundError:
@@ -214,9 +213,7 @@ class Parts:
     @classmethod
     def of(cls, folder: pathlib.Path, job: Mapping[str, Any]) -> "Parts":
         """Return the parts that a job.json describes."""
-        text = json.dumps(job, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return cls(folder, job["input"]["rows"], job["shard_rows"], job["format"], key)
+        return cls(folder, job["input"]["rows"], job["shard_rows"], job["format"], job["key"])
 
     @property
     def count(self) -> int:

@@ -6,8 +6,9 @@ This needs TensorFlow (for features and signatures), and time where there is muc
 a worker that does it, while the others wait for job.json.
 """
 
-import dataclasses
 import fcntl
+import hashlib
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,15 +71,13 @@ def _made(order: Order, signatures: Mapping[str, Signature], split: Split | None
     files = split.files if split else input_files.scan(found)
     rows = sum(file.records for file in files)
     job.setdefault("shard_rows", shards.default_shard_rows(rows, job["batch_size"]))
-    return job | {
+    job |= {
         "input": {"rows": rows, **_described(found, files)},
         "columns": columns,
         "header": header,
-        "cut": [
-            [dataclasses.astuple(span) for span in shard]
-            for shard in shards.cut(files, job["shard_rows"])
-        ],
+        "cut": list(shards.cut(files, job["shard_rows"])),
     }
+    return job | {"key": hashlib.sha256(json.dumps(job).encode()).hexdigest()[:16]}
 
 
 def _described(found: input_files.Found, files: Sequence[shards.File]) -> dict[str, Any]:

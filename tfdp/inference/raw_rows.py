@@ -34,7 +34,7 @@ def scan_tfrecord(path: str, name: str) -> File:
 def read_tfrecord(path: str, span: Span) -> Iterator[bytes | RowError]:
     """Yield the records of a span."""
     records = tfrecord.read(path, span.offset)
-    for record in itertools.islice(records, span.skip, span.skip + span.count):
+    for record in itertools.islice(records, span.skip, span.skip + span.records):
         yield RowError(record.reason) if isinstance(record, tfrecord.Damage) else record
 
 
@@ -68,7 +68,7 @@ def read_csv(path: str, span: Span) -> Iterator[list[str] | RowError]:
     with open(path, "rb", buffering=_BUFFER_BYTES) as file:
         file.seek(span.offset)
         rows = _csv_rows(file, _Position(span.offset))
-        yield from itertools.islice(rows, span.skip, span.skip + span.count)
+        yield from itertools.islice(rows, span.skip, span.skip + span.records)
 
 
 def _scan(path: str, name: str, offsets_of: Callable[[str], Iterator[int]]) -> File:

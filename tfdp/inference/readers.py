@@ -122,7 +122,7 @@ def reader(
             yield file, number, raw
             number += 1
         # What a damaged file hides was counted as one record; if it shrank since, say so.
-        for missing in range(number, span.first + span.count):
+        for missing in range(number, span.first + span.records):
             error = RowError("the file has become shorter since its records were counted")
             yield file, missing, error
 
@@ -248,8 +248,8 @@ def _array_reader(
             file = names[span.file]
             # Slices are copied: what is mapped counts as memory of this process.
             array = np.load(os.path.join(base, file), mmap_mode="r", allow_pickle=False)
-            for first in range(span.first, span.first + span.count, rows):
-                last = min(first + rows, span.first + span.count)
+            for first in range(span.first, span.first + span.records, rows):
+                last = min(first + rows, span.first + span.records)
                 block = array[first:last]
                 numbers = range(first, last)
                 taken = {

@@ -12,6 +12,7 @@ what has failed. Nothing here touches a file.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 # Records from one remembered offset to the next: what a reader has to step over at most.
 STRIDE = 64
@@ -39,21 +40,20 @@ class File:
     offsets: Sequence[int] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Consecutive records of one file.
 
     Attributes:
         file: Its number among the files of the input.
         first: Number of the first record in the file.
-        count: How many.
+        records: How many.
         offset: A byte of the file at which a record begins, not after the first.
         skip: Records between `offset` and the first.
     """
 
     file: int
     first: int
-    count: int
+    records: int
     offset: int = 0
     skip: int = 0
 

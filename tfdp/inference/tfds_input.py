@@ -11,7 +11,7 @@ from typing import Any
 from tfdp.config import Data
 from tfdp.data import prepared
 from tfdp.data.errors import SourceError
-from tfdp.inference import input_files
+from tfdp.inference import input_files, raw_rows
 from tfdp.inference.failures import InferenceError
 from tfdp.inference.shards import File
 
@@ -52,8 +52,11 @@ def open_split(text: str, data_dir: str) -> Split:
         raise InferenceError(f"--input=tfds:{text}: its files are {kind}, not tfrecord.")
     base = str(builder.data_path)
     names = [os.path.relpath(piece.name, base) for piece in pieces]
+    # Scanned, to know where a record begins.
     files = [
-        File(name, piece.records or 0, piece.first)
+        dataclasses.replace(
+            raw_rows.scan_tfrecord(piece.name, name), first=piece.first, records=piece.records or 0
+        )
         for name, piece in zip(names, pieces, strict=True)
     ]
     features = builder.info.features
