@@ -22,15 +22,8 @@ SIGNATURES = {
         "inputs": {"x": {"dtype": "float32", "shape": [None, 2]}},
         "outputs": {"y": {"dtype": "float32", "shape": [None, 1]}},
     },
-    "fixed": {
-        "inputs": {"x": {"dtype": "float32", "shape": [8, 2]}},
-        "outputs": {"y": {"dtype": "float32", "shape": [8, 1]}},
-    },
 }
-HAS = (
-    "The model has: serving_default(x: float32 (?, 2)) -> y: float32 (?, 1); "
-    "fixed(x: float32 (8, 2)) -> y: float32 (8, 1)."
-)
+HAS = "The model has: serving_default(x: float32 (?, 2)) -> y: float32 (?, 1)."
 
 
 def make_model(folder, content="graph"):
@@ -73,7 +66,6 @@ KINDS = "Name TFRecord, .csv, .npy, images, a folder of these, or tfds:NAME/SPLI
         ({"input": ""}, f"No --input. {USAGE}"),
         ({"output": ""}, f"No --output. {USAGE}"),
         ({"workers": -1}, "--workers=-1: use 0 or more."),
-        ({"batch_size": -1}, "--batch_size=-1: use 0 or more."),
         ({"timeout_seconds": 1.0}, "--timeout_seconds=1.0: use 3 or more."),
         ({"format": "xml"}, "--format='xml': use one of jsonl, csv, npy, tfrecord."),
         ({"model": "models/b"}, "There is no model in models/b: no such folder."),
@@ -85,17 +77,8 @@ KINDS = "Name TFRecord, .csv, .npy, images, a folder of these, or tfds:NAME/SPLI
         ({"input": "y*.npy"}, "--input='y*.npy' matches no file in {place}. " + KINDS),
         ({"signature": "serve"}, f"--signature='serve' is none of this model's. {HAS}"),
         (
-            {"signature": "fixed"},
-            "The signature 'fixed' takes x: float32 (8, 2), which is no batch of rows: the first "
-            f"dimension has to be free. {HAS}",
-        ),
-        (
             {"input": "wide.npy"},
             f"The input holds rows of float32 (3,), but x is float32 (?, 2). {HAS}",
-        ),
-        (
-            {"input": "x.csv", "map": {"z": ("x_0",)}},
-            "--map=z=...: the signature 'serving_default' has no input 'z'. " + HAS,
         ),
         (
             {"input": "x.csv", "id": "name"},
