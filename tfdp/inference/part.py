@@ -47,8 +47,10 @@ class Part:
         self._writer: writers.Writer | None = None
 
     def begin(self) -> None:
-        """Open its file."""
+        """Open its file, and note that in the journal of the job."""
         self._file = open(self._path, "wb")
+        with open(folder_lib.work_folder(self._parts.folder) / "journal", "a") as journal:
+            journal.write(f"{self.number} {os.getpid()}\n")
 
     def add(self, batch: Any, outputs: dict[str, Any], refused: list[tuple[int, str]]) -> None:
         """Add a batch, with the rows that the model has refused."""

@@ -43,10 +43,9 @@ def main() -> None:
     except (InferenceError, JobFailed) as error:
         code = 1
         status.update(failure=str(error), mistake=isinstance(error, InferenceError))
-        sys.stderr.write(f"{error}\n")
+        with contextlib.suppress(OSError):
+            print(error, file=sys.stderr, flush=True)
     # Not through TensorFlow's destructors, which can take seconds.
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
     os._exit(code)
 
 
@@ -121,8 +120,10 @@ class _Maker:
             if part is None:
                 if self._order.is_orphaned():
                     return
+                began = self._status.state.began or time.monotonic()
+                self._status.update(part=number, rows=0, began=began)
                 part = Part(self._parts, number, outputs)
-                self._begin(part)
+                self._write(part.begin)
             if batch is not None:
                 made, refused = self._served.run(batch.inputs) if batch.ids else ({}, [])
                 rows = len(batch.ids) + len(batch.errors)
@@ -134,13 +135,6 @@ class _Maker:
                 self._wait_for_writer(0)
                 self._claims.give_back(number)
                 part = None
-
-    def _begin(self, part: Part) -> None:
-        began = self._status.state.began or time.monotonic()
-        self._status.update(part=part.number, rows=0, began=began)
-        with open(folder_lib.work_folder(self._parts.folder) / "journal", "a") as journal:
-            journal.write(f"{part.number} {os.getpid()}\n")
-        self._write(part.begin)
 
     def _batches_ahead(self) -> Iterator[tuple[int, Any]]:
         """Yield (number, batch) of part after part, and (number, None) at the end of each."""
