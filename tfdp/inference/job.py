@@ -141,7 +141,7 @@ class _Run:
         self._settings = order.settings
         self._stream = stream
         self._deaths: collections.Counter[int | None] = collections.Counter()
-        self._began = math.inf
+        self._began, self._finished = math.inf, 0.0
         self._before = 0
         # Whether a worker has seen that the input is that of job.json.
         self._is_agreed = False
@@ -154,7 +154,6 @@ class _Run:
 
     def run(self) -> Summary:
         """Watch the workers until nothing is missing."""
-        started = time.monotonic()
         try:
             self._look()
             self._before = self._done_rows()
@@ -162,7 +161,6 @@ class _Run:
                 while not self._is_done(pool, ended := pool.wait(_POLL_SECONDS)):
                     for worker, _ in ended:
                         pool.start(worker.slot)
-                ended_at = time.monotonic()
         except KeyboardInterrupt:
             raise Interrupted(self._how_far()) from None
         except JobFailed as error:
@@ -173,14 +171,15 @@ class _Run:
             if self._parts is not None:
                 shutil.rmtree(self._parts.writing, ignore_errors=True)
         assert self._parts is not None
-        # Workers of an earlier launcher may have made all that was missing.
-        began = started if math.isinf(self._began) else self._began
         predicted = self._parts.rows - self._before
-        return _finish(self._settings, self._parts, predicted, ended_at - began)
+        # Not less than nothing: workers of an earlier launcher may have made all that was missing.
+        seconds = max(1e-3, self._finished - self._began)
+        return _finish(self._settings, self._parts, predicted, seconds)
 
     def _is_done(self, pool: Pool, ended: list[tuple[Worker, str]]) -> bool:
         for worker in (*pool.workers, *(worker for worker, _ in ended)):
             self._began = min(self._began, worker.state.began or math.inf)
+            self._finished = max(self._finished, worker.state.finished or 0.0)
             self._is_agreed |= worker.state.ready
         if self._parts is None or ended or time.monotonic() >= self._look_again:
             self._look()

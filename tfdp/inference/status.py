@@ -27,6 +27,7 @@ class State:
     Attributes:
         ready: Whether the model is loaded and the job known.
         began: When the first part was begun, by time.monotonic(), which all processes share.
+        finished: When the last part so far was there.
         part: The part that is being made.
         rows: Its rows that have been run.
         failure: Why the worker cannot go on, "" if it can.
@@ -36,6 +37,7 @@ class State:
 
     ready: bool = False
     began: float | None = None
+    finished: float | None = None
     part: int | None = None
     rows: int = 0
     failure: str = ""

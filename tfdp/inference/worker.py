@@ -133,6 +133,7 @@ class _Maker:
                 self._write(part.finish)
                 # The next part is run when this one is in its place: a death costs one part.
                 self._wait_for_writer(0)
+                self._status.update(finished=time.monotonic())
                 self._claims.give_back(number)
                 part = None
 
