@@ -49,6 +49,23 @@ class Found:
         return {"kind": self.kind, "files": files}
 
 
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split of a TFDS dataset, or a part of one (see tfds_input).
+
+    Attributes:
+        found: Its files, each as often as a piece of it is in the split.
+        files: The same with their counts.
+        header: {"features": {name: [dtype, shape]}}, None for a feature that is no tensor.
+        features: The dataset's tfds.features.FeaturesDict.
+    """
+
+    found: Found
+    files: list[File]
+    header: dict[str, Any]
+    features: Any
+
+
 def base_of(pattern: str) -> str:
     """Return the folder to which the names of the files are relative."""
     if os.path.isdir(pattern):

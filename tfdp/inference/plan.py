@@ -16,10 +16,10 @@ from typing import Any
 from tfdp.inference import examples, input_files, raw_rows, shards, signature
 from tfdp.inference import folder as folder_lib
 from tfdp.inference.failures import InferenceError, JobFailed, RowError
+from tfdp.inference.input_files import Split
 from tfdp.inference.settings import Order
 from tfdp.inference.shards import Span
 from tfdp.inference.signature import Signature
-from tfdp.inference.tfds_input import Split
 
 # Of so many records at the beginning one has to have a feature, or it is taken for misspelled.
 _FIRST = 10

@@ -13,27 +13,9 @@ from tfdp.data import prepared
 from tfdp.data.errors import SourceError
 from tfdp.inference import input_files, raw_rows
 from tfdp.inference.failures import InferenceError
-from tfdp.inference.shards import File
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """A split, or a part of one.
-
-    Attributes:
-        found: Its files, each as often as a piece of it is in the split.
-        files: The same with their counts.
-        header: {"features": {name: [dtype, shape]}}, None for a feature that is no tensor.
-        features: The dataset's tfds.features.FeaturesDict.
-    """
-
-    found: input_files.Found
-    files: list[File]
-    header: dict[str, Any]
-    features: Any
-
-
-def open_split(text: str, data_dir: str) -> Split:
+def open_split(text: str, data_dir: str) -> input_files.Split:
     """Open NAME/SPLIT of a dataset that has been prepared.
 
     Raises:
@@ -60,7 +42,7 @@ def open_split(text: str, data_dir: str) -> Split:
         for name, piece in zip(names, pieces, strict=True)
     ]
     features = builder.info.features
-    return Split(
+    return input_files.Split(
         input_files.of_files("tfds", base, names), files, {"features": _told(features)}, features
     )
 
