@@ -125,7 +125,7 @@ def test_a_run_is_exported_and_predicts_a_split_and_its_images(folder, environme
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        (["--input=tfds:tfdp_digits/tset"], ["'tset' is no split of tfdp_digits. It has "]),
+        (["--input=tfds:tfdp_digits/tset"], ["tfdp_digits: 'tset' is no split of it (Unknown "]),
         (["--input=tfds:tfdp_digits"], ["write tfds:NAME/SPLIT, as in tfds:mnist/test."]),
         (
             ["--input=rows.tfrecord"],

@@ -104,6 +104,24 @@ def test_a_worker_that_outlives_its_launcher_stopped_spoils_nothing(folder, quie
     assert kills.content(folder / "stale") == quiet
 
 
+def test_an_input_that_changes_makes_no_part(folder, quiet, environment):
+    rows = folder / "rows.tfrecord"
+    content, facts = rows.read_bytes(), rows.stat()
+    with processes.started(kills.words("changed"), folder, environment) as launcher:
+        wait_for_parts(folder, "changed", 3, launcher)
+        try:
+            rows.write_bytes(content[: len(content) // 2])
+            _, err = launcher.communicate(timeout=60)
+        finally:
+            rows.write_bytes(content)
+            os.utime(rows, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert launcher.returncode == 1
+    assert "tfdp: rows.tfrecord has changed since its records were counted. " in err
+    again = processes.run(kills.words("changed"), folder, environment)
+    assert again.returncode == 0, again.stderr
+    assert kills.content(folder / "changed") == quiet
+
+
 def test_an_interrupted_job_goes_on_where_it_was(folder, quiet, environment):
     with processes.started(kills.words("ctrl-c"), folder, environment) as launcher:
         wait_for_parts(folder, "ctrl-c", 5, launcher)

@@ -1,68 +1,64 @@
-import fcntl
 import json
 import os
 
 import pytest
 
 from tfdp.inference import folder as folder_lib
-from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.inference.failures import InferenceError, JobFailed
 
+FILES = [["a.csv", 100, 1, 0, 6], ["b.csv", 200, 1, 0, 4]]
 JOB = {
     "model": "aa",
     "signature": "serving_default",
+    "format": "csv",
+    "key": "k",
     "batch_size": 64,
-    "input": {
-        "kind": "csv",
-        "rows": 10,
-        "count": 2,
-        "files": {"a.csv": [100, 1], "b.csv": [200, 1]},
-    },
+    "shard_rows": 4,
+    "input": {"rows": 10, "kind": "csv", "files": FILES},
+    "cut": [[[0, 0, 4, 0, 0]], [[0, 4, 2, 9, 0], [1, 0, 2, 0, 0]], [[1, 2, 2, 5, 1]]],
 }
 
 
+def of(kind, *files):
+    return {"input": {"rows": 10, "kind": kind, "files": list(files)}}
+
+
 @pytest.mark.parametrize(
-    ("change", "differences"),
+    ("old", "new", "differences"),
     [
-        ({}, ""),
-        ({"model": "bb"}, "another model (its files differ)"),
+        ({}, {}, ""),
+        # Without the counts, as they are known before anything is read.
+        ({}, of("csv", ["a.csv", 100, 1], ["b.csv", 200, 1]), ""),
+        ({}, {"model": "bb"}, "another model (its files differ)"),
         (
+            {},
             {"signature": "examples", "batch_size": 32},
             "signature was 'serving_default', and is 'examples'; batch_size was 64, and is 32",
         ),
+        ({}, of("csv", ["a.csv", 100, 2], ["b.csv", 200, 1]), "a.csv has changed"),
         (
-            {"input": {**JOB["input"], "files": {"a.csv": [100, 2], "b.csv": [200, 1]}}},
-            "a.csv has changed",
-        ),
-        (
-            {"input": {**JOB["input"], "files": {"b.csv": [200, 1], "c.csv": [1, 1], "d": [1, 1]}}},
+            {},
+            of("csv", ["b.csv", 200, 1], ["c.csv", 1, 1], ["d.csv", 1, 1]),
             "c.csv (and 1 more) was not in the input; a.csv is in the input no more",
         ),
+        ({}, of("npy"), "the input was csv, and is npy"),
         (
-            {"input": {"kind": "images", "rows": 9, "count": 20000, "sha256": "0123456789abcdef"}},
-            "a.csv (and 1 more) is in the input no more",
+            of("tfds", ["a", 9, 1, 0, 5], ["a", 9, 1, 7, 5]),
+            of("tfds", ["a", 9, 1, 0, 5], ["a", 9, 1, 8, 4]),
+            "a[8:12] was not in the input; a[7:12] is in the input no more",
         ),
     ],
 )
-def test_another_job_is_refused_with_the_difference(change, differences, tmp_path):
+def test_another_job_is_refused_with_the_difference(old, new, differences, tmp_path):
     if not differences:
-        folder_lib.check_same_job(tmp_path, JOB, {**JOB, **change})
+        folder_lib.check_same_job(tmp_path, JOB | old, JOB | new)
         return
     with pytest.raises(InferenceError) as raised:
-        folder_lib.check_same_job(tmp_path, JOB, {**JOB, **change})
+        folder_lib.check_same_job(tmp_path, JOB | old, JOB | new)
     assert str(raised.value) == (
         f"--output={tmp_path} holds parts of another job: {differences}. Choose another folder, or "
         "remove that one."
     )
-
-
-def test_many_files_are_told_by_a_hash():
-    def describe(size):
-        names = [f"{number}.png" for number in range(10_001)]
-        return folder_lib.describe_input("images", names, [(size, 1)] * len(names), 10_001)
-
-    assert "files" not in describe(1)
-    assert describe(1) == describe(1)
-    assert describe(1)["sha256"] != describe(2)["sha256"]
 
 
 def test_a_second_predictor_is_refused(tmp_path):
@@ -95,12 +91,27 @@ def test_parts_of_an_unknown_job_are_refused(tmp_path):
         f"--output={tmp_path} holds part-00000-of-00001.csv but no job.json: nobody knows what "
         "made it. Choose another folder."
     )
+    (tmp_path / "job.json").write_text("{}")
+    with pytest.raises(InferenceError, match=r"job.json cannot be read: it does not say which"):
+        folder_lib.read_job(tmp_path)
     (tmp_path / "job.json").write_text("{")
     with pytest.raises(InferenceError, match=r"job.json cannot be read: Expecting property name"):
         folder_lib.read_job(tmp_path)
 
 
-def test_complete_parts_are_those_of_this_number_and_kind(tmp_path):
+@pytest.fixture
+def parts(tmp_path):
+    """The three parts of JOB, in a folder where nothing has been done yet."""
+    (tmp_path / ".tfdp").mkdir()
+    folder_lib.write_job(tmp_path, JOB)
+    assert folder_lib.read_job(tmp_path) == JOB
+    parts = folder_lib.Parts.of(tmp_path, JOB)
+    parts.writing.mkdir()
+    parts.errors.mkdir()
+    return parts
+
+
+def test_parts(parts, tmp_path):
     for name in (
         "part-00000-of-00003.csv",
         "part-00002-of-00003.csv",
@@ -108,37 +119,39 @@ def test_complete_parts_are_those_of_this_number_and_kind(tmp_path):
         "part-00001-of-00003.npy",
     ):
         (tmp_path / name).touch()
-    assert folder_lib.complete_parts(tmp_path, 3, "csv") == {0, 2}
+    assert parts.missing() == [1]
+    assert parts.missing([0, 2]) == []
+    assert [parts.rows_of(number) for number in range(parts.count)] == [4, 4, 2]
 
 
-def test_what_a_living_worker_writes_stays(tmp_path):
-    mine = folder_lib.writing_folder(tmp_path, "a" * 64)
-    other = folder_lib.writing_folder(tmp_path, "b" * 64)
-    for writing in (mine, other):
-        writing.mkdir(parents=True)
-        (writing / "00003.77").touch()
-        (writing / "00004.88").touch()
-    with open(mine / "00003.77") as file, open(other / "00003.77") as stale:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        fcntl.flock(stale, fcntl.LOCK_EX)
-        assert folder_lib.being_finished(mine) == {3: [77]}
-        folder_lib.clear(tmp_path, "a" * 64)
-        assert [path.name for path in mine.iterdir()] == ["00003.77"]
-        # What was written for another job can never become a part.
-        assert not other.exists()
-    assert folder_lib.being_finished(mine) == {}
+def test_what_other_jobs_have_left_is_removed(parts, tmp_path):
+    other = folder_lib.Parts.of(tmp_path, JOB | {"key": "l"})
+    for folder in (parts.writing, parts.errors, other.writing, other.errors):
+        folder.mkdir(exist_ok=True)
+        (folder / "00003").touch()
+    folder_lib.clear(tmp_path, JOB)
+    left = [
+        folder.exists() for folder in (parts.writing, parts.errors, other.writing, other.errors)
+    ]
+    assert left == [True, True, False, False]
+    folder_lib.clear(tmp_path, None)
+    assert not parts.writing.exists()
+    assert not parts.errors.exists()
 
 
-def test_errors_are_in_the_order_of_the_input(tmp_path):
-    for number, lines in {2: ["e"], 0: ["a", "b"]}.items():
-        path = folder_lib.errors_path(tmp_path, number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(line + "\n" for line in lines))
-    assert folder_lib.count_errors(tmp_path, [0, 1]) == 2
-    unfinished = {1: ["c", "d"], 2: ["old"]}
-    assert folder_lib.collect_errors(tmp_path, [0, 2], unfinished) == 5
+def test_errors_are_in_the_order_of_the_input(parts, tmp_path):
+    for path, text in {
+        parts.errors_path(2): "e\n",
+        parts.errors_path(0): "a\nb\n",
+        # Of a part that is not there yet, made by two processes; a line is being written.
+        parts.writing / "00001.77.errors": "c\n",
+        parts.writing / "00001.88.errors": "c\nd\nx",
+    }.items():
+        path.write_text(text)
+    assert parts.collect_errors(most=5) == 5
     assert (tmp_path / "errors.jsonl").read_text() == "a\nb\nc\nd\ne\n"
-    assert folder_lib.collect_errors(tmp_path, [1], {}) == 0
+    folder_lib.clear(tmp_path, None)
+    assert parts.collect_errors(most=0) == 0
     assert not (tmp_path / "errors.jsonl").exists()
 
 

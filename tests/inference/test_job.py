@@ -1,16 +1,21 @@
 """What can be wrong with a job is said before a worker is started, and changes nothing."""
 
+import contextlib
 import json
 import os
+import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
 
+from tfdp.error import Error
 from tfdp.inference import folder as folder_lib
-from tfdp.inference import job, listing, shards
-from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.inference import input_files, job
+from tfdp.inference.failures import InferenceError, JobFailed
 from tfdp.inference.settings import Settings
+from tfdp.inference.status import State
 from tfdp.serving import manifest
 
 SIGNATURES = {
@@ -18,15 +23,8 @@ SIGNATURES = {
         "inputs": {"x": {"dtype": "float32", "shape": [None, 2]}},
         "outputs": {"y": {"dtype": "float32", "shape": [None, 1]}},
     },
-    "fixed": {
-        "inputs": {"x": {"dtype": "float32", "shape": [8, 2]}},
-        "outputs": {"y": {"dtype": "float32", "shape": [8, 1]}},
-    },
 }
-HAS = (
-    "The model has: serving_default(x: float32 (?, 2)) -> y: float32 (?, 1); "
-    "fixed(x: float32 (8, 2)) -> y: float32 (8, 1)."
-)
+HAS = "The model has: serving_default(x: float32 (?, 2)) -> y: float32 (?, 1)."
 
 
 def make_model(folder, content="graph"):
@@ -50,7 +48,6 @@ def place(tmp_path, monkeypatch):
     np.save("x.npy", np.zeros((600, 2), "float32"))
     np.save("wide.npy", np.zeros((5, 3), "float32"))
     (tmp_path / "x.csv").write_text("key,x_0,x_1\na,1,2\n")
-    (tmp_path / "1.png").write_text("")
     (tmp_path / "notes").mkdir()
     return tmp_path
 
@@ -70,7 +67,6 @@ KINDS = "Name TFRecord, .csv, .npy, images, a folder of these, or tfds:NAME/SPLI
         ({"input": ""}, f"No --input. {USAGE}"),
         ({"output": ""}, f"No --output. {USAGE}"),
         ({"workers": -1}, "--workers=-1: use 0 or more."),
-        ({"batch_size": -1}, "--batch_size=-1: use 0 or more."),
         ({"timeout_seconds": 1.0}, "--timeout_seconds=1.0: use 3 or more."),
         ({"format": "xml"}, "--format='xml': use one of jsonl, csv, npy, tfrecord."),
         ({"model": "models/b"}, "There is no model in models/b: no such folder."),
@@ -82,27 +78,8 @@ KINDS = "Name TFRecord, .csv, .npy, images, a folder of these, or tfds:NAME/SPLI
         ({"input": "y*.npy"}, "--input='y*.npy' matches no file in {place}. " + KINDS),
         ({"signature": "serve"}, f"--signature='serve' is none of this model's. {HAS}"),
         (
-            {"signature": "fixed"},
-            "The signature 'fixed' takes x: float32 (8, 2), which is no batch of rows: the first "
-            f"dimension has to be free. {HAS}",
-        ),
-        (
             {"input": "wide.npy"},
             f"The input holds rows of float32 (3,), but x is float32 (?, 2). {HAS}",
-        ),
-        (
-            {"input": "x.csv", "map": {"z": ("x_0",)}},
-            "--map=z=...: the signature 'serving_default' has no input 'z'. " + HAS,
-        ),
-        (
-            {"input": "x.csv", "map": {"x": ("x_0", "x_2")}},
-            "The input has no column 'x_2' for x: float32 (?, 2). It has key, x_0, x_1. Name "
-            f"others with --map=x=COLUMN,... {HAS}",
-        ),
-        (
-            {"input": "1.png"},
-            "Images are pixels (height, width, channels) or encoded strings, but x is "
-            f"float32 (?, 2). {HAS}",
         ),
         (
             {"input": "x.csv", "id": "name"},
@@ -112,77 +89,54 @@ KINDS = "Name TFRecord, .csv, .npy, images, a folder of these, or tfds:NAME/SPLI
     ],
 )
 def test_mistakes(changes, line, place):
-    with pytest.raises((InferenceError, manifest.ManifestError)) as raised:
+    with pytest.raises(Error) as raised:
         job.run(settings(**changes))
     assert str(raised.value) == line.format(place=place)
     assert not os.path.exists("out")
 
 
-@pytest.mark.parametrize(
-    ("damage", "line"),
-    [
-        ("saved_model.pb", "saved_model.pb is missing"),
-        ("variables", "variables/variables.data-00000-of-00001 is missing, "
-                      "variables/variables.index is missing"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("has_manifest", [True, False])
-def test_a_model_with_missing_files_is_refused(damage, line, has_manifest, place):
-    version = place / "models" / "a" / "2"
-    if not has_manifest:
-        os.remove(version / manifest.NAME)
-    path = version / damage
-    if path.is_dir():
-        for name in path.iterdir():
-            name.unlink()
-    else:
-        path.unlink()
-    if not has_manifest and damage == "saved_model.pb":
-        line = None  # not even the folder of a version
-    if not has_manifest and damage == "variables":
-        line = (
-            "variables/variables.index is missing, "
-            "variables/variables.data-00000-of-00001 is missing"
-        )
-    with pytest.raises(manifest.ManifestError) as raised:
+@pytest.mark.parametrize("without", [[], [manifest.NAME]])
+def test_a_model_with_missing_files_is_refused(without, place):
+    line = "variables/variables.index is missing"
+    for name in ("variables/variables.index", *without):
+        os.remove(place / "models" / "a" / "2" / name)
+    with pytest.raises(Error) as raised:
         job.run(settings(model="models/a/2"))
-    if line is None:
-        assert str(raised.value).startswith("There is no model in models/a/2: neither ")
-    else:
-        assert str(raised.value) == f"The model models/a/2 is not whole: {line}."
+    assert str(raised.value) == f"The model models/a/2 is not whole: {line}."
 
 
-def complete(place, rows=600, shard_rows=256, errors=()):
+def complete(place, errors=(), missing=(), rows=600):
     """An output folder as a job leaves it, made by hand."""
     out = place / "out"
-    work = out / ".tfdp" / "errors"
-    work.mkdir(parents=True)
-    found = listing.find("x.npy")
-    parts = shards.count(rows, shard_rows)
-    (out / "job.json").write_text(
-        json.dumps(
-            {
-                "model": manifest.verify(place / "models" / "a" / "2"),
-                "signature": "serving_default",
-                "format": "jsonl",
-                "id": "",
-                "map": {},
-                "jit_compile": False,
-                "batch_size": 32,
-                "shard_rows": shard_rows,
-                "input": folder_lib.describe_input("npy", found.names, found.stats, rows),
-            }
-        )
-    )
-    for number in range(parts):
-        (out / shards.part_name(number, parts, "jsonl")).write_text("a part\n")
+    (out / ".tfdp").mkdir(parents=True)
+    content = {
+        "model": manifest.verify(place / "models" / "a" / "2"),
+        "key": "k",
+        "signature": "serving_default",
+        "format": "jsonl",
+        "id": "",
+        "map": {},
+        "jit_compile": False,
+        "batch_size": 32,
+        "shard_rows": 256,
+        "input": {"rows": rows, **input_files.find("x.npy").described()},
+        "columns": {"x": []},
+        "header": None,
+        "cut": [[[0, 0, 256, 0, 0]], [[0, 256, 256, 0, 0]], [[0, 512, 88, 0, 0]]],
+    }
+    folder_lib.write_job(out, content)
+    parts = folder_lib.Parts.of(out, content)
+    parts.errors.mkdir()
+    parts.writing.mkdir()
+    for number in {0, 1, 2} - set(missing):
+        parts.path(number).write_text("a part\n")
     if errors:
-        folder_lib.errors_path(out, 1).write_text("".join(f"{line}\n" for line in errors))
-    return out
+        parts.errors_path(1).write_text("".join(f"{line}\n" for line in errors))
+    return parts
 
 
 def test_nothing_is_done_where_nothing_is_missing(place):
-    out = complete(place, errors=["one", "two"])
+    out = complete(place, errors=["one", "two"]).folder
     summary = job.run(settings())
     assert summary == job.Summary(rows=600, errors=2, parts=3, predicted=0, seconds=0.0)
     assert (out / "errors.jsonl").read_text() == "one\ntwo\n"
@@ -224,8 +178,7 @@ def other_rows(place):
     ],
 )
 def test_parts_of_another_job_are_refused_with_the_difference(change, changes, difference, place):
-    out = complete(place)
-    os.remove(out / "part-00001-of-00003.jsonl")
+    complete(place, missing=[1])
     if change:
         change(place)
     with pytest.raises(InferenceError) as raised:
@@ -237,6 +190,106 @@ def test_parts_of_another_job_are_refused_with_the_difference(change, changes, d
 
 
 def test_a_missing_part_needs_a_worker(place):
-    os.remove(complete(place) / "part-00001-of-00003.jsonl")
+    complete(place, missing=[1])
     with pytest.raises(AssertionError, match="a worker was started"):
         job.run(settings())
+
+
+class Pool:
+    """Plays one worker: what it tells at each look, or how it has ended."""
+
+    def __init__(self, story):
+        self.workers = []
+        self.started = 0
+        self._story = iter(story)
+        self.start(0)
+
+    def start(self, slot):
+        log = pathlib.Path("worker-0.log")
+        self.workers.append(types.SimpleNamespace(slot=slot, log=log, state=State()))
+        self.started += 1
+
+    def wait(self, seconds):
+        told = next(self._story)
+        if callable(told):
+            told()
+        elif isinstance(told, State):
+            self.workers[0].state = told
+        else:
+            return [(self.workers.pop(), told)]
+        return []
+
+
+@pytest.fixture
+def play(place, monkeypatch):
+    """Runs a job whose worker is played."""
+
+    def run(*story, **changes):
+        pool = Pool(story)
+        monkeypatch.setattr(job, "Pool", lambda *arguments: contextlib.nullcontext(pool))
+        monkeypatch.setattr(job, "_LOOK_SHARE", 1e9)
+        return pool, job.run(settings(**changes))
+
+    return run
+
+
+def test_a_job_ends_when_its_last_part_is_there(place, play):
+    parts = complete(place, missing=[0, 2])
+    pool, summary = play(
+        State(ready=True, began=1.0, part=0, rows=200),
+        "was killed by SIGKILL",
+        parts.path(0).touch,
+        State(ready=True, began=9.0, finished=11.0, part=2),
+        lambda: parts.errors_path(2).write_text("bad\n"),
+        parts.path(2).touch,
+    )
+    assert pool.started == 2
+    assert (summary.rows, summary.errors, summary.parts, summary.predicted) == (600, 1, 3, 344)
+    assert summary.seconds == 10.0
+    assert not parts.writing.exists()
+
+
+def killed_at(number, times):
+    return [State(ready=True, part=number), "was killed by SIGSEGV"] * times
+
+
+FAR = "2 of 3 parts are complete; the same command goes on from there."
+
+
+def test_a_part_that_ends_every_worker_ends_the_job(place, play):
+    parts = complete(place, missing=[0, 2])
+    # One that has finished its part does not count.
+    before = [*killed_at(0, 4), *killed_at(2, 4), parts.path(2).touch]
+    with pytest.raises(JobFailed) as raised:
+        play(*before, *killed_at(2, 9), *killed_at(0, 1))
+    assert str(raised.value) == (
+        f"Shard 0 has ended 5 workers: the last one was killed by SIGSEGV. Log: worker-0.log. {FAR}"
+    )
+
+
+def test_workers_that_never_become_ready_end_the_job(place, play):
+    (place / "worker-0.log").write_text("Traceback:\nno memory\n")
+    ends = "exited with code 1"
+    with pytest.raises(JobFailed) as raised:
+        # Two, then one that is ready, then three.
+        play(ends, ends, State(ready=True), State(), ends, ends, ends)
+    assert str(raised.value) == (
+        "Workers end before they have loaded the model: the last one exited with code 1. It said: "
+        "no memory Log: worker-0.log. No part has been begun; the same command starts again."
+    )
+
+
+def test_too_many_errors_end_the_job_at_once_and_are_written(place, play):
+    parts = complete(place, missing=[2], errors=["one"])
+    bad = parts.writing / "00002.77.errors"
+    with pytest.raises(JobFailed) as raised:
+        play(
+            State(ready=True, part=2),
+            lambda: bad.write_text("two\n"),
+            lambda: bad.write_text("two\nthree\n"),
+            max_errors=2,
+        )
+    assert str(raised.value) == (
+        "3 rows cannot be read, which is more than --max_errors=2: see out/errors.jsonl. " + FAR
+    )
+    assert (parts.folder / "errors.jsonl").read_text() == "one\ntwo\nthree\n"

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfdp.inference import model
-from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.inference.failures import InferenceError, JobFailed
 from tfdp.inference.signature import Signature, Spec
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tfdp.data import tfrecord
-from tfdp.inference import listing, readers, shards
+from tfdp.inference import input_files, readers, shards
 from tfdp.inference.signature import RECORD, Spec
 
 VECTOR = {"x": Spec("float32", (None, 2))}
@@ -31,13 +31,14 @@ def png(pixels):
 
 def read(pattern, inputs, columns, rows=100, **options):
     """All batches of an input that is one shard."""
-    found = listing.find(str(pattern))
-    files = listing.scan(found)
-    (shard,) = shards.cut(files, max(1, sum(file.records for file in files)))
-    read_shard = readers.reader(
-        found.kind, inputs, columns, base=found.base, header=listing.header(found), **options
+    found = input_files.find(str(pattern))
+    files = input_files.scan(found)
+    (spans,) = shards.cut(files, max(1, sum(file.records for file in files)))
+    header = input_files.header(found)
+    read_spans = readers.reader(
+        found.kind, inputs, columns, base=found.base, names=found.names, header=header, **options
     )
-    return list(read_shard(shard.spans, rows))
+    return list(read_spans(spans, rows))
 
 
 def errors(batch):
@@ -203,14 +204,14 @@ def test_folders_of_images(tmp_path):
 
 
 def test_a_file_that_is_gone_or_has_shrunk_since_it_was_counted(tmp_path):
-    (tmp_path / "a.png").write_bytes(png([[1]]))
-    read_shard = readers.reader("images", {"image": Spec("uint8", (None, 1, 1, 1))}, {"image": []})
-    (batch,) = read_shard([shards.Span(str(tmp_path / "b.png"), 0, 1)], 4)
+    base, image = str(tmp_path), {"image": Spec("uint8", (None, 1, 1, 1))}
+    read = readers.reader("images", image, {"image": []}, base=base, names=["gone.png"])
+    (batch,) = read([shards.Span(0, 0, 1)], 4)
     assert [error.reason for error in batch.errors] == [
         "the file cannot be read: No such file or directory"
     ]
-    path = write(tmp_path / "a.tfrecord", [example(x=[1.0, 2.0])])
-    read_shard = readers.reader("tfrecord", VECTOR, {"x": ["x"]}, base=str(tmp_path))
-    (batch,) = read_shard([shards.Span(str(path), 0, 3)], 4)
+    write(tmp_path / "a.tfrecord", [example(x=[1.0, 2.0])])
+    read = readers.reader("tfrecord", VECTOR, {"x": ["x"]}, base=base, names=["a.tfrecord"])
+    (batch,) = read([shards.Span(0, 0, 3)], 4)
     assert batch.ids == ["a.tfrecord:0"]
     assert [error.record for error in batch.errors] == [1, 2]

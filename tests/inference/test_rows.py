@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfdp
-from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.inference.failures import InferenceError, JobFailed
 from tfdp.serving import export
 
 X = np.random.default_rng(0).normal(size=(300, 4)).astype("float32")
@@ -49,8 +49,9 @@ def test_a_keras_model(model):
     np.testing.assert_allclose(y, model.predict(X, verbose=0), rtol=0, atol=1e-6)
 
 
-def test_no_rows(folder):
-    assert tfdp.predict(folder, X[:0]).shape == (0, 3)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.cluster)])
+def test_no_rows(workers, folder):
+    assert tfdp.predict(folder, X[:0], workers=workers).shape == (0, 3)
 
 
 @pytest.mark.cluster
@@ -100,7 +101,8 @@ def test_strings_and_several_inputs_and_outputs(tmp_path):
         (
             {"z": X},
             {"workers": 2},
-            "The input has no field 'x' for x: float32 (?, 4). It has z. The model has: "
+            "The input has no field 'x' for x: float32 (?, 4). It has z. Name another with "
+            "--map=x=FIELD. The model has: "
             "serving_default(x: float32 (?, 4)) -> y: float32 (?, 3).",
         ),
         (

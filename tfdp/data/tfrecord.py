@@ -3,6 +3,8 @@
     count("a.tfrecord")                     # 1000, from the headers alone
     for record in read("a.tfrecord"):       # bytes, or Damage where one is damaged
         ...
+    begins = list(offsets("a.tfrecord"))    # where each record begins
+    read("a.tfrecord", begins[300])         # from the middle on
 
 A record is its length (8 bytes), the masked CRC-32C of those 8 bytes (4), its data, and the masked
 CRC-32C of the data (4), all little-endian (tensorflow/core/lib/io/record_writer.h). A whole file
@@ -11,7 +13,6 @@ may be packed with gzip or zlib: both are recognised by their first bytes.
 
 import contextlib
 import io
-import mmap
 import os
 import struct
 import zlib
@@ -23,6 +24,9 @@ import google_crc32c
 HEADER = struct.Struct("<QI")
 FOOTER_BYTES = 4
 _CHUNK_BYTES = 1 << 20
+# Of a file that is not packed: more would be read in vain where the records are long and only their
+# headers are wanted.
+_BUFFER_BYTES = 1 << 16
 # Of zlib.decompressobj: gzip or zlib, told by the first bytes.
 _EITHER_KIND = 47
 _ZLIB_LEVELS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
@@ -91,22 +95,35 @@ def count(path: str) -> int:
         OSError: If it cannot be read.
     """
     number = 0
-    for record in _walk(path, read=False):
+    for record in offsets(path):
         if isinstance(record, Damage):
             raise record
         number += 1
     return number
 
 
-def read(path: str) -> Iterator[bytes | Damage]:
-    """Yield every record, or what is damaged of it; the last one may hide the rest of the file."""
-    return _walk(path, read=True)
+def offsets(path: str) -> Iterator[int | Damage]:
+    """Yield the byte at which each record begins, by the headers; their data is not looked at."""
+    return _walk(path, 0, read=False)
 
 
-def _walk(path: str, read: bool) -> Iterator[Any]:
-    number = offset = 0
+def read(path: str, begin: int = 0) -> Iterator[bytes | Damage]:
+    """Yield the records, or what is damaged of one; the last one may hide the rest of the file.
+
+    Args:
+        path: The file.
+        begin: The byte at which the first of them begins, see `offsets`. Damage.record counts from
+            there. A packed file is read from its beginning only.
+    """
+    return _walk(path, begin, read=True)
+
+
+def _walk(path: str, begin: int, read: bool) -> Iterator[Any]:
+    number, offset = 0, begin
     try:
         with _opened(path) as (stream, size):
+            if begin:
+                stream.seek(begin)
             while True:
                 header = stream.read(HEADER.size)
                 if not header:
@@ -116,7 +133,7 @@ def _walk(path: str, read: bool) -> Iterator[Any]:
                     reason = "its header is damaged, so nothing behind it can be found"
                     if len(header) < HEADER.size:
                         reason = "the file ends in the middle of its header"
-                    elif number == 0:
+                    elif offset == 0:
                         reason = "the file does not begin with a TFRecord"
                     yield Damage(path, number, offset, reason)
                     return
@@ -126,7 +143,7 @@ def _walk(path: str, read: bool) -> Iterator[Any]:
                     return
                 if size is not None and not read:
                     stream.seek(end)
-                    yield length
+                    yield offset
                 else:
                     data, footer = stream.read(length), stream.read(FOOTER_BYTES)
                     if len(footer) < FOOTER_BYTES:
@@ -135,7 +152,7 @@ def _walk(path: str, read: bool) -> Iterator[Any]:
                     if read and masked_crc(data) != int.from_bytes(footer, "little"):
                         yield Damage(path, number, offset, "its checksum is wrong", False)
                     else:
-                        yield data
+                        yield data if read else offset
                 number, offset = number + 1, end
     except zlib.error as error:
         yield Damage(path, number, offset, f"the packed file is damaged in or before it ({error})")
@@ -145,15 +162,11 @@ def _walk(path: str, read: bool) -> Iterator[Any]:
 def _opened(path: str) -> Iterator[tuple[Any, int | None]]:
     """A stream of the unpacked file, and its size where that is known beforehand."""
     packed = compression(path)
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with open(path, "rb", buffering=_BUFFER_BYTES) as file:
         if packed:
             yield io.BufferedReader(_Unpacked(file), _CHUNK_BYTES), None
-        elif size == 0:
-            yield io.BytesIO(), 0
         else:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-                yield stream, size
+            yield file, os.fstat(file.fileno()).st_size
 
 
 class _Unpacked(io.RawIOBase):

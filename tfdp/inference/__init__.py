@@ -1,7 +1,9 @@
 """Inference over shards: each row once, in the order of the input, whatever dies.
 
-Read in this order: shards (what is cut), listing and records (where the rows are), folder (what is
-complete), settings and job (the story of a run), pool and handout (who does what), worker (reading,
-running and writing a part), readers, model, writers; rows is tfdp.predict. The supervisor, job with
-all that it imports, knows no TensorFlow.
+The path of a job, which is the order to read in: settings and job (the command is checked, workers
+are started and watched: pool, status), worker (the model is loaded), plan (what the parts are made
+with and which records each holds: input_files, shards; written to job.json), claims (who makes
+which part), raw_rows, readers and examples (records become inputs), model (inputs become outputs),
+part and writers (a part is written, and gets its name). folder knows where all this is, rows is
+tfdp.predict. The supervisor, job with all that it imports, knows no TensorFlow.
 """

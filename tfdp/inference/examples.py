@@ -1,4 +1,4 @@
-"""tf.train.Example records to the inputs of a signature, by the names of their features.
+"""Serialized records and encoded images to the inputs of a signature.
 
     convert = converter({"x": Spec("float32", (None, 4))}, {"x": ["x"]})
     convert([serialized, serialized])       # {"x": array of shape (2, 4)}
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdp.inference import images
-from tfdp.inference.errors import RowError
+from tfdp.data import images
+from tfdp.inference.failures import RowError
 from tfdp.inference.signature import Spec
 from tfdp.serving import request_inputs
 
@@ -77,6 +77,18 @@ def tfds_converter(
         }
 
     return convert
+
+
+def image_converter(name: str, spec: Spec) -> _Convert:
+    """Return what makes one input of encoded images: their pixels, or the strings themselves."""
+    if spec.dtype == "string":
+        return string_converter(name, spec)
+    return lambda raws: {name: np.stack([_pixels(raw, spec) for raw in raws])}
+
+
+def string_converter(name: str, spec: Spec) -> _Convert:
+    """Return what makes one input of whole records, as they are."""
+    return lambda raws: {name: np.array(raws, object).reshape(-1, *spec.row)}
 
 
 def feature_names(raw: bytes) -> list[str]:
@@ -153,5 +165,21 @@ def _from_bytes(value: bytes, spec: Spec, feature: str) -> np.ndarray:
     if len(value) == (spec.size or 0) * np.dtype(dtype).itemsize and not is_encoded:
         return np.frombuffer(value, dtype).reshape([size or 0 for size in spec.row])
     if is_image:
-        return images.decode(value, spec)
+        return _pixels(value, spec)
     raise RowError(f"the feature {feature!r} has {len(value)} bytes, which are no {spec}")
+
+
+def _pixels(value: bytes, spec: Spec) -> np.ndarray:
+    """Return the pixels of one image, in the type of `spec`: 0 to 255 whatever that is."""
+    try:
+        pixels = images.decode(value, spec.row[-1] or 0)
+    except tf.errors.OpError:
+        kinds = "BMP, GIF, JPEG, PNG or WebP"
+        raise RowError(f"it is no image that can be decoded ({kinds})") from None
+    if tuple(pixels.shape) != spec.row:
+        height, width, _ = pixels.shape
+        raise RowError(
+            f"the image is {height} x {width}, not {spec.row[0]} x {spec.row[1]}: resize it, or "
+            "export the model with config.export.second_signature='images', which does"
+        )
+    return pixels.numpy().astype(spec.dtype)

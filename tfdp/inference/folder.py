@@ -1,38 +1,38 @@
-"""The output folder of a job: its lock, its description, and which parts are complete.
+"""The output folder of a job: its lock, job.json, and the parts that are there.
 
     with lock(folder):                      # InferenceError if another predictor holds it
-        check_same_job(folder, job)         # InferenceError with the difference
-        done = complete_parts(folder, parts, "jsonl")
+        job = read_job(folder)              # None in a new folder
+    parts = Parts.of(folder, job)
+    parts.missing()                         # [3, 4]
 
     OUT/part-00003-of-00016.jsonl   appears by a rename, when all of it is written
-    OUT/job.json                    the model, signature and input that the parts are made with
+    OUT/job.json                    what the parts are made with, and which records each holds
     OUT/errors.jsonl                rows that could not be read, at the end of the job
     OUT/summary.json                the counts, at the end of the job
-    OUT/.tfdp/                      the lock, what is being written, errors of each part
+    OUT/.tfdp/writing-KEY/         the parts that are being made, see claims and part
+    OUT/.tfdp/errors-KEY/00003      the unreadable rows of part 3
 
-A worker holds a lock on the file that it writes. So a launcher that was started again sees which
-shards the workers of one that was killed are still about to finish.
+KEY is a hash of what job.json holds: a worker of another job that still runs has lost its folder,
+fails when it renames, and cannot spoil a part.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tfdp.inference import shards
-from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.inference.failures import InferenceError, JobFailed
 
 JOB = "job.json"
 ERRORS = "errors.jsonl"
 SUMMARY = "summary.json"
 WORK = ".tfdp"
-# Of more input files than this, one hash is kept instead of the list.
-_MOST_FILES = 10_000
 
 
 @contextlib.contextmanager
@@ -51,7 +51,6 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
         ) from error
     with file:
         try:
-            # Never removed, and the kernel releases it when the process ends, however it ends.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
@@ -71,20 +70,26 @@ def work_folder(folder: pathlib.Path) -> pathlib.Path:
     return folder / WORK
 
 
-def describe_input(
-    kind: str, names: Iterable[str], stats: Iterable[tuple[int, int]], rows: int
-) -> dict[str, Any]:
-    """Return what tells one input from another: names, sizes, times of change, rows."""
-    import hashlib
+def write_beside(path: pathlib.Path, content: str) -> None:
+    """Write a small file so that it is whole or absent.
 
-    files = {name: [size, changed] for name, (size, changed) in zip(names, stats, strict=True)}
-    described: dict[str, Any] = {"kind": kind, "rows": rows, "count": len(files)}
-    if len(files) <= _MOST_FILES:
-        described["files"] = files
-    else:
-        text = json.dumps(files, sort_keys=True)
-        described["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    return described
+    Raises:
+        JobFailed: If it cannot be written.
+    """
+    beside = path.parent / WORK / f"{path.name}.{os.getpid()}"
+    try:
+        with open(beside, "w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise JobFailed(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+# -- the job --------------------------------------------------------------------------------------
 
 
 def read_job(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -95,7 +100,8 @@ def read_job(folder: pathlib.Path) -> dict[str, Any] | None:
     """
     try:
         job = json.loads((folder / JOB).read_text())
-        assert isinstance(job, dict)
+        if not isinstance(job, dict) or not {"cut", "key"} <= job.keys():
+            raise ValueError("it does not say which records make which part")
         return job
     except FileNotFoundError:
         strange = [entry.name for entry in folder.iterdir() if entry.name.startswith("part-")]
@@ -105,12 +111,23 @@ def read_job(folder: pathlib.Path) -> dict[str, Any] | None:
                 "Choose another folder."
             ) from None
         return None
-    except (OSError, ValueError, AssertionError) as error:
+    except (OSError, ValueError) as error:
         raise InferenceError(f"{folder / JOB} cannot be read: {error}.") from error
+
+
+def write_job(folder: pathlib.Path, job: Mapping[str, Any]) -> None:
+    """Write job.json: a line for each entry, since the cut may be long."""
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in job.items()]
+    write_beside(folder / JOB, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def check_same_job(folder: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Check what is known of a job against the one that the parts in a folder are made with.
+
+    Args:
+        folder: The output folder.
+        old: What job.json holds.
+        new: Some of its entries; the files of an input may lack their counts.
 
     Raises:
         InferenceError: With every difference.
@@ -126,7 +143,7 @@ def check_same_job(folder: pathlib.Path, old: Mapping[str, Any], new: Mapping[st
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name in new:
         if name == "input":
-            yield from _input_differences(old.get(name, {}), new[name])
+            yield from _input_differences(old["input"], new["input"])
         elif old.get(name) != new[name]:
             if name == "model":
                 yield "another model (its files differ)"
@@ -135,28 +152,28 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
 
 
 def _input_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    if old == new:
+    if old["kind"] != new["kind"]:
+        yield f"the input was {old['kind']}, and is {new['kind']}"
         return
-    before, now = old.get("files", {}), new.get("files", {})
-    changed = [name for name in now if name in before and before[name] != now[name]]
+    before, now = (_files_by_name(one["kind"], one["files"]) for one in (old, new))
     for what, names in (
         ("was not in the input", [name for name in now if name not in before]),
         ("is in the input no more", [name for name in before if name not in now]),
-        ("has changed", changed),
+        ("has changed", [name for name in now if name in before and before[name] != now[name]]),
     ):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             yield f"{names[0]}{more} {what}"
-    if before.keys() == now.keys() and not changed:
-        yield f"the input was {_counts(old)}, and is {_counts(new)}"
 
 
-def _counts(described: Mapping[str, Any]) -> str:
-    hashed = f", {described['sha256'][:8]}" if "sha256" in described else ""
-    return (
-        f"{described.get('rows')} rows in {described.get('count')} {described.get('kind')} files"
-        f"{hashed}"
-    )
+def _files_by_name(kind: str, files: list[list[Any]]) -> dict[str, list[Any]]:
+    """Return size and time of change by file; of TFDS, whose splits cut files, by piece of one."""
+    if kind != "tfds":
+        return {name: facts[:2] for name, *facts in files}
+    return {
+        f"{name}[{first}:{first + records}]": [size, changed]
+        for name, size, changed, first, records in files
+    }
 
 
 def _short(value: Any) -> str:
@@ -164,126 +181,105 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def write_beside(path: pathlib.Path, content: str) -> None:
-    """Write a small file so that it is whole or absent."""
-    beside = path.parent / WORK / f"{path.name}.{os.getpid()}"
-    try:
-        with open(beside, "w") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise JobFailed(f"{path} cannot be written: {error.strerror or error}.") from error
+# -- the parts ------------------------------------------------------------------------------------
 
 
-def complete_parts(folder: pathlib.Path, parts: int, extension: str) -> set[int]:
-    """Return the numbers of the parts that are there."""
-    present = set(os.listdir(folder))
-    return {
-        number for number in range(parts) if shards.part_name(number, parts, extension) in present
-    }
-
-
-# -- what is being written ------------------------------------------------------------------------
-
-
-def writing_folder(folder: pathlib.Path, job_hash: str) -> pathlib.Path:
-    """Return where the workers of a job write; those of another job write elsewhere."""
-    return work_folder(folder) / f"writing-{job_hash[:16]}"
-
-
-def writing_path(writing: pathlib.Path, number: int) -> pathlib.Path:
-    """Return the file that this process writes a part to."""
-    return writing / f"{number:05}.{os.getpid()}"
-
-
-def clear(folder: pathlib.Path, job_hash: str) -> None:
-    """Remove what nobody writes any more: all of other jobs, and of this one what is unlocked.
-
-    A worker of another job that still runs fails when it renames: it cannot spoil a part.
-    """
-    keep = writing_folder(folder, job_hash)
-    for entry in work_folder(folder).glob("writing-*"):
-        if entry != keep:
+def clear(folder: pathlib.Path, job: Mapping[str, Any] | None) -> None:
+    """Remove what other jobs have left."""
+    keep = Parts.of(folder, job) if job else None
+    for entry in work_folder(folder).glob("*-*/"):
+        if keep is None or entry not in (keep.writing, keep.errors):
             shutil.rmtree(entry, ignore_errors=True)
-    keep.mkdir(parents=True, exist_ok=True)
-    for entry in keep.iterdir():
-        if not _is_locked(entry):
-            entry.unlink(missing_ok=True)
 
 
-def being_finished(writing: pathlib.Path) -> dict[int, list[int]]:
-    """Return the shards that living workers write, with the numbers of their processes."""
-    found: dict[int, list[int]] = {}
-    for entry in writing.iterdir():
-        name = re.fullmatch(r"(\d+)\.(\d+)", entry.name)
-        if name and _is_locked(entry):
-            found.setdefault(int(name[1]), []).append(int(name[2]))
-    return found
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The parts of one job.
 
-
-def _is_locked(path: pathlib.Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-
-
-# -- errors ---------------------------------------------------------------------------------------
-
-
-def errors_path(folder: pathlib.Path, number: int) -> pathlib.Path:
-    """Return the file of the rows of one shard that could not be read."""
-    return work_folder(folder) / "errors" / f"{number:05}.jsonl"
-
-
-def count_errors(folder: pathlib.Path, numbers: Iterable[int]) -> int:
-    """Return how many rows of some complete shards could not be read."""
-    return sum(len(lines) for lines in _errors(folder, numbers, {}))
-
-
-def collect_errors(
-    folder: pathlib.Path, numbers: Iterable[int], unfinished: Mapping[int, list[str]]
-) -> int:
-    """Write errors.jsonl, in the order of the input; return how many rows it names.
-
-    Args:
+    Attributes:
         folder: The output folder.
-        numbers: The complete shards.
-        unfinished: Lines of shards that are not.
+        rows: Records of the input.
+        shard_rows: Of each part; the last one may have fewer.
+        extension: The format.
+        key: Tells this job from others that had this folder.
     """
-    lines = [line for part in _errors(folder, numbers, unfinished) for line in part]
-    if lines:
-        write_beside(folder / ERRORS, "".join(line + "\n" for line in lines))
-    else:
-        (folder / ERRORS).unlink(missing_ok=True)
-    return len(lines)
+
+    folder: pathlib.Path
+    rows: int
+    shard_rows: int
+    extension: str
+    key: str
+
+    @classmethod
+    def of(cls, folder: pathlib.Path, job: Mapping[str, Any]) -> "Parts":
+        """Return the parts that a job.json describes."""
+        return cls(folder, job["input"]["rows"], job["shard_rows"], job["format"], job["key"])
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return shards.count(self.rows, self.shard_rows)
+
+    @property
+    def writing(self) -> pathlib.Path:
+        """The folder of what is being written."""
+        return work_folder(self.folder) / f"writing-{self.key}"
+
+    @property
+    def errors(self) -> pathlib.Path:
+        """The folder of the unreadable rows."""
+        return work_folder(self.folder) / f"errors-{self.key}"
+
+    def rows_of(self, number: int) -> int:
+        """Return how many records make a part."""
+        return min(self.shard_rows, self.rows - number * self.shard_rows)
+
+    def path(self, number: int) -> pathlib.Path:
+        """Return where a part is when it is complete."""
+        return self.folder / shards.part_name(number, self.count, self.extension)
+
+    def missing(self, among: Iterable[int] | None = None) -> list[int]:
+        """Return the numbers of the parts that are not there, of some or of all, in order."""
+        present = set(os.listdir(self.folder))
+        numbers = range(self.count) if among is None else among
+        return [number for number in numbers if self.path(number).name not in present]
+
+    def errors_path(self, number: int) -> pathlib.Path:
+        """Return the file of the unreadable rows of a part that is there."""
+        return self.errors / f"{number:05}"
+
+    def error_lines(self) -> list[str]:
+        """Return the unreadable rows that are known so far, in the order of the input."""
+        lines: dict[int, list[str]] = {}
+        for path in (*self.errors.glob("*"), *self.writing.glob("*.errors")):
+            number, found = int(path.name.partition(".")[0]), _whole_lines(path)
+            # Two processes may have begun it.
+            lines[number] = max(lines.get(number, []), found, key=len)
+        return [line for number in sorted(lines) for line in lines[number]]
+
+    def collect_errors(self, most: int) -> int:
+        """Write errors.jsonl; return how many rows it names.
+
+        Raises:
+            JobFailed: If there are more than `most`, or it cannot be written.
+        """
+        lines = self.error_lines()
+        if lines:
+            write_beside(self.folder / ERRORS, "".join(lines))
+        else:
+            (self.folder / ERRORS).unlink(missing_ok=True)
+        if len(lines) > most:
+            raise JobFailed(
+                f"{len(lines)} rows cannot be read, which is more than --max_errors={most}: see "
+                f"{self.folder / ERRORS}."
+            )
+        return len(lines)
 
 
-def too_many(folder: pathlib.Path, errors: int, most: int) -> str:
-    """Return what to say when more rows are unreadable than are allowed."""
-    return (
-        f"{errors} rows cannot be read, which is more than --max_errors={most}: see "
-        f"{folder / ERRORS}."
-    )
-
-
-def _errors(
-    folder: pathlib.Path, numbers: Iterable[int], unfinished: Mapping[int, list[str]]
-) -> Iterator[list[str]]:
-    complete = set(numbers)
-    for number in sorted(complete | set(unfinished)):
-        if number not in complete:
-            yield unfinished[number]
-            continue
-        try:
-            yield errors_path(folder, number).read_text().splitlines()
-        except FileNotFoundError:
-            yield []
+def _whole_lines(path: pathlib.Path) -> list[str]:
+    """Return the lines of a file that may have been renamed now, or be written."""
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if line.endswith("\n")]

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.inference import readers
-from tfdp.inference.errors import InferenceError, JobFailed
+from tfdp.inference.failures import InferenceError, JobFailed
 from tfdp.inference.signature import Signature, Spec
 
 _BAD_ROW = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.OutOfRangeError)
@@ -33,8 +33,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, dict[str, Signature]]:
     except Exception as error:
         why = readers.first_line(error)
         raise InferenceError(f"The model {folder} cannot be loaded: {why}") from error
-    functions = getattr(loaded, "signatures", {})
-    return loaded, {name: _signature(name, functions[name]) for name in functions}
+    return loaded, read_signatures(folder)
 
 
 def read_signatures(folder: str | os.PathLike[str]) -> dict[str, Signature]:
@@ -144,15 +143,3 @@ class Served:
                 )
             outputs[name] = tensor.numpy()[:rows]
         return outputs
-
-
-def _signature(name: str, function: Any) -> Signature:
-    inputs = {key: _spec(spec) for key, spec in function.structured_input_signature[1].items()}
-    outputs = {key: _spec(spec) for key, spec in function.structured_outputs.items()}
-    # By name: the order of a SavedModel's maps is not kept.
-    return Signature(name, dict(sorted(inputs.items())), dict(sorted(outputs.items())))
-
-
-def _spec(spec: Any) -> Spec:
-    shape = () if spec.shape.rank is None else tuple(spec.shape.as_list())
-    return Spec(spec.dtype.name, shape)

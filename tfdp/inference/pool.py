@@ -1,95 +1,85 @@
-"""The worker processes of a job, as the supervisor sees them: started, heard, replaced.
+"""The worker processes of a job, as the supervisor sees them: started, watched, replaced.
 
-    with Pool(2, {"model": ..., "threads": 1}, logs=folder, timeout_seconds=60.0) as pool:
-        for worker, message in pool.events(1.0):
-            pool.send(worker, shard=...)
+    with Pool(order) as pool:
+        for worker, how in pool.wait(0.25):         # those that have ended, and how
+            pool.start(worker.slot)
 
-The supervisor imports no TensorFlow: it answers at once, and needs little memory.
+Each worker goes through the parts by itself. The supervisor sees when a process ends and what it
+tells of itself (see status), and kills one that is silent.
 """
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
-import selectors
+import select
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from tfdp.inference.errors import JobFailed
+from tfdp.inference import folder as folder_lib
+from tfdp.inference.failures import InferenceError, JobFailed
+from tfdp.inference.settings import Order
+from tfdp.inference.status import State
 
-# Workers that may end one after the other before one of them is ready.
-_FAILED_STARTS = 3
 # Importing TensorFlow holds a process up for seconds: until a worker is ready, it may be silent
 # for so long at least.
 _START_SECONDS = 30.0
-# How long a worker that has closed its socket may take to end.
-_EXIT_SECONDS = 2.0
-_READ_BYTES = 1 << 16
 
 
 @dataclasses.dataclass(eq=False)
 class Worker:
-    """A worker process that runs.
+    """A worker process.
 
     Attributes:
         slot: Its place in the pool, kept by what replaces it.
         process: Its process.
-        connection: This end of its socket.
         log: Where what it prints goes.
-        heard: When it was heard last, by time.monotonic().
-        is_ready: Whether it has loaded the model.
-        shards: The numbers of the shards it has been given, in order.
-        rows: Rows of the first of them that it has run.
+        handle: A descriptor that becomes readable when it has ended.
+        memory: A descriptor of what it tells.
+        state: What it has told.
+        heard: When that changed, by time.monotonic().
     """
 
     slot: int
     process: subprocess.Popen[bytes]
-    connection: socket.socket
     log: pathlib.Path
-    heard: float
-    is_ready: bool = False
-    shards: list[int] = dataclasses.field(default_factory=list)
-    rows: int = 0
-    unread: bytes = b""
-    unsent: bytearray = dataclasses.field(default_factory=bytearray)
+    handle: int
+    memory: int
+    state: State = dataclasses.field(default_factory=State)
+    heard: float = dataclasses.field(default_factory=time.monotonic)
+
+    def look(self) -> None:
+        """Read what it tells."""
+        state = State.read(self.memory)
+        if state is not None and state != self.state:
+            self.state, self.heard = state, time.monotonic()
+
+    def kill(self) -> None:
+        """End it, with all that it has started; a stopped process dies of it as well."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class Pool:
-    """Worker processes. Each gets its own GPU where there are GPUs."""
+    """The workers. Each gets its own GPU where there are GPUs."""
 
-    def __init__(
-        self,
-        count: int,
-        job: Mapping[str, Any],
-        logs: pathlib.Path,
-        timeout_seconds: float,
-        gpus: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, order: Order, gpus: Sequence[str] = ()) -> None:
         """Start the workers.
 
         Args:
-            count: How many.
-            job: The first message to each.
-            logs: The folder of their logs.
-            timeout_seconds: How long a ready worker may be silent.
+            order: What each of them is told.
             gpus: Ids for CUDA_VISIBLE_DEVICES.
         """
         self.workers: list[Worker] = []
-        self._job = dict(job)
-        self._logs = logs
-        self._timeout_seconds = timeout_seconds
+        self._order = order
         self._gpus = gpus
-        self._failed_starts = 0
-        self._selector = selectors.DefaultSelector()
         try:
-            for slot in range(count):
-                self._start(slot)
+            for slot in range(order.settings.workers):
+                self.start(slot)
         except BaseException:
             self.close()
             raise
@@ -103,122 +93,67 @@ class Pool:
     def close(self) -> None:
         """Kill what runs; wait for it."""
         for worker in self.workers:
-            _kill(worker)
-        for worker in self.workers:
+            worker.kill()
+        for worker in list(self.workers):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(10)
-            worker.connection.close()
-        self.workers.clear()
-        self._selector.close()
+            self._forget(worker)
 
-    def send(self, worker: Worker, **message: Any) -> None:
-        """Send a message; a worker that does not read it holds nobody up."""
-        worker.unsent += json.dumps(message).encode() + b"\n"
-        self._send_more(worker)
+    def wait(self, seconds: float) -> list[tuple[Worker, str]]:
+        """Wait for so long, or until a worker ends; read what the workers tell.
 
-    def events(self, seconds: float) -> Iterator[tuple[Worker, dict[str, Any]]]:
-        """Yield the messages that come within so many seconds, as soon as there are some.
-
-        The end of a worker is the message {"died": how}; the next one has been started then.
+        Returns:
+            The workers that have ended since the last call, and how.
 
         Raises:
-            JobFailed: If several end one after the other before any of them is ready.
+            InferenceError, JobFailed: If a worker says that the job cannot go on.
         """
-        ready = self._selector.select(seconds)
-        for key, mask in ready:
-            worker = key.data
-            if worker not in self.workers:
-                continue
-            if mask & selectors.EVENT_WRITE:
-                self._send_more(worker)
-            if mask & selectors.EVENT_READ:
-                yield from self._read(worker)
-        heard = {key.data for key, _ in ready}
-        now = time.monotonic()
+        select.select([worker.handle for worker in self.workers], [], [], seconds)
+        ended = []
         for worker in list(self.workers):
-            # Whoever has just been heard lives: this process may have been stopped itself.
-            limit = self._timeout_seconds
-            if not worker.is_ready:
-                limit = max(limit, _START_SECONDS)
-            if worker not in heard and now - worker.heard > limit:
-                _kill(worker)
-                yield from self._replace(worker, f"was silent for {limit:.0f} s")
+            code = worker.process.poll()
+            worker.look()
+            state = worker.state
+            if state.failure:
+                raise (InferenceError if state.mistake else JobFailed)(state.failure)
+            limit = max(self._order.settings.timeout_seconds, 0 if state.ready else _START_SECONDS)
+            if code is not None:
+                ended.append((worker, _ended(code)))
+            elif time.monotonic() - worker.heard > limit:
+                worker.kill()
+                worker.process.wait()
+                ended.append((worker, f"was silent for {limit:.0f} s"))
+        for worker, _ in ended:
+            self._forget(worker)
+        return ended
 
-    def _start(self, slot: int) -> None:
-        mine, its = socket.socketpair()
-        mine.setblocking(False)
-        log = self._logs / f"worker-{slot}.log"
+    def start(self, slot: int) -> None:
+        """Start a worker."""
+        log = (
+            folder_lib.work_folder(pathlib.Path(self._order.settings.output)) / f"worker-{slot}.log"
+        )
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         environment.pop("TF_CONFIG", None)
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-        with its, open(log, "ab") as output:
+        memory = os.memfd_create("tfdp-worker")
+        with open(log, "ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tfdp.inference.worker", str(its.fileno())],
+                [sys.executable, "-m", "tfdp.inference.worker", str(memory), self._order.to_json()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=(its.fileno(),),
+                pass_fds=(memory,),
                 # Ctrl-C comes to the supervisor alone.
                 start_new_session=True,
             )
-        worker = Worker(slot, process, mine, log, time.monotonic())
-        self.workers.append(worker)
-        self._selector.register(mine, selectors.EVENT_READ, worker)
-        self.send(worker, job=self._job)
+        self.workers.append(Worker(slot, process, log, os.pidfd_open(process.pid), memory))
 
-    def _read(self, worker: Worker) -> Iterator[tuple[Worker, dict[str, Any]]]:
-        try:
-            data = worker.connection.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        worker.heard = time.monotonic()
-        *lines, worker.unread = (worker.unread + data).split(b"\n")
-        messages = [json.loads(line) for line in lines]
-        for message in messages:
-            if "ready" in message:
-                worker.is_ready = True
-                self._failed_starts = 0
-            if "rows" in message and "done" not in message:
-                worker.rows = message["rows"]
-        for message in messages:
-            yield worker, message
-        if not data:
-            # It ends by itself in a moment, and its own exit code says why.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(_EXIT_SECONDS)
-            _kill(worker)
-            yield from self._replace(worker, "")
-
-    def _replace(self, worker: Worker, how: str) -> Iterator[tuple[Worker, dict[str, Any]]]:
-        code = worker.process.wait()
-        how = how or _ended(code)
-        self._selector.unregister(worker.connection)
-        worker.connection.close()
+    def _forget(self, worker: Worker) -> None:
         self.workers.remove(worker)
-        if not worker.is_ready:
-            self._failed_starts += 1
-            if self._failed_starts >= _FAILED_STARTS:
-                raise JobFailed(
-                    f"Workers end before they have loaded the model: the last one {how}."
-                    f"{last_words(worker.log)} Log: {worker.log}"
-                )
-        self._start(worker.slot)
-        yield worker, {"died": how}
-
-    def _send_more(self, worker: Worker) -> None:
-        try:
-            sent = worker.connection.send(worker.unsent)
-            del worker.unsent[:sent]
-        except BlockingIOError:
-            pass
-        except OSError:
-            worker.unsent.clear()  # it has ended, which is read from the same socket
-        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.unsent else 0)
-        self._selector.modify(worker.connection, mask, worker)
+        os.close(worker.handle)
+        os.close(worker.memory)
 
 
 def last_words(log: pathlib.Path) -> str:
@@ -228,13 +163,6 @@ def last_words(log: pathlib.Path) -> str:
     except OSError:
         return ""
     return f" It said: {lines[-1].strip()[:300]}" if lines else ""
-
-
-def _kill(worker: Worker) -> None:
-    # The group, so that what it has started ends with it; a stopped process dies of it as well.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if worker.process.poll() is None:
-            os.killpg(worker.process.pid, signal.SIGKILL)
 
 
 def _ended(code: int) -> str:

@@ -1,7 +1,7 @@
 """Reading a shard in batches: from raw records to the inputs of a signature.
 
-    read = reader("tfrecord", signature.inputs, columns, base="data")
-    for batch in read(shard.spans, rows=64):
+    read = reader("tfrecord", signature.inputs, columns, base="data", names=["a.tfrecord"])
+    for batch in read(spans, rows=64):
         batch.ids, batch.inputs, batch.errors
 
 A whole batch is converted at once. Where that fails each of its rows is converted alone, and those
@@ -9,6 +9,7 @@ that cannot be are errors of the batch, with file, record and reason.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -17,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tfdp.inference import examples, images, records
-from tfdp.inference.errors import RowError
+from tfdp.inference import examples, raw_rows
+from tfdp.inference.failures import RowError
 from tfdp.inference.shards import Span
 from tfdp.inference.signature import RECORD, Spec
 
@@ -69,7 +70,8 @@ def reader(
     inputs: Mapping[str, Spec],
     columns: Mapping[str, Sequence[str]],
     *,
-    base: str = "",
+    base: str,
+    names: Sequence[str],
     header: Mapping[str, Any] | None = None,
     id_column: str = "",
     features: Any = None,
@@ -77,57 +79,57 @@ def reader(
     """Return what reads the spans of a shard in batches of so many records.
 
     Args:
-        kind: See listing.Found.
+        kind: See input_files.Found.
         inputs: Of the signature.
         columns: See signature.bind.
-        base: The folder to which ids are relative.
-        header: See listing.header.
+        base: The folder of the input.
+        names: The files in it, as ids have them.
+        header: See input_files.header.
         id_column: Column or feature that holds the id of a row; "" makes FILE:RECORD.
         features: Of the TFDS dataset.
     """
-    raws: Callable[[Span], Iterator[Any]]
-    name_of: Callable[[Any], str] | None = None
+    raws: Callable[[str, Span], Iterator[Any]]
+    id_of: Callable[[Any], str] | None = None
     if kind == "npy":
-        return _array_reader(inputs, columns, base, id_column)
+        return _array_reader(inputs, columns, base, names, id_column)
     if kind == "csv":
         assert header is not None
-        convert, name_of = _csv(inputs, columns, header["columns"], id_column)
-        raws = records.read_csv
+        convert, id_of = _csv(inputs, columns, header["columns"], id_column)
+        raws = raw_rows.read_csv
     elif kind == "images":
         ((name, spec),) = inputs.items()
-        convert, raws = images.converter(name, spec), _file_content
+        convert, raws = examples.image_converter(name, spec), _file_content
     else:
-        raws = records.read_tfrecord
+        raws = raw_rows.read_tfrecord
         if RECORD in [column[0] for column in columns.values()]:
             ((name, spec),) = inputs.items()
-            convert = _whole(name, spec)
+            convert = examples.string_converter(name, spec)
         elif kind == "tfds":
             convert = examples.tfds_converter(inputs, columns, features)
         else:
             convert = examples.converter(inputs, columns)
         if id_column:
-            name_of = lambda raw: examples.id_of(raw, id_column)  # noqa: E731
+            id_of = functools.partial(examples.id_of, feature=id_column)
+
+    def name_of(file: str, number: int, raw: Any) -> str:
+        if id_of is not None:
+            return id_of(raw)
+        return file if kind == "images" else f"{file}:{number}"
+
+    def rows_of(span: Span) -> Iterator[tuple[str, int, Any]]:
+        file, number = names[span.file], span.first
+        for raw in raws(os.path.join(base, file), span):
+            yield file, number, raw
+            number += 1
+        # What a damaged file hides was counted as one record; if it shrank since, say so.
+        for missing in range(number, span.first + span.records):
+            error = RowError("the file has become shorter since its records were counted")
+            yield file, missing, error
 
     def read(spans: Iterable[Span], rows: int) -> Iterator[Batch]:
-        waiting: list[tuple[str, int, Any]] = []
-        for span in spans:
-            file = os.path.relpath(span.file, base or ".")
-            number = span.first
-            for raw in raws(span):
-                waiting.append((file, number, raw))
-                number += 1
-                if len(waiting) == rows:
-                    yield _batch(waiting, convert, name_of, by_file=kind == "images")
-                    waiting = []
-            # What a damaged file hides was counted as one record; if it shrank since, say so.
-            for missing in range(number, span.first + span.count):
-                error = RowError("the file has become shorter since its records were counted")
-                waiting.append((file, missing, error))
-                if len(waiting) == rows:
-                    yield _batch(waiting, convert, name_of, by_file=kind == "images")
-                    waiting = []
-        if waiting:
-            yield _batch(waiting, convert, name_of, by_file=kind == "images")
+        every = itertools.chain.from_iterable(map(rows_of, spans))
+        while batch := list(itertools.islice(every, rows)):
+            yield _batch(batch, convert, name_of)
 
     return read
 
@@ -149,8 +151,7 @@ def first_line(error: BaseException) -> str:
 def _batch(
     records_of_it: Sequence[tuple[str, int, Any]],
     convert: Convert,
-    name_of: Callable[[Any], str] | None,
-    by_file: bool,
+    name_of: Callable[[str, int, Any], str],
 ) -> Batch:
     good, bad = [], []
     for at, (file, number, raw) in enumerate(records_of_it):
@@ -163,13 +164,13 @@ def _batch(
     try:
         if good:
             inputs = convert([raw for *_, raw in good])
-            ids = [_id(row, name_of, by_file) for row in good]
+            ids = [name_of(*row[1:]) for row in good]
     except Exception:
         # One of them is bad: which, and why? TensorFlow's errors have no common class but this.
         kept, parts = [], []
         for row in good:
             try:
-                parts.append((convert([row[-1]]), _id(row, name_of, by_file)))
+                parts.append((convert([row[-1]]), name_of(*row[1:])))
                 kept.append(row)
             except Exception as error:
                 bad.append(BadRow(*row[:3], first_line(error)))
@@ -182,23 +183,10 @@ def _batch(
     return Batch([row[:3] for row in good], ids, inputs, bad)
 
 
-def _id(row: Sequence[Any], name_of: Callable[[Any], str] | None, by_file: bool) -> str:
-    _, file, number, raw = row
-    if name_of is not None:
-        return name_of(raw)
-    return file if by_file else f"{file}:{number}"
-
-
-def _whole(name: str, spec: Spec) -> Convert:
-    def convert(raws: Sequence[bytes]) -> Inputs:
-        return {name: np.array(raws, object).reshape(-1, *spec.row)}
-
-    return convert
-
-
-def _file_content(span: Span) -> Iterator[bytes | RowError]:
+def _file_content(path: str, span: Span) -> Iterator[bytes | RowError]:
+    del span  # a file is one row
     try:
-        with open(span.file, "rb") as file:
+        with open(path, "rb") as file:
             yield file.read()
     except OSError as error:
         yield RowError(f"the file cannot be read: {error.strerror or error}")
@@ -249,15 +237,19 @@ def _value(cell: str, dtype: str, column: str) -> Any:
 
 
 def _array_reader(
-    inputs: Mapping[str, Spec], columns: Mapping[str, Sequence[str]], base: str, id_column: str
+    inputs: Mapping[str, Spec],
+    columns: Mapping[str, Sequence[str]],
+    base: str,
+    names: Sequence[str],
+    id_column: str,
 ) -> Read:
     def read(spans: Iterable[Span], rows: int) -> Iterator[Batch]:
         for span in spans:
-            file = os.path.relpath(span.file, base or ".")
+            file = names[span.file]
             # Slices are copied: what is mapped counts as memory of this process.
-            array = np.load(span.file, mmap_mode="r", allow_pickle=False)
-            for first in range(span.first, span.first + span.count, rows):
-                last = min(first + rows, span.first + span.count)
+            array = np.load(os.path.join(base, file), mmap_mode="r", allow_pickle=False)
+            for first in range(span.first, span.first + span.records, rows):
+                last = min(first + rows, span.first + span.records)
                 block = array[first:last]
                 numbers = range(first, last)
                 taken = {
@@ -265,11 +257,11 @@ def _array_reader(
                     for name, spec in inputs.items()
                 }
                 if id_column:
-                    names = [_text(value) for value in block[id_column].tolist()]
+                    ids = [_text(value) for value in block[id_column].tolist()]
                 else:
-                    names = [f"{file}:{number}" for number in numbers]
+                    ids = [f"{file}:{number}" for number in numbers]
                 where = [(at, file, number) for at, number in enumerate(numbers)]
-                yield Batch(where, names, taken, ())
+                yield Batch(where, ids, taken, ())
 
     return read
 

@@ -16,12 +16,12 @@ import numpy as np
 from tfdp.data import tfrecord
 from tfdp.inference import job, shards, signature
 from tfdp.inference import settings as settings_lib
-from tfdp.inference.errors import InferenceError
+from tfdp.inference.failures import InferenceError
 from tfdp.inference.signature import Signature
 from tfdp.serving import manifest
 
 Rows = dict[str, np.ndarray]
-# Rows of a file that workers read, at least.
+# Rows of a file that workers read.
 _FILE_ROWS = 4096
 
 
@@ -119,7 +119,7 @@ def _here(
     version: pathlib.Path, blocks: Iterator[Rows], name: str, batch_size: int, jit_compile: bool
 ) -> Rows:
     from tfdp.inference import model
-    from tfdp.inference.errors import JobFailed
+    from tfdp.inference.failures import JobFailed
 
     manifest.verify(version)
     loaded, signatures = model.load(version)
@@ -128,6 +128,8 @@ def _here(
     outputs: list[Rows] = []
     first = 0
     for batch in _batches(blocks, chosen, batch_size):
+        if not len(next(iter(batch.values()))):
+            continue
         made, refused = served.run(batch)
         if refused:
             raise JobFailed(f"The model refuses row {first + refused[0][0]}: {refused[0][1]}")
@@ -146,7 +148,7 @@ def _dtype(name: str) -> Any:
 
 
 def _batches(blocks: Iterator[Rows], chosen: Signature, batch_size: int) -> Iterator[Rows]:
-    """Cut the blocks into batches of the inputs of a signature."""
+    """Cut the blocks into batches of the inputs of a signature; the last one may be empty."""
     waiting: Rows | None = None
     for block in blocks:
         named = _named(block, chosen)
@@ -156,7 +158,8 @@ def _batches(blocks: Iterator[Rows], chosen: Signature, batch_size: int) -> Iter
         whole = rows - rows % batch_size
         for first in range(0, whole, batch_size):
             yield {name: array[first : first + batch_size] for name, array in named.items()}
-        waiting = {name: array[whole:] for name, array in named.items()} if whole < rows else None
+        is_cut = rows > 0 and whole == rows
+        waiting = None if is_cut else {name: array[whole:] for name, array in named.items()}
     if waiting is not None:
         yield waiting
 
@@ -187,29 +190,18 @@ def _stage(blocks: Iterator[Rows], version: pathlib.Path, name: str, folder: pat
 
     chosen = signature.choose(model.read_signatures(version), name)
     folder.mkdir()
-    waiting: list[Rows] = []
-    for number, block in enumerate(blocks):
-        waiting.append(_named(block, chosen))
-        if sum(len(next(iter(rows.values()))) for rows in waiting) >= _FILE_ROWS:
-            _write(waiting, folder, number)
-            waiting = []
-    if waiting:
-        _write(waiting, folder, 1 << 30)
-    if not os.listdir(folder):
-        raise InferenceError("The dataset gives nothing: not one batch.")
-
-
-def _write(blocks: list[Rows], folder: pathlib.Path, number: int) -> None:
-    rows = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    path = folder / f"{number:010}.npy"
-    if all(array.dtype.kind not in "OSU" for array in rows.values()):
+    for number, rows in enumerate(_batches(blocks, chosen, _FILE_ROWS)):
+        path = folder / f"{number:010}.npy"
+        if any(array.dtype.kind in "OSU" for array in rows.values()):
+            _write_examples(rows, path.with_suffix(".tfrecord"))
+            continue
         fields = [(name, array.dtype, array.shape[1:]) for name, array in rows.items()]
         table = np.zeros(len(next(iter(rows.values()))), fields)
         for name, array in rows.items():
             table[name] = array
         np.save(path, table)
-    else:
-        _write_examples(rows, path.with_suffix(".tfrecord"))
+    if not os.listdir(folder):
+        raise InferenceError("The dataset gives nothing: not one batch.")
 
 
 def _write_examples(rows: Rows, path: pathlib.Path) -> None:

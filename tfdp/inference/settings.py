@@ -5,10 +5,13 @@ check(settings)
 """
 
 import dataclasses
+import json
+import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
-from tfdp.inference.errors import InferenceError
+from tfdp.inference.failures import InferenceError
 
 FORMATS = ("jsonl", "csv", "npy", "tfrecord")
 DEFAULT_BATCH_SIZE = 64
@@ -51,6 +54,35 @@ class Settings:
     data_dir: str = ""
     timeout_seconds: float = 60.0
     threads: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a worker is told; job.json holds the rest.
+
+    Attributes:
+        settings: Of the command, with the model's version and the numbers that it has left open.
+        launcher: The process that has started the worker, which ends after its part without it.
+        job: The entries of job.json that the command decides.
+    """
+
+    settings: Settings
+    launcher: int
+    job: Mapping[str, Any]
+
+    def is_orphaned(self) -> bool:
+        """Say, in a worker, whether its launcher is gone."""
+        return os.getppid() != self.launcher
+
+    def to_json(self) -> str:
+        """Return this as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Order":
+        """Return what `to_json` has made a text of."""
+        fields = json.loads(text)
+        return cls(**{**fields, "settings": Settings(**fields["settings"])})
 
 
 def check(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """Cutting the input into shards: which records of which files make which part of the output.
 
-    files = [File("a.tfrecord", records=1000, offsets=(0, 26_112, ...), stride=256)]
-    cut(files, shard_rows=400)      # 3 shards; the last one holds rows 800 to 999
+    files = [File("a.tfrecord", records=1000, offsets=(0, 6_528, ...))]
+    list(cut(files, shard_rows=400))    # 3 shards of one span each; the last has rows 800 to 999
     part_name(3, 16, "jsonl")       # "part-00003-of-00016.jsonl"
 
 The rows of all files, one after the other, are one sequence; shard k holds the rows from
@@ -12,7 +12,10 @@ what has failed. Nothing here touches a file.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+# Records from one remembered offset to the next: what a reader has to step over at most.
+STRIDE = 64
 # A shard is what is lost when a worker dies, and what the last worker may still have when the
 # others are idle: small against the whole, and large against the cost of a file.
 _PARTS_WANTED = 64
@@ -25,56 +28,34 @@ class File:
     """A file of the input whose records have been counted.
 
     Attributes:
-        name: Its path.
+        name: Its path below the input's folder.
         records: How many records of it are in the input.
         first: Number of the first of them in the file.
-        offsets: Byte at which the record number n * stride begins; () where that needs no search.
-        stride: Records from one offset to the next.
+        offsets: Byte at which the record number n * STRIDE begins; () where that needs no search.
     """
 
     name: str
     records: int
     first: int = 0
     offsets: Sequence[int] = ()
-    stride: int = 1
-
-    def __post_init__(self) -> None:
-        assert self.records >= 0
-        assert self.stride >= 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Consecutive records of one file.
 
     Attributes:
-        file: Its path.
+        file: Its number among the files of the input.
         first: Number of the first record in the file.
-        count: How many.
+        records: How many.
         offset: A byte of the file at which a record begins, not after the first.
         skip: Records between `offset` and the first.
     """
 
-    file: str
+    file: int
     first: int
-    count: int
+    records: int
     offset: int = 0
     skip: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """The input of one part of the output.
-
-    Attributes:
-        number: From 0 up.
-        rows: How many records it holds.
-        spans: Where they are, in order.
-    """
-
-    number: int
-    rows: int
-    spans: tuple[Span, ...]
 
 
 def default_shard_rows(rows: int, batch_size: int) -> int:
@@ -91,22 +72,22 @@ def count(rows: int, shard_rows: int) -> int:
     return max(1, -(-rows // shard_rows))
 
 
-def cut(files: Iterable[File], shard_rows: int) -> Iterator[Shard]:
+def cut(files: Iterable[File], shard_rows: int) -> Iterator[list[Span]]:
     """Yield the shards in order."""
     assert shard_rows >= 1
-    number, room, spans = 0, shard_rows, []
-    for file in files:
+    room, spans, number = shard_rows, [], 0
+    for at, file in enumerate(files):
         done = 0
         while done < file.records:
             taken = min(room, file.records - done)
-            spans.append(_span(file, file.first + done, taken))
+            spans.append(_span(at, file, file.first + done, taken))
             done += taken
             room -= taken
             if room == 0:
-                yield Shard(number, shard_rows, tuple(spans))
-                number, room, spans = number + 1, shard_rows, []
+                yield spans
+                room, spans, number = shard_rows, [], number + 1
     if spans or number == 0:
-        yield Shard(number, shard_rows - room, tuple(spans))
+        yield spans
 
 
 def part_name(number: int, parts: int, extension: str) -> str:
@@ -114,8 +95,8 @@ def part_name(number: int, parts: int, extension: str) -> str:
     return f"part-{number:05}-of-{parts:05}.{extension}"
 
 
-def _span(file: File, first: int, count: int) -> Span:
+def _span(at: int, file: File, first: int, count: int) -> Span:
     if not file.offsets:
-        return Span(file.name, first, count)
-    step = first // file.stride
-    return Span(file.name, first, count, file.offsets[step], first - step * file.stride)
+        return Span(at, first, count)
+    step, skip = divmod(first, STRIDE)
+    return Span(at, first, count, file.offsets[step], skip)

@@ -3,7 +3,7 @@
     signature = choose(signatures, "serving_default")
     columns = bind(signature, "csv", {"columns": [...]}, {})    # {"x": ["x_0", "x_1"]}
 
-Plain facts and pure functions: what a model has is read from its manifest, or told by a worker.
+Plain facts and pure functions: what a model has is read from its manifest, or by model.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfdp.inference.errors import InferenceError
+from tfdp.inference.failures import InferenceError
 
 # In place of a feature's name: the whole record, as it is.
 RECORD = "@record"
@@ -39,6 +39,11 @@ class Spec:
         """How many values a row has, None if that is free."""
         return None if None in self.row else math.prod(self.row)  # type: ignore[arg-type]
 
+    @property
+    def is_text(self) -> bool:
+        """Whether a row is one string."""
+        return self.dtype == "string" and self.row in ((), (1,))
+
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
@@ -54,19 +59,6 @@ class Signature:
             for specs in (self.inputs, self.outputs)
         )
         return f"{self.name}({inputs}) -> {outputs}"
-
-
-def to_json(signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """Return signatures as they stand in a manifest."""
-    return {
-        name: {
-            side: {
-                key: {"dtype": spec.dtype, "shape": list(spec.shape)} for key, spec in specs.items()
-            }
-            for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
-        }
-        for name, signature in signatures.items()
-    }
 
 
 def from_json(content: Mapping[str, Any]) -> dict[str, Signature]:
@@ -107,15 +99,17 @@ def bind(
     header: Mapping[str, Any] | None,
     mapping: Mapping[str, Sequence[str]],
     signatures: Mapping[str, Signature] | None = None,
+    id_column: str = "",
 ) -> dict[str, list[str]]:
     """Return the columns (or features) of the input for each input of the signature.
 
     Args:
         signature: What is to be called.
-        kind: Of the input, see listing.Found.
-        header: See listing.header; for TFDS {"features": {name: [dtype, shape]}}.
+        kind: Of the input, see input_files.Found.
+        header: See input_files.header; for TFDS {"features": {name: [dtype, shape]}}.
         mapping: The user's own choice: names of the input by input of the signature.
         signatures: All that the model has, for the error.
+        id_column: Holds the ids of the rows, "" if nothing does.
 
     Raises:
         InferenceError: If the input does not fit, with the signatures of the model.
@@ -129,71 +123,99 @@ def bind(
                 f"--map={name}=...: the signature {signature.name!r} has no input {name!r}.{hint} "
                 f"{model}"
             )
-    check = {
-        "csv": _bind_csv,
-        "npy": _bind_npy,
-        "images": _bind_images,
-        "tfrecord": _bind_features,
-        "tfds": _bind_features,
-    }[kind]
+    if kind == "images" or (kind == "npy" and not (header or {})["fields"]):
+        bind_kind = _bind_one
+    else:
+        bind_kind = _bind_names
     try:
-        return check(signature, header or {}, mapping)
+        bound = bind_kind(signature, kind, header or {}, mapping)
     except InferenceError as error:
         raise InferenceError(f"{error} {model}") from None
+    if id_column:
+        _check_id(kind, header or {}, id_column)
+    return bound
 
 
 def _all(signatures: Mapping[str, Signature]) -> str:
     return "The model has: " + "; ".join(str(signature) for signature in signatures.values()) + "."
 
 
-def _bind_csv(
-    signature: Signature, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
+def _bind_one(
+    signature: Signature, kind: str, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
-    columns, bound = header["columns"], {}
-    for name, spec in signature.inputs.items():
-        size = spec.size
-        if size is None:
-            raise InferenceError(f"CSV has no rows of free size, but {name} is {spec}.")
-        wanted = list(mapping.get(name, ()))
-        if not wanted:
-            wanted = [name] if size == 1 else [f"{name}_{number}" for number in range(size)]
-        if len(wanted) != size:
-            raise InferenceError(
-                f"--map={name}=... names {len(wanted)} columns, but {name} is {spec}."
-            )
-        missing = [column for column in wanted if column not in columns]
-        if missing:
-            raise InferenceError(
-                f"The input has no column {missing[0]!r} for {name}: {spec}. It has "
-                f"{_some(columns)}. Name others with --map={name}=COLUMN,..."
-            )
-        bound[name] = wanted
-    return bound
-
-
-def _bind_npy(
-    signature: Signature, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
-) -> dict[str, list[str]]:
-    fields = header["fields"]
-    if not fields:
-        if len(signature.inputs) != 1:
-            raise InferenceError(
-                f"A plain array has one input, but the signature {signature.name!r} takes "
-                f"{len(signature.inputs)}: name them as fields of a structured array."
-            )
-        ((name, spec),) = signature.inputs.items()
+    """Bind rows without names to the only input."""
+    del mapping
+    if len(signature.inputs) != 1:
+        what = "Images are" if kind == "images" else "A plain array has"
+        how = "" if kind == "images" else ": name them as fields of a structured array"
+        raise InferenceError(
+            f"{what} one input, but the signature {signature.name!r} takes "
+            f"{len(signature.inputs)}{how}."
+        )
+    ((name, spec),) = signature.inputs.items()
+    if kind == "npy":
         _check_array(name, spec, header["dtype"], header["shape"])
-        return {name: []}
+    else:
+        pixels = len(spec.row) == 3 and None not in spec.row and castable("uint8", spec.dtype)
+        if not spec.is_text and not (pixels and spec.row[-1] in (1, 3, 4)):
+            raise InferenceError(
+                "Images are pixels (height, width, channels) or encoded strings, but "
+                f"{name} is {spec}."
+            )
+    return {name: []}
+
+
+def _bind_names(
+    signature: Signature, kind: str, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    word = {"csv": "column", "npy": "field"}.get(kind, "feature")
+    # Of TFRecord files nothing is known yet; of CSV the names.
+    have: Any = header.get(f"{word}s")
     bound = {}
     for name, spec in signature.inputs.items():
-        field = mapping.get(name, [name])[0]
-        if field not in fields:
+        wanted = bound[name] = list(mapping.get(name, ())) or _names(signature, name, kind)
+        if wanted == [RECORD] and word == "feature":
+            if not spec.is_text:
+                raise InferenceError(f"A record is a string, but {name} is {spec}.")
+            continue
+        if spec.size is None and kind != "npy":
+            raise InferenceError(f"A {word} cannot be of free size, but {name} is {spec}.")
+        if len(wanted) != (spec.size if kind == "csv" else 1):
             raise InferenceError(
-                f"The input has no field {field!r} for {name}: {spec}. It has {_some(fields)}."
+                f"--map={name}=... names {len(wanted)} {word}s, but {name} is {spec}."
             )
-        _check_array(name, spec, *fields[field])
-        bound[name] = [field]
+        for column in wanted if have is not None else ():
+            if column not in have:
+                hint = f"another with --map={name}={word.upper()}."
+                if kind == "csv":
+                    hint = f"others with --map={name}=COLUMN,..."
+                raise InferenceError(
+                    f"The input has no {word} {column!r} for {name}: {spec}. It has "
+                    f"{_some(have)}. Name {hint}"
+                )
+            if kind != "csv" and have[column] is not None:
+                _check_array(name, spec, *have[column])
     return bound
+
+
+def _names(signature: Signature, name: str, kind: str) -> list[str]:
+    """Return what the input is expected to call the values of an input of the signature."""
+    spec = signature.inputs[name]
+    if kind == "csv" and spec.size != 1:
+        return [f"{name}_{number}" for number in range(spec.size or 0)]
+    # The name that TensorFlow's own exporters and tfdp give to serialized Examples.
+    is_whole = name == "examples" and spec.dtype == "string" and len(signature.inputs) == 1
+    return [RECORD if is_whole and kind in ("tfrecord", "tfds") else name]
+
+
+def _check_id(kind: str, header: Mapping[str, Any], column: str) -> None:
+    if kind == "images" or (kind == "npy" and not header["fields"]):
+        raise InferenceError(f"--id={column}: {kind} have no columns; leave it out.")
+    have = header.get({"csv": "columns", "npy": "fields"}.get(kind, ""))
+    if have is not None and column not in have:
+        raise InferenceError(
+            f"--id={column}: the input has no such column. It has {', '.join(have)}."
+        )
 
 
 def _check_array(name: str, spec: Spec, dtype: str, shape: Sequence[int]) -> None:
@@ -205,50 +227,6 @@ def _check_array(name: str, spec: Spec, dtype: str, shape: Sequence[int]) -> Non
             raise InferenceError(f"{given}.")
     elif not castable(dtype, spec.dtype):
         raise InferenceError(f"{given}: it would lose what it holds. Convert it first.")
-
-
-def _bind_images(
-    signature: Signature, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
-) -> dict[str, list[str]]:
-    if len(signature.inputs) != 1:
-        raise InferenceError(
-            f"Images are one input, but the signature {signature.name!r} takes "
-            f"{len(signature.inputs)}."
-        )
-    ((name, spec),) = signature.inputs.items()
-    encoded = spec.dtype == "string" and spec.row in ((), (1,))
-    pixels = len(spec.row) == 3 and None not in spec.row and castable("uint8", spec.dtype)
-    if not encoded and not (pixels and spec.row[-1] in (1, 3, 4)):
-        raise InferenceError(
-            f"Images are pixels (height, width, channels) or encoded strings, but {name} is {spec}."
-        )
-    return {name: []}
-
-
-def _bind_features(
-    signature: Signature, header: Mapping[str, Any], mapping: Mapping[str, Sequence[str]]
-) -> dict[str, list[str]]:
-    features, bound = header.get("features"), {}
-    for name, spec in signature.inputs.items():
-        feature = mapping.get(name, [""])[0]
-        if not feature:
-            # The name that TensorFlow's own exporters and tfdp give to serialized Examples.
-            whole = name == "examples" and spec.dtype == "string" and len(signature.inputs) == 1
-            feature = RECORD if whole else name
-        if feature == RECORD:
-            if spec.dtype != "string" or spec.row not in ((), (1,)):
-                raise InferenceError(f"A record is a string, but {name} is {spec}.")
-        elif spec.size is None:
-            raise InferenceError(f"Examples of free size cannot be read: {name} is {spec}.")
-        elif features is not None and feature not in features:
-            raise InferenceError(
-                f"The input has no feature {feature!r} for {name}: {spec}. It has "
-                f"{_some(features)}. Name another with --map={name}=FEATURE."
-            )
-        elif features is not None and features[feature] is not None:
-            _check_array(name, spec, *features[feature])
-        bound[name] = [feature]
-    return bound
 
 
 def fits(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:

@@ -12,7 +12,7 @@ import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import orjson
@@ -23,11 +23,17 @@ Outputs = Mapping[str, np.ndarray]
 EXTENSIONS = ("jsonl", "csv", "npy", "tfrecord")
 
 
-class Writer(Protocol):
+class Writer:
     """Writes rows to a file that it does not close."""
+
+    def __init__(self, file: IO[bytes], outputs: Mapping[str, Any]) -> None:
+        """Begin; see `make`."""
+        self._file = file
+        self._outputs = outputs
 
     def write(self, ids: Sequence[str], outputs: Outputs) -> None:
         """Write rows: arrays with one row for each id."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Write what is still missing."""
@@ -41,7 +47,7 @@ def make(extension: str, file: IO[bytes], outputs: Mapping[str, Any]) -> Writer:
         file: Open for writing.
         outputs: The outputs and the types and shapes of a row: {"p": ("float32", (10,))}.
     """
-    kinds: dict[str, Any] = {"jsonl": _JsonLines, "csv": _Csv, "npy": _Npy, "tfrecord": _TFRecord}
+    kinds = {"jsonl": _JsonLines, "csv": _Csv, "npy": _Npy, "tfrecord": _TFRecord}
     return kinds[extension](file, outputs)
 
 
@@ -53,12 +59,8 @@ def text(value: bytes) -> str | dict[str, str]:
         return {"b64": base64.b64encode(value).decode()}
 
 
-class _JsonLines:
+class _JsonLines(Writer):
     """{"id": "a.csv:0", "probabilities": [0.1, 0.9]}; NaN and infinity are null in JSON."""
-
-    def __init__(self, file: IO[bytes], outputs: Mapping[str, Any]) -> None:
-        del outputs
-        self._file = file
 
     def write(self, ids: Sequence[str], outputs: Outputs) -> None:
         columns = {name: _json_ready(array) for name, array in outputs.items()}
@@ -70,9 +72,6 @@ class _JsonLines:
             for row, name in enumerate(ids)
         ]
         self._file.write(b"".join(lines))
-
-    def close(self) -> None:
-        pass
 
 
 def _json_ready(array: np.ndarray) -> Any:
@@ -89,11 +88,11 @@ def _nested_text(value: Any) -> Any:
     return text(value) if isinstance(value, bytes) else str(value)
 
 
-class _Csv:
+class _Csv(Writer):
     """A column id, and one for each value: "p" for a single one, else "p_0", "p_1", ..."""
 
     def __init__(self, file: IO[bytes], outputs: Mapping[str, Any]) -> None:
-        self._file = file
+        super().__init__(file, outputs)
         names = ["id"]
         for name, (_, shape) in outputs.items():
             size = int(np.prod(shape, dtype=np.int64))
@@ -106,9 +105,6 @@ class _Csv:
             [name, *(cell for column in columns for cell in column[row])]
             for row, name in enumerate(ids)
         )
-
-    def close(self) -> None:
-        pass
 
     def _write_rows(self, rows: Any) -> None:
         lines = io.StringIO(newline="")
@@ -128,12 +124,11 @@ def _cells(array: np.ndarray) -> list[list[Any]]:
     return [[f"{value:.9g}" for value in row] for row in array.astype(np.float32).tolist()]
 
 
-class _Npy:
+class _Npy(Writer):
     """A structured array with the fields id (UTF-8 bytes) and the outputs."""
 
     def __init__(self, file: IO[bytes], outputs: Mapping[str, Any]) -> None:
-        self._file = file
-        self._outputs = outputs
+        super().__init__(file, outputs)
         # Its head tells the number of rows and the longest id: a shard is kept until its end.
         self._ids: list[bytes] = []
         self._blocks: list[Outputs] = []
@@ -167,12 +162,8 @@ def _fixed(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.kind in "biufcSU" else array.astype(np.float32)
 
 
-class _TFRecord:
+class _TFRecord(Writer):
     """A tf.train.Example with the features id and the outputs, row by row."""
-
-    def __init__(self, file: IO[bytes], outputs: Mapping[str, Any]) -> None:
-        del outputs
-        self._file = file
 
     def write(self, ids: Sequence[str], outputs: Outputs) -> None:
         import tensorflow as tf
@@ -187,9 +178,6 @@ class _TFRecord:
                 _fill(feature[key], column[row])
             frames.append(tfrecord.frame(example.SerializeToString(deterministic=True)))
         self._file.write(b"".join(frames))
-
-    def close(self) -> None:
-        pass
 
 
 def _fill(feature: Any, values: np.ndarray) -> None:

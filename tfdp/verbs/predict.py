@@ -52,7 +52,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         UsageError: For a command that cannot be carried out.
     """
     from tfdp.inference import job
-    from tfdp.inference.errors import InferenceError, JobFailed
+    from tfdp.inference.failures import InferenceError, JobFailed
     from tfdp.inference.settings import Settings
 
     if rest := positional + script:

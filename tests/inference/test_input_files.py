@@ -3,8 +3,8 @@ import os
 import numpy as np
 import pytest
 
-from tfdp.inference import listing
-from tfdp.inference.errors import InferenceError
+from tfdp.inference import input_files
+from tfdp.inference.failures import InferenceError
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_find(pattern, kind, base, names, folder):
-    found = listing.find(pattern)
+    found = input_files.find(pattern)
     assert (found.kind, found.base, list(found.names)) == (kind, base, names)
     sizes = [len(found.path(name)) for name in names]
     assert [size for size, _ in found.stats] == sizes
@@ -70,7 +70,7 @@ def test_mistakes(pattern, line, folder):
     if pattern == "*/a.*":
         os.remove("one/a.tfrecord-00001-of-00002")
     with pytest.raises(InferenceError) as raised:
-        listing.find(pattern)
+        input_files.find(pattern)
     expected = line.format(folder=folder, kinds=KINDS)
     assert str(raised.value) == f"--input={pattern!r} {expected}"
 
@@ -78,13 +78,13 @@ def test_mistakes(pattern, line, folder):
 def test_arrays(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((5, 2, 3), "float32"))
     np.save(tmp_path / "b.npy", np.zeros((7, 2, 3), "float32"))
-    found = listing.find(str(tmp_path))
-    assert listing.header(found) == {"dtype": "float32", "shape": [2, 3], "fields": {}}
-    files = [(os.path.basename(file.name), file.records) for file in listing.scan(found)]
+    found = input_files.find(str(tmp_path))
+    assert input_files.header(found) == {"dtype": "float32", "shape": [2, 3], "fields": {}}
+    files = [(os.path.basename(file.name), file.records) for file in input_files.scan(found)]
     assert files == [("a.npy", 5), ("b.npy", 7)]
     fields = np.dtype([("x", "float32", (4,)), ("name", "S7"), ("n", "int64")])
     np.save(tmp_path / "c.npy", np.zeros(3, fields))
-    assert listing.header(listing.find(str(tmp_path / "c.npy")))["fields"] == {
+    assert input_files.header(input_files.find(str(tmp_path / "c.npy")))["fields"] == {
         "x": ["float32", [4]],
         "name": ["bytes56", []],
         "n": ["int64", []],
@@ -117,7 +117,7 @@ def test_bad_arrays(make, line, tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((5, 3)))
     make(tmp_path / "b.npy")
     with pytest.raises(InferenceError) as raised:
-        listing.header(listing.find(str(tmp_path)))
+        input_files.header(input_files.find(str(tmp_path)))
     assert str(raised.value).startswith(line.format(folder=tmp_path))
 
 
@@ -125,7 +125,7 @@ def test_csv_files_of_other_columns(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     (tmp_path / "b.csv").write_text("y,x\n1,2\n")
     with pytest.raises(InferenceError) as raised:
-        listing.header(listing.find(str(tmp_path)))
+        input_files.header(input_files.find(str(tmp_path)))
     assert str(raised.value) == (
         f"{tmp_path}/b.csv has the columns y, x, but a.csv has x, y: one input has to be alike in "
         "all files."

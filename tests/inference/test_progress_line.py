@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from tfdp.inference.progress import Progress, describe
+from tfdp.inference.progress_line import Progress, describe
 
 
 class Terminal(io.StringIO):
@@ -27,8 +27,7 @@ def test_describe(values, line):
 
 def shown(stream, times):
     now = [0.0]
-    progress = Progress(stream, 100, clock=lambda: now[0])
-    progress.start(done=0)
+    progress = Progress(stream, 100, before=0, clock=lambda: now[0])
     for seconds, done in times:
         now[0] = seconds
         progress.show(done, errors=0)

@@ -1,7 +1,6 @@
 """How far a job is, on one line: rows done, rows a second, time left.
 
-    progress = Progress(sys.stderr, total=1_000_000)
-    progress.start(done=250_000)                    # what an earlier run has done
+    progress = Progress(sys.stderr, total=1_000_000, before=250_000)
     progress.show(done=300_000, errors=2)
 
 On a terminal the line is written over itself; elsewhere, in a log file, there is a new one now and
@@ -17,23 +16,27 @@ _FILE_SECONDS = 10.0
 
 
 class Progress:
-    """The line."""
+    """The line.
+
+    Args:
+        before: Rows that were done already when this begins.
+    """
 
     def __init__(
-        self, stream: IO[str] | None, total: int, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: IO[str] | None,
+        total: int,
+        before: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._before = before
         self._stream = stream
         self._total = total
         self._clock = clock
         self._terminal = stream is not None and stream.isatty()
         self._every = _TERMINAL_SECONDS if self._terminal else _FILE_SECONDS
         self._began = self._shown = clock()
-        self._before = 0
         self._drawn = 0
-
-    def start(self, done: int) -> None:
-        """Begin to measure: so many rows are done already."""
-        self._began, self._before = self._clock(), done
 
     def show(self, done: int, errors: int) -> None:
         """Show the line, if it is time to."""

@@ -3,8 +3,10 @@
 raise InferenceError("--input=data/*.csv matches no file.")
 """
 
+from tfdp.error import Error
 
-class InferenceError(ValueError):
+
+class InferenceError(Error):
     """A command that cannot be carried out: one line, said before rows are read."""
 
 

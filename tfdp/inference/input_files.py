@@ -2,6 +2,7 @@
 
     found = find("data/*.csv")          # looks at names and sizes only
     files = scan(found)                 # reads: how many records each file holds, and where
+    found.base, found.names             # "data", ("a.csv", "b.csv")
 
 What a pattern means is told by the names: *.tfrecord, *.csv, *.npy, images, or a folder of one of
 these; `tfds:NAME/SPLIT` is a split of a TFDS dataset that has been prepared.
@@ -13,8 +14,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tfdp.inference import records
-from tfdp.inference.errors import InferenceError
+from tfdp.inference import raw_rows
+from tfdp.inference.failures import InferenceError
 from tfdp.inference.shards import File
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
@@ -42,6 +43,38 @@ class Found:
         """Return the path of a file."""
         return os.path.join(self.base, name)
 
+    def described(self) -> dict[str, Any]:
+        """Return what tells this input from another, as job.json holds it."""
+        files = [[name, *stats] for name, stats in zip(self.names, self.stats, strict=True)]
+        return {"kind": self.kind, "files": files}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split of a TFDS dataset, or a part of one (see tfds_input).
+
+    Attributes:
+        found: Its files, each as often as a piece of it is in the split.
+        files: The same with their counts.
+        header: {"features": {name: [dtype, shape]}}, None for a feature that is no tensor.
+        features: The dataset's tfds.features.FeaturesDict.
+    """
+
+    found: Found
+    files: list[File]
+    header: dict[str, Any]
+    features: Any
+
+
+def base_of(pattern: str) -> str:
+    """Return the folder to which the names of the files are relative."""
+    if os.path.isdir(pattern):
+        return pattern
+    base = os.path.dirname(pattern)
+    while glob.has_magic(base):
+        base = os.path.dirname(base)
+    return base
+
 
 def find(pattern: str) -> Found:
     """Find the files that a path, a folder or a glob pattern names, sorted by name.
@@ -49,8 +82,8 @@ def find(pattern: str) -> Found:
     Raises:
         InferenceError: If there are none, or of several kinds.
     """
+    base = base_of(pattern)
     if os.path.isdir(pattern):
-        base = pattern
         paths = [
             os.path.join(folder, name)
             for folder, folders, names in os.walk(pattern)
@@ -58,9 +91,6 @@ def find(pattern: str) -> Found:
             if _visible(folders, name)
         ]
     else:
-        base = os.path.dirname(pattern)
-        while glob.has_magic(base):
-            base = os.path.dirname(base)
         paths = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
     by_kind: dict[str, list[str]] = {}
     for path in paths:
@@ -79,18 +109,18 @@ def find(pattern: str) -> Found:
         raise InferenceError(
             f"--input={pattern!r} matches {other[0]!r} beside {kind} files. Name {_KINDS}."
         )
-    return of_files(kind, base, (os.path.relpath(path, base or ".") for path in paths))
+    return of_files(kind, base, sorted(os.path.relpath(path, base or ".") for path in paths))
 
 
 def of_files(kind: str, base: str, names: Iterable[str]) -> Found:
     """Return what is found when the files are known."""
-    names = tuple(sorted(names))
+    names = tuple(names)
     stats = []
     for name in names:
+        path = os.path.join(base, name)
         try:
-            facts = os.stat(os.path.join(base, name))
+            facts = os.stat(path)
         except OSError as error:
-            path = os.path.join(base, name)
             raise InferenceError(f"{path} cannot be read: {error.strerror or error}.") from error
         stats.append((facts.st_size, facts.st_mtime_ns))
     return Found(kind, base, names, tuple(stats))
@@ -118,7 +148,7 @@ def header(found: Found) -> dict[str, Any] | None:
         InferenceError: If two files differ in it.
     """
     if found.kind == "csv":
-        return {"columns": _same(found, records.csv_header, "the columns")}
+        return {"columns": _same(found, raw_rows.csv_header, "the columns")}
     if found.kind == "npy":
         return _same(found, lambda path: _npy_header(path)[1], "rows of")
     return None
@@ -130,13 +160,13 @@ def scan(found: Found) -> list[File]:
     Raises:
         InferenceError: If a file cannot be read.
     """
-    if found.kind == "images":
-        return [File(found.path(name), 1) for name in found.names]
-    if found.kind == "npy":
-        paths = (found.path(name) for name in found.names)
-        return [File(path, _npy_header(path)[0]) for path in paths]
-    count = records.scan_csv if found.kind == "csv" else records.scan_tfrecord
-    return [count(found.path(name)) for name in found.names]
+    count = {
+        "images": lambda path, name: File(name, 1),
+        "npy": lambda path, name: File(name, _npy_header(path)[0]),
+        "csv": raw_rows.scan_csv,
+        "tfrecord": raw_rows.scan_tfrecord,
+    }[found.kind]
+    return [count(found.path(name), name) for name in found.names]
 
 
 def _visible(folders: list[str], name: str) -> bool:
