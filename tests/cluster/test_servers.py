@@ -56,7 +56,7 @@ def outcomes(tmp_path_factory):
     output = tmp_path_factory.mktemp("servers") / "outcomes.jsonl"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, str(SCRIPT), str(output), "3", "2"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     return {line["check"]: line for line in lines}
