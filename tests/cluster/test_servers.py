@@ -232,7 +232,7 @@ def test_worker_reads(found):
 
 def test_readings(found):
     assert found.pop("orders") == 3
-    assert sorted(found) == ["all of arrays", "shard of a dataset", "shard of arrays"]
+    assert sorted(found) == ["replicated of arrays", "shard of a dataset", "shard of arrays"]
     for seen in found.values():
         assert (seen["epochs"], seen["steps"], seen["seen"]) == (15, 15 * 12, 15.0 * 24)
         # How often a row comes depends on which worker is faster, but each comes.
