@@ -16,9 +16,10 @@ import tensorflow_datasets as tfds
 from tfdp.config import Data
 from tfdp.data import pipeline, prepared
 from tfdp.data import source as source_lib
+from tfdp.datasets import digits
 from tfdp.error import Error
 
-ROWS = pathlib.Path(source_lib.__file__).with_name("digits.csv.gz")
+ROWS = pathlib.Path(digits.__file__).with_name("digits.csv.gz")
 
 
 @pytest.fixture(autouse=True)
