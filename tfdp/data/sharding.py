@@ -4,7 +4,7 @@
     plan = make(files, pipelines=2, global_batch_size=64)
     plan.policy, plan.steps             # "FILE", 32
     plan.shares[1].files                # (1,): worker 1 reads b.tfrecord
-    print("\n".join(shard_report.lines(plan, "train")))
+    print("\n".join(plan_report.lines(plan, "train")))
 
 A pipeline is what feeds one worker, whatever its number of replicas. There are three ways to share:
 

@@ -7,7 +7,7 @@ have trained on, in order, whatever the sizes. A dataset whose options ask tf.da
 or OFF sharding, and one that is distributed already, is left to tf.distribute: each process reads
 what that gives it.
 
-    feed = Feed(strategy, first_replica=0, data=compat.data_adapter(x, y, batch_size=32))
+    feed = Feed(strategy, first_replica=0, data=call.Data(x, y, batch_size=32).adapter())
     feed.begin_epoch()
     batch, rows = feed.split.batch(feed.split.parts(next(feed.iterator)), local=0)
 """
@@ -110,7 +110,7 @@ class Feed:
     Args:
         strategy: The strategy.
         first_replica: Number of this process's first replica among all.
-        data: What `compat.data_adapter` returned, a distributed dataset, or a function of
+        data: What `call.Data.adapter` returned, a distributed dataset, or a function of
             `tf.distribute.InputContext` that returns a dataset batched per replica.
         steps_per_epoch: Steps of an epoch; None for a pass over the data.
         of_all: Returns the numbers that all processes give; called where each of them reads a

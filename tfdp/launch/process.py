@@ -70,7 +70,7 @@ class Running:
 
 
 def start(plan: TaskProcess, output: TaskOutput, *, on_terminal: bool = False) -> Running:
-    """Starts a task. Call it from the main thread: the task dies with the thread (see child.py).
+    """Starts a task. Call it from the main thread: the task dies with the thread (task_start.py).
 
     Args:
       plan: What to start.

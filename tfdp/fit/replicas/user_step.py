@@ -4,8 +4,9 @@ It computes on this replica's rows what it would compute on one device. What it 
 optimizer are gradients of a mean over those rows: weighted by the replica's share of the batch
 and summed over the replicas, they are the gradients of the mean over the global batch.
 
-    with user_step.installed(...):                      # once, around all replicas
-        strategy.run(UserTrainStep(steps).on_replica, args=(split, data))
+    user_train = UserTrainStep(steps)
+    with user_train.installed():            # once, around all replicas
+        strategy.run(user_train.on_replica, args=(split, data))
 """
 
 import contextlib
