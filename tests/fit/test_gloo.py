@@ -189,8 +189,8 @@ def test_python_runs_while_a_collective_waits_and_asks_whether_others_live(worke
 
 def test_workers_that_do_not_tell_their_address_are_named():
     store = Store()
-    with pytest.raises(gloo.Failed, match=r"worker 1 did not tell its address within 0\.5 s"):
-        gloo.Gloo(0, 2, "127.0.0.1", store.share, store.shared, connect_seconds=0.5)
+    with pytest.raises(gloo.Failed, match=r"worker 1 did not tell its address within 3(\.0)? s"):
+        gloo.Gloo(0, 2, "127.0.0.1", store.share, store.shared, connect_seconds=3)
 
 
 def test_an_address_that_is_not_of_this_machine_is_refused():
