@@ -8,8 +8,8 @@ an epoch is trained, tested or predicted.
     history = SyncTrainer(model, strategy, communication).fit(dataset, epochs=3)
 """
 
+import abc
 import contextlib
-import logging
 import warnings
 from typing import Any, TypeAlias
 
@@ -20,13 +20,11 @@ from tfdp.compat import compiled, data_adapters
 from tfdp.fit import call, evaluator, predictions
 from tfdp.fit import callbacks as callbacks_lib
 
-_log = logging.getLogger("tfdp")
-
 Logs: TypeAlias = dict[str, Any]
 Callbacks: TypeAlias = keras.callbacks.CallbackList
 
 
-class Trainer:
+class Trainer(abc.ABC):
     """Trains one model; engines are made from it.
 
     Args:
@@ -42,24 +40,25 @@ class Trainer:
 
     # -- what an engine does --------------------------------------------------------------------
 
+    @abc.abstractmethod
     def feed(self, data: call.Data, trains: bool = False) -> Any:
         """Return the batches of what a method is given; `trains` for what fit trains on."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def prepare(self, method: str, feed: Any, labelled: bool = True) -> Any:
         """Build the model from the spec of a batch; return what runs the steps of it.
 
         fit goes on with that when a callback compiles the model anew, or freezes layers, as in
         Keras. Without labels (predict) the compiled losses and metrics stay as they are.
         """
-        raise NotImplementedError
 
     def check(self, method: str, feed: Any, more: Logs | None = None) -> None:
         """Compare a call with those of other tasks, before anything is exchanged."""
+        del method, feed, more  # where one task trains there is nothing to compare
 
-    def describe(self, feed: Any) -> str:
-        """Return who reads what, for the log; say what is left out of the settings."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def announce(self, feed: Any) -> None:
+        """Log who reads what, and which settings change nothing here."""
 
     def plan(self, callbacks: Any, evaluation: Any) -> Logs:
         """Return what tasks compare of a fit beside its model and its data."""
@@ -73,7 +72,9 @@ class Trainer:
 
     def begin_epoch(self, steps: Any) -> None:
         """Reset the metrics."""
+        del steps  # where each epoch has sums of its own there is nothing to reset
 
+    @abc.abstractmethod
     def train_epoch(
         self,
         steps: Any,
@@ -83,19 +84,18 @@ class Trainer:
         epoch: int,
     ) -> tuple[Logs, bool]:
         """Train on one epoch; return its logs, and whether there is no data for another."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def test(self, steps: Any, feed: Any, callbacks: Callbacks, what: str = "data") -> Logs:
         """Test on all batches; return the logs. `what` names the data where tasks compare it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def predict_batches(self, steps: Any, feed: Any, callbacks: Callbacks) -> list[Any]:
         """Return the predictions of all batches, in order."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def on_batch(self, kind: str, data: tuple[Any, ...]) -> Logs:
         """Take one step of `kind` ("train", "test") on (x, y, sample_weight, class_weight)."""
-        raise NotImplementedError
 
     def agree(self, steps: Any, stop: bool) -> bool:
         """Say whether any task ends the training."""
@@ -104,6 +104,7 @@ class Trainer:
 
     def finalize(self, steps: Any) -> None:
         """Let the optimizer set the last values of the variables (averages over the steps)."""
+        del steps
 
     # -- the methods of keras.Model -------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class Trainer:
         data = call.Data(x, y, sample_weight, batch_size, steps_per_epoch, shuffle, class_weight)
         feed = self.feed(data, trains=True)
         steps = self.prepare("fit", feed)
-        _log.info("Input: %s.", self.describe(feed))
+        self.announce(feed)
         evaluation = None
         if validation_data is not None:
             val_x, val_y, val_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
@@ -253,9 +254,9 @@ class Trainer:
         call.check_compiled(self.model, "test_on_batch")
         return self._returned(self.on_batch("test", (x, y, sample_weight, None)), return_dict)
 
+    @abc.abstractmethod
     def predict_on_batch(self, x: Any) -> Any:
         """Predict one global batch, as `keras.Model.predict_on_batch`."""
-        raise NotImplementedError
 
     # -- the parts ------------------------------------------------------------------------------
 

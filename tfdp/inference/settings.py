@@ -23,7 +23,7 @@ class Settings:
 
     Attributes:
         model: A version of a SavedModel, or the folder of its versions.
-        input: Pattern, folder, or tfds:NAME/SPLIT; see listing.find.
+        input: Pattern, folder, or tfds:NAME/SPLIT; see input_files.find.
         output: The folder of the parts.
         workers: Worker processes; 0 is one for each GPU, or one.
         signature: Which function of the model.

@@ -52,7 +52,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         UsageError: For a command that cannot be carried out.
     """
     from tfdp.inference import job
-    from tfdp.inference.failures import InferenceError, JobFailed
+    from tfdp.inference.failures import JobFailed
     from tfdp.inference.settings import Settings
 
     if rest := positional + script:
@@ -62,7 +62,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     with _ended_by_signals() as came:
         try:
             summary = job.run(Settings(**settings), sys.stderr)
-        except (InferenceError, Error) as error:
+        except Error as error:
             raise UsageError(str(error)) from error
         except (job.Interrupted, KeyboardInterrupt) as error:
             number = came[0] if came else signal.SIGINT

@@ -6,6 +6,7 @@ Every process of a multi-worker cluster calls them with the same model and data.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import loop as loop_lib
 from tfdp.fit.replicas import replica as replica_lib
 from tfdp.fit.replicas import step as step_lib
+
+_log = logging.getLogger("tfdp")
 
 # Workers sum their metrics up at the first step and then every so many: one small collective.
 _AGGREGATE_EVERY = 16
@@ -87,9 +90,9 @@ class SyncTrainer(trainer.Trainer):
             settings = agreement.settings(self.model, self.strategy, self.communication, feed)
             agreement.check(self.strategy, method, {**settings, **(more or {})})
 
-    def describe(self, feed: feed_lib.Feed) -> str:
-        """Return how the batches are split."""
-        return feed.description
+    def announce(self, feed: feed_lib.Feed) -> None:
+        """Log how the batches are split."""
+        _log.info("Input: %s.", feed.description)
 
     def plan(self, callbacks: Any, evaluation: Any) -> trainer.Logs:
         """Return what the tasks compare of the callbacks and of the validation data."""

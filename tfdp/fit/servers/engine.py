@@ -93,11 +93,12 @@ class ServerTrainer(trainer.Trainer):
             self._key = key
         return self._epochs
 
-    def describe(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> str:
-        """Return who reads what; log the settings of compile() that change nothing here."""
+    def announce(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> None:
+        """Log who reads what, and the settings of compile() that change nothing here."""
         reads = isinstance(feed, worker_feed.WorkerFeed)
+        said = feed.description if reads else self.options.describe(self._workers)
+        _log.info("Input: %s.", said)
         self._say_what_is_left_out(reads)
-        return feed.description if reads else self.options.describe(self._workers)
 
     def train_epoch(
         self,
