@@ -380,6 +380,8 @@ def _fit(model: str, rounds: int, output: str) -> None:
 
 
 def _default(model: str, rounds: int, output: str) -> None:
+    import tensorflow  # noqa: F401, ICN001  # tfdp tunes its collectives as it is imported
+
     from tfdp.compat import collectives
 
     collectives.enlarge_receive_chunks(4096)  # TensorFlow's own size
