@@ -27,7 +27,7 @@ from collections.abc import Iterator
 
 from tfdp import cluster as cluster_lib
 from tfdp.compat import on_import
-from tfdp.launch import endings, network, progress, rendezvous, seeds, task_start
+from tfdp.launch import endings, memory, network, progress, rendezvous, seeds, task_start
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
 # CUDA's error 303: there is no driver, as on every machine without a GPU.
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> None:
     """
     has_launcher = task_start.tie_to_launcher(os.environ)
     task_start.claim_terminal(os.environ)
+    memory.keep_freed(os.environ)
     if argv[:1] == ["--trust-network"]:
         os.environ[network.TRUST_VARIABLE] = "1"
         argv = argv[1:]

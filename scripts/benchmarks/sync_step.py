@@ -380,7 +380,7 @@ def _fit(model: str, rounds: int, output: str) -> None:
 
 
 def _default(model: str, rounds: int, output: str) -> None:
-    import tensorflow  # noqa: F401, ICN001  # tfdp tunes its collectives as it is imported
+    import tensorflow  # noqa: F401  # tfdp tunes its collectives as it is imported
 
     from tfdp.compat import collectives
 

@@ -54,8 +54,9 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
             raise UsageError(str(error)) from error
         return _launch(values)
     from tfdp import train
-    from tfdp.launch import network
+    from tfdp.launch import memory, network
 
+    memory.keep_freed(os.environ)
     if values.trust_network:
         os.environ[network.TRUST_VARIABLE] = "1"
     # As in the tasks of a cluster (python -m): modules beside the config can be imported.
