@@ -45,8 +45,10 @@ def make(first, second):
 
 
 def test_all_is_well():
-    rows = [{"tasks": ["worker:0", "worker:1"], "megabytes": 32, "seconds": 0.05}]
-    made = make(result(0, all_reduce=rows), result(1, all_reduce=[{**rows[0], "seconds": 0.07}]))
+    row = {"tasks": ["worker:0", "worker:1"], "megabytes": 32, "seconds": 0.05, "by": "TensorFlow"}
+    gloo = {**row, "seconds": 0.03, "by": "Gloo"}
+    rows = [row, gloo]
+    made = make(result(0, all_reduce=rows), result(1, all_reduce=[{**row, "seconds": 0.07}, gloo]))
     assert made.lines() == [
         "2 workers:",
         "  worker:0: a, Python 3.11.7, TensorFlow 2.21.0, Keras 3.15.1, no GPU, 50.0 GB free",
@@ -57,7 +59,8 @@ def test_all_is_well():
         "ok       TensorFlow sees no GPU per task.",
         "ok       The run's folder can be written, and there is room.",
         "All-reduce, median of 3:",
-        "  worker:0 - worker:1       32 MB      70.0 ms",
+        "  worker:0 - worker:1       32 MB      70.0 ms  TensorFlow",
+        "  worker:0 - worker:1       32 MB      30.0 ms  Gloo",
         "Slowest link: worker:0 - worker:1.",
         "Verdict: ready to train.",
     ]
@@ -65,7 +68,7 @@ def test_all_is_well():
     data = json.loads(json.dumps(made.json()))
     assert data["verdict"] == "ok"
     assert data["slowest_link"] == ["worker:0", "worker:1"]
-    assert data["all_reduce"] == [{**rows[0], "seconds": 0.07}]
+    assert data["all_reduce"] == [{**row, "seconds": 0.07}, gloo]
 
 
 @pytest.mark.parametrize(
@@ -178,8 +181,11 @@ def test_the_slowest_of_several_links_is_named():
     cluster = Cluster(worker=("a:1", "b:1", "c:1"))
     seconds = {("worker:0", "worker:1"): 0.1, ("worker:0", "worker:2"): 0.5}
     seconds[("worker:1", "worker:2")] = 0.1
-    rows = [{"tasks": list(t), "megabytes": 32, "seconds": s} for t, s in seconds.items()]
-    rows.append({"tasks": ["worker:0", "worker:1", "worker:2"], "megabytes": 32, "seconds": 9.0})
+    seconds[("worker:0", "worker:1", "worker:2")] = 9.0
+    rows = [
+        {"tasks": list(t), "megabytes": 32, "seconds": s, "by": "TensorFlow"}
+        for t, s in seconds.items()
+    ]
     made = report.make(cluster, {"worker:0": {"facts": FACTS, "all_reduce": rows}})
     assert made.slowest_link == ("worker:0", "worker:2")
     assert (

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.cluster
 SCRIPT = pathlib.Path(__file__).parent / "exactness.py"
 
 
-# How sums are carried shows in how batches are split, and in the types that travel.
-OVER_GLOO = ("batches", "precision")
+# Gloo is the default. How sums are carried shows in how batches are split, and in the types that
+# travel.
+OVER_RING = ("batches", "precision")
 
 
 def run(folder: pathlib.Path, names, **environment: str) -> dict[tuple[str, str], dict]:
@@ -64,9 +65,9 @@ def outcomes(tmp_path_factory, pytestconfig) -> dict[tuple[str, str], dict]:
 
 
 @pytest.fixture(scope="module")
-def outcomes_over_gloo(tmp_path_factory, pytestconfig) -> dict[tuple[str, str], dict]:
-    chosen = names(OVER_GLOO, pytestconfig)
-    return run(tmp_path_factory.mktemp("gloo"), chosen, IMPLEMENTATION="gloo")
+def outcomes_over_ring(tmp_path_factory, pytestconfig) -> dict[tuple[str, str], dict]:
+    chosen = names(OVER_RING, pytestconfig)
+    return run(tmp_path_factory.mktemp("ring"), chosen, IMPLEMENTATION="ring")
 
 
 @pytest.mark.parametrize(("group", "name"), chosen(cases.TABLES))
@@ -74,9 +75,9 @@ def test_two_workers_train_what_one_device_trains(group, name, outcomes):
     check(outcomes[group, name])
 
 
-@pytest.mark.parametrize(("group", "name"), chosen(OVER_GLOO))
-def test_gloo_carries_the_same_sums(group, name, outcomes_over_gloo):
-    check(outcomes_over_gloo[group, name])
+@pytest.mark.parametrize(("group", "name"), chosen(OVER_RING))
+def test_ring_carries_the_same_sums(group, name, outcomes_over_ring):
+    check(outcomes_over_ring[group, name])
 
 
 def check(outcome: dict) -> None:

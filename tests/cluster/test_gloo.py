@@ -19,7 +19,13 @@ def told(tmp_path_factory, environment) -> list[dict[str, str]]:
         ["launch", "--workers=2", "--log_dir=logs", "--", SCRIPT], folder, environment, 240
     )
     logs = [(folder / "logs" / f"worker-{n}.log").read_text() for n in range(2)]
-    return [dict(line.split(": ", 1) for line in log.splitlines() if ": " in line) for log in logs]
+    return [
+        {
+            "whole log": log,
+            **dict(line.split(": ", 1) for line in log.splitlines() if ": " in line),
+        }
+        for log in logs
+    ]
 
 
 REFUSED = "ValueError: Communication(implementation='gloo'): Gloo cannot be used. "
@@ -34,12 +40,21 @@ REFUSED = "ValueError: Communication(implementation='gloo'): Gloo cannot be used
         ),
         # Nobody can be reached where one of two cannot listen: the chief says so first.
         ("not connected", f"{REFUSED}worker:0: it cannot connect by 127.0.0.1: "),
-        ("auto", "TensorFlow"),
+        ("auto, not everywhere", "TensorFlow"),
         ("gloo", "Gloo"),
+        ("auto", "Gloo"),
     ],
 )
 def test_all_workers_take_the_same(case, answer, told):
     assert [one[case][: len(answer)] for one in told] == [answer, answer]
+
+
+def test_a_run_without_gloo_says_what_it_loses_and_how_to_get_it(told):
+    lines = [line for line in told[0]["whole log"].splitlines() if "RING" in line]
+    assert len(lines) == 1
+    assert (
+        "Gloo cannot be used: worker:1: it is not installed: pip install 'tfdp[gloo]'" in lines[0]
+    )
 
 
 @pytest.mark.parametrize("compression", ["None", "float16", "bfloat16"])

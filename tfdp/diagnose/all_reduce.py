@@ -1,12 +1,15 @@
 """How long an all-reduce takes: for every pair of tasks, and for all. Every task calls it.
 
-rows = measure(names, me)     # [Row(("worker:0", "worker:1"), 32, 0.041), ...] on the tasks of each
+rows = measure(names, me)           # [Row(("worker:0", "worker:1"), 32, 0.041), ...] of this task's
+rows += measure_gloo(names, carrier)        # over all tasks, by Gloo
 """
 
 import dataclasses
 import itertools
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -24,11 +27,13 @@ class Row:
         tasks: Who took part.
         megabytes: What each put in, in float32.
         seconds: The median of a few.
+        by: "TensorFlow": what its collectives choose, NCCL or RING; or "Gloo".
     """
 
     tasks: tuple[str, ...]
     megabytes: int
     seconds: float
+    by: str = "TensorFlow"
 
 
 def measure(names: list[str], me: str) -> list[Row]:
@@ -61,12 +66,35 @@ def measure(names: list[str], me: str) -> list[Row]:
     return rows
 
 
+def measure_gloo(names: list[str], carrier: Any) -> list[Row]:
+    """Measure what carries the sums of all tasks by Gloo.
+
+    Args:
+        names: As for `measure`.
+        carrier: What `fit.gloo_carrier` returns.
+
+    Returns:
+        A row for each size.
+
+    Raises:
+        tf.errors.OpError: A task was lost.
+    """
+    return [
+        Row(tuple(names), megabytes, _median(megabytes, lambda value: carrier.sum([value])), "Gloo")
+        for megabytes in MEGABYTES
+    ]
+
+
 def _seconds(group: tuple[str, ...], number: int, megabytes: int) -> float:
+    return _median(megabytes, lambda value: _sum(value, len(group), key=1000 + number))
+
+
+def _median(megabytes: int, reduce: Callable[[tf.Tensor], Any]) -> float:
     value = tf.ones([megabytes * (1 << 18)])
     times = []
     for _ in range(_REPEATS + 1):
         begin = time.perf_counter()
-        _sum(value, len(group), key=1000 + number)
+        reduce(value)
         times.append(time.perf_counter() - begin)
     return statistics.median(times[1:])  # the first one makes connections
 

@@ -99,11 +99,14 @@ def _with_tensorflow(
         trains = task.type in ("chief", "worker") and not cluster.is_parameter_server
         if not trains or cluster.num_workers_in_sync < 2:
             return
-        strategies.strategy("multi_worker")
+        strategy = strategies.strategy("multi_worker")
+        from tfdp import fit
         from tfdp.diagnose import all_reduce
 
         names = [str(one) for one in cluster.tasks if one.type in ("chief", "worker")]
         rows = all_reduce.measure(names, str(task))
+        if carrier := fit.gloo_carrier(strategy):
+            rows += all_reduce.measure_gloo(names, carrier)
         result["all_reduce"] = [dataclasses.asdict(row) for row in rows]
         _gather(names, task, result)
     except Exception as error:  # whatever it is, it is what a run would meet

@@ -87,7 +87,7 @@ class Report:
         for row in self.all_reduce:
             lines.append(
                 f"  {' - '.join(row['tasks']) if len(row['tasks']) < 5 else 'all':24} "
-                f"{row['megabytes']:3} MB  {row['seconds'] * 1e3:8.1f} ms"
+                f"{row['megabytes']:3} MB  {row['seconds'] * 1e3:8.1f} ms  {row['by']}"
             )
         if self.slowest_link:
             lines.append(f"Slowest link: {' - '.join(self.slowest_link)}.")
@@ -264,20 +264,24 @@ def _disk(tasks: Mapping[str, Mapping[str, str]], results: Mapping[str, Any]) ->
 
 def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The measurements, each once: the slowest of what its tasks have seen."""
-    found: dict[tuple[tuple[str, ...], int], float] = {}
+    found: dict[tuple[tuple[str, ...], int, str], float] = {}
     for result in results.values():
         for row in result.get("all_reduce", []):
-            key = (tuple(row["tasks"]), row["megabytes"])
+            key = (tuple(row["tasks"]), row["megabytes"], row["by"])
             found[key] = max(found.get(key, 0.0), row["seconds"])
     return [
-        {"tasks": list(tasks), "megabytes": megabytes, "seconds": seconds}
-        for (tasks, megabytes), seconds in found.items()
+        {"tasks": list(tasks), "megabytes": megabytes, "seconds": seconds, "by": by}
+        for (tasks, megabytes, by), seconds in found.items()
     ]
 
 
 def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     largest = max((row["megabytes"] for row in rows), default=0)
-    return [row for row in rows if len(row["tasks"]) == 2 and row["megabytes"] == largest]
+    return [
+        row
+        for row in rows
+        if len(row["tasks"]) == 2 and row["megabytes"] == largest and row["by"] == "TensorFlow"
+    ]
 
 
 def _slowest(rows: list[dict[str, Any]]) -> tuple[str, str] | None:

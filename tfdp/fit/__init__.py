@@ -43,6 +43,7 @@ from tfdp.fit.replicas.agreement import same_everywhere, watch
 from tfdp.fit.replicas.communication import Communication
 from tfdp.fit.replicas.gloo import binding as gloo_binding
 from tfdp.fit.replicas.transport import INSTALL as INSTALL_GLOO
+from tfdp.fit.replicas.transport import gloo_carrier
 from tfdp.fit.servers.coordinator import Options as ServerOptions
 from tfdp.fit.servers.partitions import initialize_by_partition
 from tfdp.fit.servers.partitions import whole as whole_variables
@@ -54,6 +55,7 @@ __all__ = [
     "disable",
     "enable",
     "gloo_binding",
+    "gloo_carrier",
     "initialize_by_partition",
     "same_everywhere",
     "set_communication",

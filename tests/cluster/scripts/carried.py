@@ -56,13 +56,14 @@ binding, numeric = gloo.binding, transport._numeric
 if INDEX == 1:
     gloo.binding = lambda: None
 attempt("not everywhere", "gloo")
+attempt("auto, not everywhere", "auto")
 gloo.binding = binding
 if INDEX == 1:
     transport._numeric = lambda host: "198.51.100.1"  # RFC 5737: nobody's
 attempt("not connected", "gloo")
 transport._numeric = numeric
-attempt("auto", "auto")
 attempt("gloo", "gloo")
+attempt("auto", "auto")
 exact = train("ring")
 for compression in (None, "float16", "bfloat16"):
     by_gloo = train("gloo", compression)

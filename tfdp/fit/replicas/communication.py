@@ -27,10 +27,11 @@ class Communication:
     """Options of the gradients' all-reduce.
 
     Attributes:
-        implementation: "auto" lets TensorFlow choose; "ring" is TensorFlow's, gRPC between hosts,
-            on CPUs and GPUs; "nccl" is for GPUs; "gloo" is for workers of
-            MultiWorkerMirroredStrategy with one replica each, on CPUs (`pip install 'tfdp[gloo]'`):
-            it sends from where the gradients lie, see transport.
+        implementation: "gloo" is for workers of MultiWorkerMirroredStrategy with one replica each,
+            on CPUs (`pip install 'tfdp[gloo]'`): it sends from where the gradients lie, see
+            transport. "ring" is TensorFlow's, gRPC between hosts, on CPUs and GPUs; "nccl" is for
+            GPUs. "auto" takes Gloo between such workers if it is installed on all of them, and lets
+            TensorFlow choose otherwise.
         bytes_per_pack: Gradients travel in packs of at most about this many bytes; larger ones are
             split. Gloo needs no packs.
         compression: None, or the type in which float32 gradients travel. Every replica's are

@@ -27,6 +27,7 @@ from tfdp.fit.replicas import agreement, gloo
 _log = logging.getLogger("tfdp")
 
 INSTALL = "pip install 'tfdp[gloo]' on every worker"
+_COST = "takes two to three times as long as Gloo. Gloo cannot be used:"
 # Of the collectives that a worker runs with itself; far from those of communication.BranchKeys.
 _PULSE_KEYS = 1 << 26
 # How long the heartbeats have to name who is lost when a connection is closed.
@@ -35,6 +36,8 @@ _ADDRESS = re.compile(r"\[([0-9A-Fa-f.:]+)\]:\d+")
 
 _carriers: "weakref.WeakKeyDictionary[Any, Carrier]" = weakref.WeakKeyDictionary()
 _current: "weakref.WeakKeyDictionary[Any, Carrier | None]" = weakref.WeakKeyDictionary()
+# Why "auto" leaves the sums of a strategy with TensorFlow.
+_without: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 _connections = itertools.count()
 
 
@@ -80,6 +83,8 @@ class Carrier:
 
         # Not within XLA, which has no such operation: where a step communicates it is left.
         summed = tf.numpy_function(body, tensors, [tensor.dtype for tensor in tensors])
+        if isinstance(summed, tf.Tensor):  # a list of one, eagerly
+            summed = [summed]
         for one, tensor in zip(summed, tensors, strict=True):
             one.set_shape(tensor.shape)
         return list(summed)
@@ -132,7 +137,8 @@ def of(strategy: tf.distribute.Strategy) -> Carrier | None:
 def choose(strategy: tf.distribute.Strategy, communication: Any, call: str) -> None:
     """Let the tasks of a strategy agree on what carries their sums from now on.
 
-    Every task calls it with the same options. The first time they connect.
+    Every task calls it with the same options. The first time they connect. "auto" takes Gloo where
+    every task can, and says why where it was meant to and cannot.
 
     Args:
         strategy: The strategy.
@@ -143,36 +149,62 @@ def choose(strategy: tf.distribute.Strategy, communication: Any, call: str) -> N
         ValueError: If Gloo was asked for and cannot be had on every task.
         AgreementError: If the tasks ask for different ones.
     """
-    if communication.implementation != "gloo":
-        _current[strategy] = None
+    _current[strategy] = None
+    implementation = communication.implementation
+    if implementation not in ("gloo", "auto"):
         return
     tasks = agreement.members(strategy)
     if tasks is None:
-        if strategy.num_replicas_in_sync > 1:
-            raise ValueError(_refusal(_unfit(strategy)))
+        if implementation == "gloo" and strategy.num_replicas_in_sync > 1:
+            raise ValueError(_refusal(_unmeant(strategy)))
         return
     if strategy not in _carriers:
-        _decide(strategy, call, *tasks)
+        if implementation == "auto" and strategy in _without:
+            return
+        if problem := _decide(strategy, call, implementation, *tasks):
+            if implementation == "gloo":
+                raise ValueError(_refusal(problem))
+            _without[strategy] = problem
+            return
     carrier = _carriers[strategy]
     carrier.timeout_seconds = communication.timeout_seconds
     _current[strategy] = carrier
 
 
-def _decide(strategy: Any, call: str, me: str, names: list[str]) -> None:
-    option = "Communication(implementation='gloo')"
-    found = agreement.first_problem(strategy, call, option, _unfit(strategy))
+def gloo_carrier(strategy: tf.distribute.Strategy) -> Carrier | None:
+    """Let the workers of a strategy connect by Gloo; None where one of them cannot.
+
+    Every task calls it.
+    """
+    tasks = agreement.members(strategy)
+    if tasks is not None and strategy not in _carriers:
+        _decide(strategy, "doctor", "auto", *tasks)
+    return _carriers.get(strategy)
+
+
+def _decide(strategy: Any, call: str, implementation: str, me: str, names: list[str]) -> str:
+    """Let the workers connect by Gloo; return what stands against it, or ""."""
+    option = f"Communication(implementation={implementation!r})"
+    unmeant = _unmeant(strategy)
+    problem = unmeant
+    if not unmeant and gloo.binding() is None:
+        problem = f"it is not installed: {INSTALL}"
+    found = agreement.first_problem(strategy, call, option, problem)
     if not found:
         problem = _connect(strategy, me, names)
         found = agreement.first_problem(strategy, call, option, problem)
-    if found:
-        if lost := _carriers.pop(strategy, None):
-            lost._gloo.close()
-        raise ValueError(_refusal(found))
-    _log.info("Gradients and sums travel by Gloo.")
+    if not found:
+        _log.info("Gradients and sums travel by Gloo.")
+        return ""
+    if lost := _carriers.pop(strategy, None):
+        lost._gloo.close()
+    if implementation == "auto" and not unmeant:
+        _log.warning("Gradients and sums travel by TensorFlow's RING, which %s %s.", _COST, found)
+    return found
 
 
-def _unfit(strategy: Any) -> str:
-    """Say why Gloo cannot carry the sums of this strategy here, "" if it can."""
+def _unmeant(strategy: Any) -> str:
+    """Say why Gloo is not meant for such a strategy, "" if it is."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return f"{type(strategy).__name__} has no workers that it could connect"
     devices = strategy.extended.worker_devices
@@ -180,8 +212,6 @@ def _unfit(strategy: Any) -> str:
         return "it is for CPUs, and this worker has GPUs. Use 'nccl' or 'auto'"
     if len(devices) > 1:
         return f"it takes one replica of each worker, and this one has {len(devices)}"
-    if gloo.binding() is None:
-        return f"it is not installed: {INSTALL}"
     return ""
 
 
