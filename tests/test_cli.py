@@ -455,7 +455,7 @@ def test_flags_of_the_verbs():
     ]
     cluster += ["max_restarts", "platform", "ps", "trust_network", "workers"]
     assert sorted(flags_of("launch")) == cluster
-    assert sorted(flags_of("train")) == sorted([*cluster, "config"])
+    assert sorted(flags_of("train")) == sorted([*cluster, "config", "resume"])
     assert sorted(flags_of("doctor")) == [
         *("chief", "dir", "json", "ps", "trust_network", "wait", "workers"),
     ]

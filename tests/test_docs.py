@@ -10,6 +10,7 @@ start tasks run with --dry-run. Of scripts the files and the flags have to exist
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import re
@@ -97,6 +98,9 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    command = {"config": str(ROOT / "configs" / "digits.py"), "settings": {}}
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    (tmp_path / "runs" / "digits" / "command.json").write_text(json.dumps(command))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TF_CONFIG", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")

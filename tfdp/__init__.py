@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tfdp.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from tfdp import layers
+    from tfdp import callbacks, layers
     from tfdp.cluster import is_chief
     from tfdp.error import Error
     from tfdp.fit import Communication, disable, enable
@@ -48,6 +48,7 @@ __all__ = [
     "Communication",
     "Error",
     "__version__",
+    "callbacks",
     "disable",
     "enable",
     "export",
@@ -60,7 +61,7 @@ __all__ = [
 
 
 # Modules with public names: tfdp.layers.Embedding.
-_MODULES = ("layers",)
+_MODULES = ("callbacks", "layers")
 
 
 def __getattr__(name: str) -> Any:

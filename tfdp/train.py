@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
@@ -25,8 +25,14 @@ from tfdp.error import Error
 
 _log = logging.getLogger("tfdp")
 
-# Where a run keeps what its evaluator evaluates.
-CHECKPOINTS = "checkpoints"
+# Where a run keeps what its evaluator evaluates, and what it goes on from when it is killed.
+CHECKPOINTS, BACKUP = "checkpoints", "backup"
+# What a run was started with, for `tfdp train --resume`.
+COMMAND = "command.json"
+# Says that a run has come to its end.
+COMPLETE = "complete"
+# Within long epochs: what a kill may cost at most.
+_SAVE_SECONDS = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +57,17 @@ class Result:
     exported: pathlib.Path | None
 
 
-def train(config: config_lib.Config) -> Result:
+def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> Result:
     """Train, evaluate and export; in a cluster, every task calls it.
+
+    A run whose folder holds a checkpoint goes on from there.
 
     With an evaluator the training leaves a checkpoint of each epoch for it, instead of validating
     there, and the evaluator writes below the run's tensorboard/evaluator, and nothing else.
+
+    Args:
+        config: The config.
+        command: What `command` returned: the run's folder keeps it.
 
     Raises:
         Error: For a setting that cannot be, with what is allowed.
@@ -75,7 +87,7 @@ def train(config: config_lib.Config) -> Result:
     import keras
     import tensorflow as tf
 
-    from tfdp import models, strategies
+    from tfdp import fit, models, strategies
     from tfdp.data import inputs as inputs_lib
     from tfdp.serving import export
 
@@ -105,6 +117,8 @@ def train(config: config_lib.Config) -> Result:
     run_dir = pathlib.Path(config.run_dir or config_lib.new_run_dir(config))
     if chief:
         run_dir.mkdir(parents=True, exist_ok=True)
+        if command is not None:
+            (run_dir / COMMAND).write_text(json.dumps(command, indent=1) + "\n")
         print(batch)
         print(_records(config.data, inputs.records), flush=True)
         for line in inputs.plan_lines:
@@ -145,6 +159,8 @@ def train(config: config_lib.Config) -> Result:
         keras.callbacks.TensorBoard(str(run_dir / "tensorboard"), write_graph=False),
         keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
     ]
+    if not evaluates and not on_servers:
+        callbacks.append(fit.BackupAndRestore(run_dir / BACKUP, save_seconds=_SAVE_SECONDS))
     if has_evaluator:
         path = run_dir / CHECKPOINTS / "{epoch:04d}.weights.h5"
         callbacks.append(keras.callbacks.ModelCheckpoint(str(path), save_weights_only=True))
@@ -179,6 +195,7 @@ def train(config: config_lib.Config) -> Result:
             second_signature=config.export.second_signature,
             config=facts["config"],
         )
+        (run_dir / COMPLETE).write_text(json.dumps(test) + "\n")
         results = "".join(
             f"{f'Test {name}:':14} {value:.4f}\n" for name, value in test.items() if name != "loss"
         )
@@ -191,6 +208,13 @@ def train(config: config_lib.Config) -> Result:
             flush=True,
         )
     return Result(history.history, test, clock.rate, saved, exported)
+
+
+def command(flag: Any) -> dict[str, Any]:
+    """Return what the flag --config was given: the file, and the settings that were changed."""
+    file, colon, variant = config_flags.get_config_filename(flag).partition(":")
+    settings = dict(config_flags.get_override_values(flag))
+    return {"config": os.path.abspath(file) + colon + variant, "settings": settings}
 
 
 def _servers(settings: config_lib.Servers, found: cluster_lib.Place | None) -> dict[str, Any]:
@@ -280,6 +304,12 @@ def _clock(records: int | None, global_batch_size: int) -> Any:
             # The first epoch traces and compiles.
             return statistics.median(self.rates[1:] or self.rates or [math.nan])
 
+        def state_dict(self) -> dict[str, Any]:
+            return {"rates": self.rates}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.rates = state["rates"]
+
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self._start = time.perf_counter()
 
@@ -303,7 +333,7 @@ def main(argv: list[str]) -> None:
     """Run what --config names."""
     del argv
     try:
-        train(_FLAG.value)
+        train(_FLAG.value, command(flags.FLAGS["config"]))
     except Error as error:  # its message says all: no traceback is needed
         sys.stderr.write(f"tfdp: {error}\n")
         sys.exit(2)

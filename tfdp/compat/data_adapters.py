@@ -10,6 +10,7 @@ from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from tensorflow.python.data.util import structure
+from tensorflow.python.eager import context
 
 
 def data_adapter(
@@ -60,6 +61,11 @@ def is_generator_adapter(adapter: Any) -> bool:
     return isinstance(adapter, GeneratorDataAdapter)
 
 
+def reads_python(adapter: Any) -> bool:
+    """Say whether an adapter reads batches that Python code makes: a generator, a PyDataset."""
+    return isinstance(adapter, GeneratorDataAdapter | data_adapters.PyDatasetAdapter)
+
+
 def has_enqueuer(adapter: Any) -> bool:
     """Say whether an adapter reads ahead in threads, which it stops between two epochs."""
     return getattr(adapter, "enqueuer", None) is not None
@@ -75,6 +81,14 @@ def dataset(adapter: Any) -> tf.data.Dataset:
     made = adapter.get_tf_dataset()
     # Keras ends a generator's dataset with prefetch: batches that nobody trains are lost.
     return made._input_dataset if is_generator_adapter(adapter) else made
+
+
+def is_seeded() -> bool:
+    """Say whether shuffles without a seed of their own draw the same in the next process.
+
+    `tf.random.get_seed` would draw from the global seed, and change what comes after.
+    """
+    return context.global_seed() is not None
 
 
 def train_validation_split(arrays: Any, validation_split: float) -> tuple[Any, Any]:

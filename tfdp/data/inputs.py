@@ -10,6 +10,7 @@ parameter servers that read for themselves get whole batches, each another: `apa
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -82,8 +83,10 @@ def open_inputs(
     # With a ledger the data ends where the run ends: nothing is fetched, and written, beyond.
     last = epochs if data.ledger and plan.steps is not None else None
 
-    def training(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return pipeline.training(opened, shared, seed, context, last)
+    def training(
+        context: tf.distribute.InputContext, start: tuple[int, int] = (0, 0)
+    ) -> tf.data.Dataset:
+        return pipeline.training(opened, shared, seed, context, last, start)
 
     def evaluation(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return pipeline.evaluation(opened, data, context)
@@ -98,8 +101,18 @@ def open_inputs(
             opened, train=dataclasses.replace(opened.train, unchanging=False)
         )
         steps = steps and steps * apart
+    functions = several or bool(apart)
+    x: Any = functools.partial(training) if functions else training(one)
+    if plan.steps is not None:
+        # A run that goes on begins at its step: see fit.call.Data.
+
+        def starting_at(epoch: int, step: int) -> Any:
+            begin = functools.partial(training, start=(epoch, step))
+            return begin if functions else begin(one)
+
+        x.tfdp_starting_at = starting_at
     return Inputs(
-        training if several or apart else training(one),
+        x,
         evaluation if several else evaluation(one),
         steps,
         (opened.train.count, opened.test.count),

@@ -6,7 +6,8 @@ Read in this order:
     trainer         fit, evaluate and predict as Keras has them: what both engines share
     call            the arguments of fit, evaluate and predict, and what they return
     callbacks, saving, evaluator    what runs beside the steps
-    feed, digest    the input, split over the replicas by rows
+    feed, digest, random_state      the input, split over the replicas by rows
+    recovery/       a fit that was killed goes on where it was
     loss, metrics   why the sums over replicas are exact
     view, logs      what a step sees and assigns of the variables, and what it returns
     gradients, optimizers, predictions, retrace
@@ -39,6 +40,7 @@ from tfdp.fit.dispatch import (
     set_evaluator,
     set_server_options,
 )
+from tfdp.fit.recovery.callback import BackupAndRestore
 from tfdp.fit.replicas.agreement import same_everywhere, watch
 from tfdp.fit.replicas.communication import Communication
 from tfdp.fit.replicas.gloo import binding as gloo_binding
@@ -50,6 +52,7 @@ from tfdp.fit.servers.partitions import whole as whole_variables
 
 __all__ = [
     "INSTALL_GLOO",
+    "BackupAndRestore",
     "Communication",
     "ServerOptions",
     "disable",

@@ -64,6 +64,10 @@ class Data:
         steps: Batches of an epoch; None for all that there are.
         shuffle: Whether arrays are read in an order of their own in each epoch.
         class_weight: Weights by label.
+
+    A dataset, or a function of InputContext, may have an attribute `tfdp_starting_at`: a function
+    of (epoch, step) that returns the same data from there on. A fit that goes on in the middle of
+    an epoch reads nothing twice then.
     """
 
     x: Any
@@ -73,6 +77,11 @@ class Data:
     steps: int | None = None
     shuffle: Any = False
     class_weight: Any = None
+
+    def starting_at(self, epoch: int, step: int) -> "Data | None":
+        """Return the data from a step of an epoch on; None where it cannot begin there."""
+        make = getattr(self.x, "tfdp_starting_at", None)
+        return None if make is None else dataclasses.replace(self, x=make(epoch, step))
 
     @property
     def most_steps(self) -> int | None:

@@ -16,14 +16,10 @@ from typing import Any
 import keras
 
 from tfdp.fit import saving
+from tfdp.fit.recovery import backup
+from tfdp.fit.recovery import callback as callback_lib
 
 _log = logging.getLogger("tfdp")
-
-_WRITE_ONLY = (
-    keras.callbacks.CSVLogger,
-    keras.callbacks.RemoteMonitor,
-    keras.callbacks.TensorBoard,
-)
 
 
 class _RestoreOnly(keras.callbacks.Callback):
@@ -42,17 +38,20 @@ class _RestoreOnly(keras.callbacks.Callback):
         self._callback.on_train_begin(logs)
 
 
-def prepare(callbacks: Any, chief: bool) -> list[keras.callbacks.Callback]:
+def prepare(callbacks: Any, chief: bool, saves: bool = False) -> list[keras.callbacks.Callback]:
     """Return the callbacks that this process runs, in order.
 
     Args:
         callbacks: What the user gave to fit: None, a callback, or a (nested) sequence.
         chief: Whether this process writes files.
+        saves: Whether fit itself does the work of BackupAndRestore.
     """
     given = keras.tree.flatten(callbacks) if callbacks else []
+    if saves:
+        given = [callback_lib.in_place(c) for c in given]
     if chief:
         return given
-    kept = [c for c in given if not isinstance(c, _WRITE_ONLY)]
+    kept = [c for c in given if not isinstance(c, backup.WRITE_ONLY)]
     return [_RestoreOnly(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in kept]
 
 

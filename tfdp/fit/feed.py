@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 
 from tfdp.compat import data_adapters, iterators
-from tfdp.fit import digest
+from tfdp.fit import digest, random_state
 
 _Policy = tf.data.experimental.AutoShardPolicy
 
@@ -146,6 +146,10 @@ class Feed:
         self._adapter = data if hasattr(data, "get_tf_dataset") else None
         self.iterator: Any = None
         self._seen = 0
+        self._passes = 0  # iterators that were made
+        self._drawn = random_state.now()  # where random numbers stood before the last one
+        self._goes_on = False
+        self._first_step = 0
         self.step = 0
 
         dataset = data_adapters.dataset(data) if self._adapter else data
@@ -230,12 +234,61 @@ class Feed:
         """Begin the next epoch: `iterator` gives its batches."""
         if self._adapter:
             self._adapter.on_epoch_begin()
+        if self._goes_on:
+            self._goes_on = False
+            return
         persistent = self.once or self.steps_per_epoch is not None
         if self.iterator is None or not persistent:
             self.close()
+            self._begin_pass()
+        self.step, self._first_step = self._first_step, 0
+
+    def _begin_pass(self, skip: int = 0) -> None:
+        self._drawn = random_state.now()
+        # Python code that draws random numbers has to have drawn those when this returns.
+        at_once = self._adapter is not None and data_adapters.reads_python(self._adapter)
+        if skip and isinstance(self._dataset, tf.data.Dataset) and not at_once:
+            self.iterator = iter(self._dataset.skip(skip))
+        else:
             self.iterator = iter(self._dataset)
-            self._seen = 0
-        self.step = 0
+            for _ in range(skip):
+                next(self.iterator)
+        self._passes += 1
+        self._seen = skip
+
+    # -- a run that goes on ---------------------------------------------------------------
+
+    def place(self) -> dict[str, Any]:
+        """Return where the feed stands, as plain data."""
+        return {
+            "passes": self._passes,
+            "is_open": self.iterator is not None,
+            "seen": self._seen,
+            "drawn": self._drawn,
+        }
+
+    def begin_within(self, step: int) -> None:
+        """Let the next epoch begin at a step: the data starts there."""
+        self._first_step = step
+
+    def resume(self, place: dict[str, Any], step: int) -> None:
+        """Go on where a feed of the same data stood: read what it had read, and drop it.
+
+        Args:
+            place: What `place` returned.
+            step: Steps that were taken in the epoch; 0 at the beginning of one.
+        """
+        before = place["passes"] - bool(place["is_open"])
+        while self._passes < before and isinstance(self._dataset, tf.data.Dataset):
+            # A shuffle draws another order for each iterator, whether or not it is read.
+            iterators.let_go(iter(self._dataset))
+            self._passes += 1
+        self._passes = before
+        if place["is_open"]:
+            random_state.take(place["drawn"])
+            self._begin_pass(place["seen"])
+        self.step = step
+        self._goes_on = step > 0
 
     def restart(self) -> None:
         """Let the next epoch start at the first batch."""

@@ -19,6 +19,8 @@ import tensorflow as tf
 from tfdp.compat import compiled, data_adapters
 from tfdp.fit import call, evaluator, predictions
 from tfdp.fit import callbacks as callbacks_lib
+from tfdp.fit.recovery import backup as backup_lib
+from tfdp.fit.recovery import preemption
 
 Logs: TypeAlias = dict[str, Any]
 Callbacks: TypeAlias = keras.callbacks.CallbackList
@@ -33,10 +35,14 @@ class Trainer(abc.ABC):
         chief: Whether this process writes files and shows progress.
     """
 
+    # Whether fit itself does the work of BackupAndRestore: an engine has take and put then.
+    saves = False
+
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, chief: bool = True):
         self.model = model
         self.strategy = strategy
         self.chief = chief
+        self.backup: backup_lib.Backup | None = None
 
     # -- what an engine does --------------------------------------------------------------------
 
@@ -106,6 +112,18 @@ class Trainer(abc.ABC):
         """Let the optimizer set the last values of the variables (averages over the steps)."""
         del steps
 
+    def share(self, text: str) -> str:
+        """Give the chief's text to all processes."""
+        return text
+
+    def snapshot(self, steps: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return copies of all that the model holds, and how replicas' values become one."""
+        raise NotImplementedError
+
+    def restore(self, steps: Any, arrays: dict[str, Any], ways: dict[str, str]) -> dict[str, Any]:
+        """Give the model what `snapshot` returned on the chief; return the rest, everywhere."""
+        raise NotImplementedError
+
     # -- the methods of keras.Model -------------------------------------------------------------
 
     def fit(
@@ -128,65 +146,117 @@ class Trainer(abc.ABC):
         validation_freq: Any = 1,
     ) -> keras.callbacks.History:
         """Train; the arguments and the result are those of `keras.Model.fit`."""
-        model = self.model
-        call.check_compiled(model, "fit")
+        call.check_compiled(self.model, "fit")
         epochs = call.limit_epochs(epochs)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = data_adapters.train_validation_split(
                 (x, y, sample_weight), validation_split
             )
         data = call.Data(x, y, sample_weight, batch_size, steps_per_epoch, shuffle, class_weight)
-        feed = self.feed(data, trains=True)
-        steps = self.prepare("fit", feed)
-        self.announce(feed)
-        evaluation = None
+        evaluated = None
         if validation_data is not None:
             val_x, val_y, val_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
             size = validation_batch_size or batch_size
-            evaluation = self.feed(call.Data(val_x, val_y, val_weight, size, validation_steps))
-        start: Logs = {"epochs": epochs, "initial_epoch": initial_epoch}
-        # In this order: where several things differ, the first is told.
-        start |= self.plan(callbacks, evaluation)
-        start["validation_freq"] = validation_freq if evaluation else None
-        self.check("fit", feed, start)
-        callbacks = self._callbacks(callbacks, verbose, feed, epochs=epochs, add_history=True)
+            evaluated = call.Data(val_x, val_y, val_weight, size, validation_steps)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(callbacks_lib.chief_writes(model, self.chief))
+            if not isinstance(callbacks, keras.callbacks.CallbackList):
+                callbacks = callbacks_lib.prepare(callbacks, self.chief, self.saves)
+                initial_epoch = self._find_backup(callbacks, initial_epoch, stack)
+            if self.backup is not None:
+                data = self.backup.starting(data)
+            feed = self.feed(data, trains=True)
             stack.callback(feed.close)
-            if evaluation is not None:
+            steps = self.prepare("fit", feed)
+            self.announce(feed)
+            evaluation = None
+            if evaluated is not None:
+                evaluation = self.feed(evaluated)
                 stack.callback(evaluation.close)
-            model.stop_training = False
-            if self.chief:
-                evaluator.begins(callbacks.callbacks)
-            callbacks.on_train_begin()
-            logs: Logs = {}
-            points = callbacks_lib.SavePoints(callbacks.callbacks)
-            for epoch in range(self.first_epoch(steps, callbacks, initial_epoch), epochs):
-                self.begin_epoch(steps)
-                callbacks.on_epoch_begin(epoch)
+            start: Logs = {"epochs": epochs, "initial_epoch": initial_epoch}
+            # In this order: where several things differ, the first is told.
+            start |= self.plan(callbacks, evaluation)
+            start["validation_freq"] = validation_freq if evaluation else None
+            self.check("fit", feed, start)
+            callbacks = self._callbacks(callbacks, verbose, feed, epochs=epochs, add_history=True)
+            stack.enter_context(callbacks_lib.chief_writes(self.model, self.chief))
+            epoch_numbers = range(initial_epoch, epochs)
+            self._fit(steps, feed, evaluation, callbacks, epoch_numbers, validation_freq)
+        return self.model.history
+
+    def _find_backup(
+        self, callbacks: list[Any], initial_epoch: int, stack: contextlib.ExitStack
+    ) -> int:
+        """Look for a checkpoint to go on from; return the first epoch."""
+        settings = backup_lib.of(callbacks)
+        if settings is None:
+            return initial_epoch
+        ask = stack.enter_context(preemption.asked())
+        self.backup = backup_lib.Backup(settings, self, ask)
+        stack.callback(setattr, self, "backup", None)
+        stack.callback(self.backup.close)
+        return self.backup.find(initial_epoch).epoch
+
+    def _fit(
+        self,
+        steps: Any,
+        feed: Any,
+        evaluation: Any,
+        callbacks: Callbacks,
+        epochs: range,
+        validation_freq: Any,
+    ) -> None:
+        """Train epoch by epoch, from the first of `epochs` or where a checkpoint was taken."""
+        model, backup = self.model, self.backup
+        model.stop_training = False
+        if self.chief:
+            evaluator.begins(callbacks.callbacks)
+        if backup is not None:
+            backup.opens(feed, evaluation, callbacks)
+        callbacks.on_train_begin()
+        if backup is not None:
+            backup.restore(steps)
+            model.stop_training = backup.stopped
+        logs: Logs = {}
+        points = callbacks_lib.SavePoints(callbacks.callbacks)
+        for epoch in range(self.first_epoch(steps, callbacks, epochs.start), epochs.stop):
+            if model.stop_training and backup is not None and backup.stopped:
+                break  # it had come to its end
+            self.begin_epoch(steps)
+            callbacks.on_epoch_begin(epoch)
+            trained = backup.enter(epoch, steps) if backup is not None else None
+            if trained is None:
                 logs, ended = self.train_epoch(steps, feed, callbacks, points, epoch)
-                if call.validates(epoch, validation_freq) and evaluation is not None:
+                if backup is not None:
+                    backup.after_training(steps, epoch, logs)
+            else:
+                logs, ended = trained, False
+            if call.validates(epoch, validation_freq) and evaluation is not None:
+                with backup.validating() if backup is not None else contextlib.nullcontext():
                     results = self.test(steps, evaluation, callbacks, "validation data")
-                    logs.update({f"val_{name}": value for name, value in results.items()})
-                callbacks.on_epoch_end(epoch, logs)
-                if self.agree(steps, bool(model.stop_training)):
-                    model.stop_training = True
-                    break
-                if ended:
-                    if epoch + 1 < epochs:
-                        warnings.warn(
-                            "The generator can be read only once and has come to its end: "
-                            f"training ends after epoch {epoch + 1} of {epochs}. Give "
-                            "steps_per_epoch, a tf.data.Dataset or a keras.utils.PyDataset.",
-                            stacklevel=3,
-                        )
-                    break
-            if model.optimizer is not None and epochs > 0:
-                self.finalize(steps)
-            callbacks.on_train_end(logs=logs)
-            if self.chief:
-                evaluator.ended(callbacks.callbacks)
-        return model.history
+                logs.update({f"val_{name}": value for name, value in results.items()})
+            callbacks.on_epoch_end(epoch, logs)
+            stop = self.agree(steps, bool(model.stop_training))
+            if backup is not None:
+                backup.after_epoch(steps, epoch, stop, ended or epoch + 1 == epochs.stop)
+            if stop:
+                model.stop_training = True
+                break
+            if ended:
+                if epoch + 1 < epochs.stop:
+                    warnings.warn(
+                        "The generator can be read only once and has come to its end: "
+                        f"training ends after epoch {epoch + 1} of {epochs.stop}. Give "
+                        "steps_per_epoch, a tf.data.Dataset or a keras.utils.PyDataset.",
+                        stacklevel=4,
+                    )
+                break
+        if model.optimizer is not None and epochs.stop > 0:
+            self.finalize(steps)
+        callbacks.on_train_end(logs=logs)
+        if backup is not None:
+            backup.ended()
+        if self.chief:
+            evaluator.ended(callbacks.callbacks)
 
     def evaluate(
         self,
@@ -270,7 +340,7 @@ class Trainer(abc.ABC):
             return callbacks
         verbose = call.verbosity(verbose) if self.chief else 0
         return keras.callbacks.CallbackList(
-            callbacks_lib.prepare(callbacks, self.chief),
+            callbacks_lib.prepare(callbacks, self.chief, self.saves),
             add_history=add_history,
             add_progbar=verbose != 0,
             verbose=verbose,

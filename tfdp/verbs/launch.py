@@ -117,7 +117,10 @@ def launch_tasks(
         "evaluator": values.evaluator,
     }
     if seed is None:
-        seed = int.from_bytes(os.urandom(4), "little") >> 1
+        given = os.environ.get("TFDP_SEED", "")
+        if given and not (given.isdecimal() and int(given) < 1 << 31):
+            raise UsageError(f"TFDP_SEED={given!r}: use a number from 0 to 2147483647.")
+        seed = int(given) if given else int.from_bytes(os.urandom(4), "little") >> 1
     run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
     def make_cluster() -> cluster_lib.Cluster:

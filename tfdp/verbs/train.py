@@ -1,6 +1,8 @@
 """tfdp train: train, evaluate and export what a config names, here or in several processes."""
 
+import json
 import os
+import pathlib
 import sys
 
 from absl import flags
@@ -11,17 +13,49 @@ from tfdp.verbs import UsageError, config_flag, launch
 
 SYNOPSIS = (
     "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--chief --ps=M]\n"
-    "           [--evaluator]\n\n"
+    "           [--evaluator]\n"
+    "tfdp train --resume=runs/NAME [--workers=N]\n\n"
     "Train, evaluate and export what a config names: in this process, or with --workers in\n"
     "N processes of this machine. In a process that has a TF_CONFIG it is that task. With\n"
-    "--evaluator one more process evaluates a checkpoint of each epoch while training goes on."
+    "--evaluator one more process evaluates a checkpoint of each epoch while training goes on.\n"
+    "--resume goes on with a run that was killed, at its step, also with other --workers."
 )
 
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
-    """Define --config and the flags of a cluster."""
+    """Define --config, --resume and the flags of a cluster."""
+    flags.DEFINE_string(
+        "resume",
+        "",
+        "The folder of a run that goes on with the config that it was started with.",
+        flag_values=values,
+    )
+    _add_command(words)
     config_flag.define(values, words)
     launch.define_cluster(values, workers=0)
+
+
+def _add_command(words: list[str]) -> None:
+    """Put what a run was started with before the words of a command that resumes it."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, equals, value = word.lstrip("-").partition("=")
+        if name == "resume" and word.startswith("-"):
+            folder = value if equals else following
+            break
+    else:
+        return
+    from tfdp import train
+
+    path = pathlib.Path(folder, train.COMMAND)
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UsageError(
+            f"--resume={folder}: there is no run of tfdp train ({path} cannot be read)."
+        ) from None
+    settings = {**facts["settings"], "run_dir": folder}
+    own = [f"--config.{name}={value}" for name, value in settings.items()]
+    words[:0] = [f"--config={facts['config']}", *own]
 
 
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
@@ -30,6 +64,15 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         raise UsageError(f"{(positional + script)[0]!r}: tfdp train takes flags only.")
     if not config_flag.is_good(values, "train"):
         return 2
+    if values.config.run_dir:
+        from tfdp import train
+
+        if os.path.exists(os.path.join(values.config.run_dir, train.COMPLETE)):
+            print(
+                f"{values.config.run_dir} has come to its end: nothing is left to train. To train "
+                "anew choose another --config.run_dir."
+            )
+            return 0
     if values.workers or values.chief or values.ps or values.evaluator:
         if os.environ.get("TF_CONFIG"):
             raise UsageError(
@@ -62,7 +105,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     # As in the tasks of a cluster (python -m): modules beside the config can be imported.
     sys.path.insert(0, os.getcwd())
     try:
-        train.train(values.config)
+        train.train(values.config, train.command(values["config"]))
     except Error as error:
         raise UsageError(str(error)) from error
     return 0

@@ -63,6 +63,7 @@ _REMEDIES = {
 
 _watches: "weakref.WeakKeyDictionary[Any, _Watch]" = weakref.WeakKeyDictionary()
 _exchanges = 0
+_told = 0  # how often the chief has given a text to all
 _saves: dict[str, int] = {}  # how often this task has saved to a path
 
 
@@ -158,6 +159,27 @@ def first_problem(strategy: tf.distribute.Strategy, call: str, option: str, prob
 
     call = f"{call} with {option}"
     return _exchange(strategy, call, {"call": call, "problem": problem}, _pairwise(judge))
+
+
+def from_chief(strategy: tf.distribute.Strategy, text: str) -> str:
+    """Gives the chief's text to all tasks; the others wait for it.
+
+    Args:
+        strategy: The strategy.
+        text: What the chief has to say; of the others it does not matter.
+    """
+    global _told
+    tasks = members(strategy)
+    if tasks is None:
+        return text
+    _told += 1
+    key = f"tfdp/chief/{_told}"
+    if is_chief(strategy):
+        coordination.share_text(key, text)
+        return text
+    while (found := coordination.shared_text(key, _REPORT_SECONDS)) is None:
+        _log.info("waiting for the chief to read its checkpoint")
+    return found
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

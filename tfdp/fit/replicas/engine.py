@@ -19,7 +19,7 @@ from tfdp.fit import call as call_lib
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import digest, predictions, trainer
 from tfdp.fit import feed as feed_lib
-from tfdp.fit.replicas import agreement, gather, transport
+from tfdp.fit.replicas import agreement, gather, snapshot, transport
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import loop as loop_lib
 from tfdp.fit.replicas import replica as replica_lib
@@ -39,6 +39,8 @@ class SyncTrainer(trainer.Trainer):
         strategy: The strategy.
         communication: How gradients travel.
     """
+
+    saves = True
 
     def __init__(
         self,
@@ -118,6 +120,28 @@ class SyncTrainer(trainer.Trainer):
         """Let the optimizer set the variables' last values."""
         loop.finalize()
 
+    def share(self, text: str) -> str:
+        """Give the chief's text to all processes."""
+        return agreement.from_chief(self.strategy, text) if self._several else text
+
+    def snapshot(self, loop: loop_lib.Loop) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return copies of all that the replicas hold, and how they become one; a collective."""
+        return snapshot.take(loop.replicas), snapshot.ways(loop.replicas)
+
+    def restore(
+        self, loop: loop_lib.Loop, arrays: dict[str, Any], ways: dict[str, str]
+    ) -> dict[str, Any]:
+        """Give the replicas what `snapshot` returned on the chief; a collective."""
+        if not self._several:
+            snapshot.put(loop.replicas, arrays, ways)
+            return arrays
+        snapshot.put(loop.replicas, arrays if self.chief else {}, ways)
+        loop.take_from_chief(0)
+        shared = snapshot.for_every_process(arrays)
+        shared = snapshot.from_chief(self.strategy, self.chief, loop.replicas.count, shared)
+        snapshot.put(loop.replicas, shared, ways)
+        return shared
+
     def begin_epoch(self, loop: loop_lib.Loop) -> None:
         """Reset the metrics, of all replicas."""
         loop.replicas.reset_metrics()
@@ -137,7 +161,13 @@ class SyncTrainer(trainer.Trainer):
             if points.reached(steps):
                 loop.merge_state("train")
 
-        logs, exhausted, short = self._run("train", loop, feed, callbacks, "stop_training", took)
+        def after(steps: int, asked: tuple[bool, ...]) -> None:
+            if self.backup is not None:
+                self.backup.after_step(loop, epoch, feed.step, steps, asked)
+
+        logs, exhausted, short = self._run(
+            "train", loop, feed, callbacks, "stop_training", took, after
+        )
         read_once = exhausted and feed.once
         if short and not read_once and not self.model.stop_training:
             self._warn_of_end(short)
@@ -155,7 +185,15 @@ class SyncTrainer(trainer.Trainer):
         callbacks.on_test_begin()
         loop.replicas.reset_metrics()
         feed.restart()
-        logs, _, _ = self._run("test", loop, feed, callbacks, "stop_evaluating", what=what)
+
+        def after(steps: int, asked: tuple[bool, ...]) -> None:
+            del steps
+            if self.backup is not None:
+                self.backup.after_test_step(loop, asked[0])
+
+        logs, _, _ = self._run(
+            "test", loop, feed, callbacks, "stop_evaluating", after=after, what=what
+        )
         callbacks.on_test_end(logs)
         return logs
 
@@ -215,7 +253,7 @@ class SyncTrainer(trainer.Trainer):
             loop.advance(kind, whole, 1)
             whole.close()
         loop.merge_state(kind)
-        return call_lib.to_python(loop.aggregate(kind, False)[0])
+        return call_lib.to_python(loop.aggregate(kind)[0])
 
     # -- the parts ------------------------------------------------------------------------------
 
@@ -227,6 +265,7 @@ class SyncTrainer(trainer.Trainer):
         callbacks: trainer.Callbacks,
         stop: str,
         took: Callable[[int], None] = lambda steps: None,
+        after: Callable[[int, tuple[bool, ...]], None] = lambda steps, asked: None,
         what: str = "data",
     ) -> tuple[trainer.Logs, bool, str]:
         """Take the batches of one epoch.
@@ -238,6 +277,7 @@ class SyncTrainer(trainer.Trainer):
             callbacks: Their batch hooks are called.
             stop: The model's attribute that ends the epoch.
             took: Told after each execution how many steps it made.
+            after: The same, when the callbacks were told too, and what any process asks a backup.
             what: What the tasks call the data where they compare it.
 
         Returns:
@@ -261,10 +301,15 @@ class SyncTrainer(trainer.Trainer):
             if not done:
                 break
             took(done)
+            asked = wishes = self.backup.wishes() if self.backup is not None else ()
             if self._aggregates(before, done, hooks.wanted):
-                logs, agreed = loop.aggregate(kind, bool(getattr(model, stop)))
+                logs, (agreed, *rest) = loop.aggregate(kind, bool(getattr(model, stop)), *wishes)
                 setattr(model, stop, getattr(model, stop) or agreed)
+                asked = tuple(rest)
+            elif self._several:  # until they meet again nobody knows what the others ask
+                asked = (False,) * len(wishes)
             hooks.end(feed.step - 1, logs)
+            after(done, asked)
             if exhausted:
                 break
             agreed = agreed or (not self._several and bool(getattr(model, stop)))
@@ -273,7 +318,7 @@ class SyncTrainer(trainer.Trainer):
         if feed.comparisons == 1:
             self._compare_rows(loop, feed, what)
         loop.merge_state(kind)
-        logs, _ = loop.aggregate(kind, bool(getattr(model, stop)))
+        logs, _ = loop.aggregate(kind)
         short = steps == 0 or (planned is not None and steps < planned)
         return call_lib.to_python(logs), exhausted, str(steps) if short else ""
 

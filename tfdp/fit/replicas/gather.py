@@ -33,7 +33,16 @@ def _exchange(strategy: tf.distribute.Strategy, parts: Sequence[Any]) -> list[by
 
     Encoded, because collectives know neither strings nor ragged tensors.
     """
-    mine = [np.frombuffer(_encode(part), np.int32) for part in parts]
+    return exchange(strategy, [np.frombuffer(_encode(part), np.int32) for part in parts])
+
+
+def exchange(strategy: tf.distribute.Strategy, mine: Sequence[np.ndarray]) -> list[bytes]:
+    """Return every replica's numbers as bytes, in the order of the replicas; a collective.
+
+    Args:
+        strategy: The strategy, of several processes.
+        mine: int32 vectors of any length, one for each replica of this process.
+    """
     if carrier := transport.of(strategy):
         return [part.tobytes() for part in carrier.gather(mine[0])]
     values = strategy.experimental_distribute_values_from_function(

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfdp.compat import distribute
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import retrace
-from tfdp.fit.replicas import communication
+from tfdp.fit.replicas import communication, snapshot
 from tfdp.fit.replicas import replica as replica_lib
 from tfdp.fit.replicas import step as step_lib
 
@@ -85,19 +85,25 @@ class Loop:
             )
         return self._functions[key](data)
 
-    def aggregate(self, kind: str, stop: bool) -> tuple[dict[str, Any], bool]:
-        """Sum the metrics over all replicas; return the logs, and whether any process stops.
+    def aggregate(self, kind: str, *asks: bool) -> tuple[dict[str, Any], tuple[bool, ...]]:
+        """Sum the metrics over all replicas; return the logs, and what any process asks for.
 
         Every process calls it at the same step: it is a collective.
+
+        Args:
+            kind: "train", "test" or "predict".
+            asks: What this process asks for: to end the epoch, say.
         """
         replicas = self._steps.replicas
         if not replicas.several_processes and self._eager:
-            return self._sum_up(kind, tf.constant(0.0, tf.float64))[0], stop
-        key = ("aggregate", kind)
+            return self._sum_up(kind, tf.zeros(len(asks), tf.float64))[0], asks
+        key = ("aggregate", kind, len(asks))
         if key not in self._functions:
-            self._functions[key] = distribute.function(lambda stop: self._sum_up(kind, stop))
-        logs, stopped = self._functions[key](tf.constant(float(stop), tf.float64))
-        return logs, bool(stopped > 0) if replicas.several_processes else stop
+            self._functions[key] = distribute.function(lambda asks: self._sum_up(kind, asks))
+        logs, asked = self._functions[key](tf.constant(asks, tf.float64))
+        if not replicas.several_processes:
+            return logs, asks
+        return logs, tuple((asked.numpy() > 0).tolist())
 
     def merge_state(self, kind: str) -> None:
         """Make one of what the replicas keep for themselves (BatchNormalization's statistics).
@@ -111,7 +117,7 @@ class Loop:
 
     def take_from_chief(self, epoch: int) -> int:
         """Copy the chief's variables, and its `epoch`, to all processes."""
-        variables = self._steps.model.optimizer.variables
+        variables = snapshot.variables(self._steps.replicas)
         return int(
             self._collective(
                 "take",
@@ -144,23 +150,24 @@ class Loop:
             self._functions[name] = distribute.function(run)
         return self._functions[name](*args)
 
-    def _sum_up(self, kind: str, stop: tf.Tensor) -> tuple[dict[str, Any], tf.Tensor]:
+    def _sum_up(self, kind: str, asks: tf.Tensor) -> tuple[dict[str, Any], tf.Tensor]:
         steps, replicas = self._steps, self._steps.replicas
         if replicas.several_processes:
 
             def on_replica() -> tf.Tensor:
                 mine = replicas.metric_totals(replicas.here())
-                return communication.all_sum(tf.concat([mine, [stop]], 0))
+                return communication.all_sum(tf.concat([mine, asks], 0))
 
             summed = steps.strategy.run(on_replica)
             totals = steps.strategy.experimental_local_results(summed)[0]
-            replicas.set_metrics(totals[:-1])
-            stop = totals[-1]
+            count = asks.shape[0]
+            replicas.set_metrics(totals[: totals.shape[0] - count])
+            asks = totals[totals.shape[0] - count :]
         elif replicas.in_sync > 1:
             replicas.set_metrics(
                 tf.add_n([replicas.metric_totals(i) for i in range(replicas.count)])
             )
-        return steps.results(kind), stop
+        return steps.results(kind), asks
 
     def begin_digests(self) -> None:
         """Start to digest what is read."""

@@ -118,6 +118,15 @@ class Replicas:
         with scope:
             yield view_lib.View(scope, self.model, self.variables + self.metrics)
 
+    def accumulator(self, index: int, local: int) -> tf.Variable:
+        """Return where replica `local` keeps the state of metric variable number `index`."""
+        return self._accumulators[local][index]
+
+    def bases(self, index: int, local: int) -> tf.Variable | None:
+        """Return what variable number `index` was when the copies were last equal, if it counts."""
+        bases = self._bases.get(str(index))
+        return None if bases is None else bases[local]
+
     def current(self, local: int) -> dict[str, Any]:
         """Return the values that `updates()` would replace, by the variable's number."""
         targets = [copies[local] for copies in self._copies] + self._accumulators[local]
@@ -298,16 +307,17 @@ class Replicas:
                     copy.assign(tf.cast(choose(each), copy.dtype))
 
     def take_from_chief(self, more: list[Any], number: tf.Tensor) -> tf.Tensor:
-        """Copy, on a replica, the variables of replica 0, and `more`; return its `number`."""
+        """Copy, on a replica, the variables of replica 0, and `more`; return its `number`.
+
+        Bit by bit: as integers, so that no rounding and no sign of a zero is lost.
+        """
         local = self.here()
         copies = [self.copy(v, local) for v in keras_variables.unique([*self.variables, *more])]
-        mine = 1.0 if self.first + local == 0 else 0.0
-        summed = communication.all_sum(
-            [tf.cast(c, tf.float64) * tf.constant(mine, tf.float64) for c in [number, *copies]]
-        )
-        for copy, value in zip(copies, summed[1:], strict=True):
-            copy.assign(tf.cast(value, copy.dtype))
-        return summed[0]
+        mine = int(self.first + local == 0)
+        summed = communication.all_sum([_bits(c) * mine for c in [number, *copies]])
+        for copy, bits in zip(copies, summed[1:], strict=True):
+            copy.assign(_of_bits(bits, copy.dtype))
+        return _of_bits(summed[0], number.dtype)
 
     def here(self) -> int:
         """Return the number, in this process, of the replica that runs."""
@@ -397,6 +407,23 @@ def first_replica(strategy: tf.distribute.Strategy) -> int:
 def local_copies(strategy: tf.distribute.Strategy, variable: Any) -> tuple[tf.Variable, ...]:
     """Return the tf.Variable of each of this process's replicas behind a Keras variable."""
     return tuple(strategy.experimental_local_results(variable.value))
+
+
+def _bits(value: Any) -> tf.Tensor:
+    """Return the bits of a tensor as int64, which every collective sums."""
+    value = tf.convert_to_tensor(value)
+    if value.dtype == tf.bool:
+        return tf.cast(value, tf.int64)
+    same_size = {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}[value.dtype.size]
+    return tf.cast(tf.bitcast(value, same_size), tf.int64)
+
+
+def _of_bits(bits: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Return the tensor whose bits are given."""
+    if dtype == tf.bool:
+        return tf.cast(bits, tf.bool)
+    same_size = {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}[dtype.size]
+    return tf.bitcast(tf.cast(bits, same_size), dtype)
 
 
 def _plain(variable: Any) -> tf.Variable:

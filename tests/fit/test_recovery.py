@@ -1,0 +1,411 @@
+"""A fit that was killed goes on where it was: the same weights, the same history, bit for bit."""
+
+import csv
+import logging
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+import safetensors.numpy
+import tensorflow as tf
+
+import tfdp
+from tfdp import fit
+from tfdp.checkpoints.store import Store
+from tfdp.fit import random_state
+
+ROWS, BATCH = 44, 8  # six steps, the last of four rows
+rng = np.random.default_rng(0)
+X = rng.normal(size=(ROWS, 5)).astype("float32")
+Y = (X[:, 0] * X[:, 1] > 0).astype("int32")
+VAL = (X[:40], Y[:40])  # two steps
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(keras.callbacks.Callback):
+    """Raises at a hook, the n-th time."""
+
+    def __init__(self, hook, number):
+        super().__init__()
+        self.left = number
+        setattr(self, hook, self._count)
+
+    def _count(self, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+class Counter(keras.callbacks.Callback):
+    """Remembers by itself what it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches, self.epochs = 0, np.zeros(3)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs[epoch % 3] += 1
+
+    def state_dict(self):
+        return {"batches": self.batches, "epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        self.batches, self.epochs = state["batches"], state["epochs"]
+
+
+def data(kind):
+    """Return what fit is given, made anew as a new process would."""
+    whole = tf.data.Dataset.from_tensor_slices((X, Y))
+    if kind == "arrays":
+        return {"x": X, "y": Y, "batch_size": BATCH, "shuffle": False}
+    if kind == "shuffled arrays":
+        return {"x": X, "y": Y, "batch_size": BATCH}
+    if kind == "shuffled":
+        return {"x": whole.shuffle(ROWS, seed=3).batch(BATCH)}
+    if kind == "endless":
+        return {"x": whole.shuffle(ROWS, seed=3).repeat().batch(BATCH), "steps_per_epoch": 4}
+    if kind == "generator":
+
+        def batches():
+            for step in range(100):
+                yield X[step % 30 : step % 30 + BATCH], Y[step % 30 : step % 30 + BATCH]
+
+        return {"x": batches(), "steps_per_epoch": 5}
+    assert kind == "sequence"
+
+    class Sequence(keras.utils.PyDataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            begin = index * BATCH
+            noise = np.random.normal(size=(BATCH, 5)).astype("float32")
+            return X[begin : begin + BATCH] + noise, Y[begin : begin + BATCH]
+
+    return {"x": Sequence(), "shuffle": False}
+
+
+def train(strategy, folder, kind="shuffled", kill=None, epochs=4, more=(), backup=None, **options):
+    """Train in what stands for a process of its own; return the model, or None if killed."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(11)
+    with strategy.scope():
+        model = keras.Sequential(
+            [
+                keras.Input((5,)),
+                keras.layers.Dense(8, "relu"),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dropout(0.3),
+                keras.layers.Dense(2),
+            ]
+        )
+        optimizer = keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.9)
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, dynamic_growth_steps=5)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer, loss, metrics=["accuracy"], **options)
+    callbacks = [
+        keras.callbacks.EarlyStopping("loss", patience=3, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss", patience=1, factor=0.5, min_delta=0.05),
+        *more,
+    ]
+    if backup is not False:
+        backup = {"save_freq": 1, "keep": 3, **(backup or {})}
+        callbacks.insert(0, tfdp.callbacks.BackupAndRestore(folder, **backup))
+    if kill:
+        callbacks.append(Kill(*kill))
+    try:
+        model.fit(**data(kind), epochs=epochs, validation_data=VAL, callbacks=callbacks, verbose=0)
+    except Killed:
+        return None
+    return model
+
+
+def facts(model):
+    """Return all that two trainings have to have in common."""
+    weights = [np.asarray(v).tobytes() for v in model.variables]
+    state = [np.asarray(v).tobytes() for v in model.optimizer.variables]
+    return weights, state, model.history.epoch, model.history.history
+
+
+@pytest.fixture(autouse=True)
+def enabled():
+    fit.enable()
+    yield
+    fit.disable()
+
+
+@pytest.fixture(params=["one_device", "mirrored"])
+def strategy(request, one_device, mirrored):
+    return one_device if request.param == "one_device" else mirrored[2]
+
+
+KILLS = {
+    "first step": ("on_train_batch_end", 1),
+    "within an epoch": ("on_train_batch_end", 9),
+    "beginning of an epoch": ("on_epoch_begin", 3),
+    "end of an epoch": ("on_epoch_end", 2),
+    "validation": ("on_test_batch_begin", 2),
+    "last step": ("on_train_batch_end", 24),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS)
+def test_a_killed_training_ends_as_one_that_was_not(kill, strategy, tmp_path):
+    undisturbed = facts(train(strategy, tmp_path / "a"))
+    assert train(strategy, tmp_path / "b", kill=kill) is None
+    assert facts(train(strategy, tmp_path / "b")) == undisturbed
+
+
+@pytest.mark.parametrize("kind", ["arrays", "shuffled arrays", "endless", "generator", "sequence"])
+def test_each_kind_of_input_goes_on_at_its_batch(kind, one_device, tmp_path):
+    undisturbed = facts(train(one_device, tmp_path / "a", kind))
+    assert train(one_device, tmp_path / "b", kind, kill=("on_train_batch_end", 7)) is None
+    assert facts(train(one_device, tmp_path / "b", kind)) == undisturbed
+
+
+def test_many_kills_change_nothing(strategy, tmp_path):
+    undisturbed = facts(train(strategy, tmp_path / "a"))
+    for number in (4, 5, 1, 6, 3, 2):
+        kill = ("on_train_batch_end", number)
+        assert train(strategy, tmp_path / "b", kill=kill) is None
+    assert facts(train(strategy, tmp_path / "b")) == undisturbed
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps_per_execution": 2}, {"run_eagerly": True}, {"jit_compile": True}]
+)
+def test_each_way_to_run_steps_goes_on(options, one_device, tmp_path):
+    undisturbed = facts(train(one_device, tmp_path / "a", epochs=2, **options))
+    kill = ("on_train_batch_end", 4)
+    assert train(one_device, tmp_path / "b", epochs=2, kill=kill, **options) is None
+    assert facts(train(one_device, tmp_path / "b", epochs=2, **options)) == undisturbed
+
+
+def test_saving_changes_nothing(strategy, tmp_path):
+    assert facts(train(strategy, tmp_path)) == facts(train(strategy, tmp_path, backup=False))
+
+
+def test_keras_own_callback_does_the_same(one_device, tmp_path):
+    def own(folder):
+        return [keras.callbacks.BackupAndRestore(str(folder), save_freq=2)]
+
+    undisturbed = facts(train(one_device, tmp_path, backup=False, more=own(tmp_path / "a")))
+    kill = ("on_train_batch_end", 9)
+    again = {"backup": False, "more": own(tmp_path / "b")}
+    assert train(one_device, tmp_path, kill=kill, **again) is None
+    again = {"backup": False, "more": own(tmp_path / "b")}
+    assert facts(train(one_device, tmp_path, **again)) == undisturbed
+
+
+def test_early_stopping_stops_where_it_would_have(one_device, tmp_path):
+    more = {"epochs": 30}
+    undisturbed = train(one_device, tmp_path / "a", **more)
+    assert 4 < len(undisturbed.history.epoch) < 30
+    for number in range(3, 13):
+        if train(one_device, tmp_path / "b", kill=("on_train_batch_end", number), **more):
+            break
+    assert facts(train(one_device, tmp_path / "b", **more)) == facts(undisturbed)
+
+
+def test_a_callback_of_ones_own_is_asked_what_it_remembers(one_device, tmp_path):
+    kill = ("on_train_batch_end", 10)
+    assert train(one_device, tmp_path, kill=kill, more=[Counter()]) is None
+    counter = Counter()
+    train(one_device, tmp_path, more=[counter])
+    assert (counter.batches, counter.epochs.tolist()) == (24, [2, 1, 1])
+
+
+def test_one_that_cannot_tell_is_named_once(one_device, tmp_path, caplog):
+    class Remembers(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.seen = 0
+
+    with caplog.at_level(logging.INFO, "tfdp"):
+        for _ in range(2):
+            train(one_device, tmp_path, epochs=1, more=[Remembers()])
+    assert caplog.text.count("the callback Remembers remembers: give it state_dict()") == 1
+
+
+def test_a_csv_log_is_whole(one_device, tmp_path):
+    path = tmp_path / "log.csv"
+    kill = ("on_train_batch_end", 15)
+    assert train(one_device, tmp_path / "b", kill=kill, more=[_csv(path)]) is None
+    # What a killed process leaves behind its last checkpoint: a row too many, and half of one.
+    path.write_text(path.read_text() + "2,0.1,0.1,0.1,0.1,0.1\n3,0.5")
+    model = train(one_device, tmp_path / "b", more=[_csv(path)])
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == model.history.epoch
+    assert [float(row["loss"]) for row in rows] == model.history.history["loss"]
+
+
+def _csv(path):
+    return keras.callbacks.CSVLogger(str(path))
+
+
+# -- what is on the disk ------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_read_without_tfdp(one_device, tmp_path):
+    model = train(one_device, tmp_path, epochs=1, backup={"delete_checkpoint": False})
+    newest = Store(tmp_path).newest()
+    loaded = safetensors.numpy.load_file(newest.path / "state.safetensors")
+    by_path = {name.split("/", 2)[2]: value for name, value in loaded.items() if "able/0" in name}
+    for variable in model.layers[0].trainable_variables:
+        assert by_path[variable.path].shape == tuple(variable.shape)
+    assert "loss_scale_optimizer" in " ".join(by_path)
+    assert not any("replica" in name and "variable" in name for name in loaded)
+
+
+def test_what_each_replica_keeps_is_stored_for_each(mirrored, tmp_path):
+    kill = ("on_train_batch_end", 4)
+    assert train(mirrored[2], tmp_path, kill=kill) is None
+    loaded = Store(tmp_path).newest().arrays()
+    means = [n for n in loaded.specs if n.startswith("replica/") and "variable" in n]
+    assert len({name.split("/")[1] for name in means}) == 2
+    first, second = (loaded.read(n) for n in means if n.split("/")[3] == means[0].split("/")[3])
+    assert not np.array_equal(first, second)
+
+
+def test_checkpoints_go_when_training_has_ended(one_device, tmp_path):
+    train(one_device, tmp_path)
+    assert Store(tmp_path).newest() is None
+    model = train(one_device, tmp_path, epochs=1)
+    assert model.history.epoch == [0]  # as in Keras: the next fit starts anew
+
+
+def test_one_that_has_ended_and_stays_trains_no_more(one_device, tmp_path):
+    stays = {"backup": {"delete_checkpoint": False}}
+    first = train(one_device, tmp_path, **stays)
+    again = train(one_device, tmp_path, **stays)
+    assert facts(again) == facts(first)
+    longer = train(one_device, tmp_path, epochs=5, **stays)
+    assert longer.history.epoch == [0, 1, 2, 3, 4]
+
+
+def test_the_last_ones_stay(one_device, tmp_path):
+    train(one_device, tmp_path, kill=("on_train_batch_end", 8), backup={"keep": 2})
+    assert len(Store(tmp_path).places()) == 2
+
+
+def test_another_model_is_refused_with_the_remedy(one_device, tmp_path):
+    assert train(one_device, tmp_path, kill=("on_train_batch_end", 3)) is None
+    with one_device.scope():
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(9), keras.layers.Dense(2)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(tfdp.Error, match=r"is of another model: it holds .* Choose another"):
+        model.fit(X, Y, verbose=0, callbacks=[tfdp.callbacks.BackupAndRestore(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"save_freq": "often"}, "use 'epoch' or a number of steps"),
+        ({"save_freq": -1}, "use 'epoch' or a number of steps"),
+        ({"save_seconds": 0}, "use a positive number of seconds"),
+        ({"keep": 0}, "use 1 or more"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong, problem, tmp_path):
+    with pytest.raises(tfdp.Error, match=problem):
+        tfdp.callbacks.BackupAndRestore(tmp_path, **wrong)
+
+
+def test_it_saves_by_the_clock_too(one_device, tmp_path):
+    train(
+        one_device,
+        tmp_path,
+        epochs=1,
+        kill=("on_epoch_end", 1),
+        backup={"save_freq": "epoch", "save_seconds": 1e-6, "asynchronous": False},
+    )
+    assert [place.step for place in Store(tmp_path).places()] == [4, 5, 6]
+
+
+# -- other numbers of replicas ------------------------------------------------------------------
+
+
+def test_other_numbers_of_replicas_go_on_with_the_same_batches(one_device, mirrored, tmp_path):
+    """Without Dropout, whose masks are those of replicas: 2, 1, 3 and 2 replicas are one device."""
+    undisturbed = _plain(one_device, tmp_path / "a")
+    for strategy, kill in [(mirrored[2], 4), (one_device, 5), (mirrored[3], 6)]:
+        assert _plain(strategy, tmp_path / "b", ("on_train_batch_end", kill)) is None
+    ended = _plain(mirrored[2], tmp_path / "b")
+    assert ended.history.epoch == undisturbed.history.epoch
+    for ours, theirs in zip(ended.get_weights(), undisturbed.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    for name, values in undisturbed.history.history.items():
+        np.testing.assert_allclose(ended.history.history[name], values, rtol=1e-5)
+
+
+def _plain(strategy, folder, kill=None):
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(11)
+    with strategy.scope():
+        model = keras.Sequential(
+            [keras.Input((5,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)]
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=["accuracy"])
+    callbacks = [tfdp.callbacks.BackupAndRestore(folder, save_freq=1)]
+    callbacks += [Kill(*kill)] if kill else []
+    try:
+        model.fit(**data("shuffled"), epochs=4, callbacks=callbacks, verbose=0)
+    except Killed:
+        return None
+    return model
+
+
+# -- SIGTERM ------------------------------------------------------------------------------------
+
+
+class Terminate(keras.callbacks.Callback):
+    """Sends SIGTERM to this process at a hook, the n-th time; twice."""
+
+    def __init__(self, hook, number):
+        super().__init__()
+        self.left = number
+        setattr(self, hook, self._count)
+
+    def _count(self, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+MOMENTS = {
+    "start": ("on_train_begin", 1),
+    "step": ("on_train_batch_end", 9),
+    "validation": ("on_test_batch_end", 3),
+    "end of an epoch": ("on_epoch_end", 2),
+    "beginning of an epoch": ("on_epoch_begin", 2),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+def test_sigterm_saves_and_ends_with_143(moment, one_device, tmp_path):
+    undisturbed = facts(train(one_device, tmp_path / "a", more=[]))
+    rare = {"backup": {"save_freq": "epoch"}}
+    with pytest.raises(SystemExit) as ended:
+        train(one_device, tmp_path / "b", more=[Terminate(*moment)], **rare)
+    assert ended.value.code == 143
+    assert Store(tmp_path / "b").newest() is not None
+    assert facts(train(one_device, tmp_path / "b", more=[], **rare)) == undisturbed
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_random_states_come_back():
+    before = random_state.now()
+    drawn = np.random.normal(size=3)
+    random_state.take(before)
+    np.testing.assert_array_equal(np.random.normal(size=3), drawn)
