@@ -88,6 +88,7 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
     import tensorflow as tf
 
     from tfdp import fit, models, strategies
+    from tfdp.checkpoints import store
     from tfdp.data import inputs as inputs_lib
     from tfdp.serving import export
 
@@ -160,7 +161,11 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
         keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
     ]
     if not evaluates and not on_servers:
-        callbacks.append(fit.BackupAndRestore(run_dir / BACKUP, save_seconds=_SAVE_SECONDS))
+        # It goes when the model is written: a kill before that costs no training.
+        backup = fit.BackupAndRestore(
+            run_dir / BACKUP, save_seconds=_SAVE_SECONDS, delete_checkpoint=False
+        )
+        callbacks.append(backup)
     if has_evaluator:
         path = run_dir / CHECKPOINTS / "{epoch:04d}.weights.h5"
         callbacks.append(keras.callbacks.ModelCheckpoint(str(path), save_weights_only=True))
@@ -196,6 +201,7 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
             config=facts["config"],
         )
         (run_dir / COMPLETE).write_text(json.dumps(test) + "\n")
+        store.Store(run_dir / BACKUP).clear()
         results = "".join(
             f"{f'Test {name}:':14} {value:.4f}\n" for name, value in test.items() if name != "loss"
         )

@@ -172,11 +172,17 @@ def test_each_kind_of_input_goes_on_at_its_batch(kind, one_device, tmp_path):
 
 
 def test_many_kills_change_nothing(strategy, tmp_path):
-    undisturbed = facts(train(strategy, tmp_path / "a"))
+    undisturbed = train(strategy, tmp_path / "a")
     for number in (4, 5, 1, 6, 3, 2):
         kill = ("on_train_batch_end", number)
         assert train(strategy, tmp_path / "b", kill=kill) is None
-    assert facts(train(strategy, tmp_path / "b")) == undisturbed
+    ended = train(strategy, tmp_path / "b")
+    assert ended.history.epoch == undisturbed.history.epoch
+    # Equal bits take enable_op_determinism(), which a process cannot take back: see tests/cluster.
+    for name, values in undisturbed.history.history.items():
+        np.testing.assert_allclose(ended.history.history[name], values, rtol=1e-4)
+    for ours, theirs in zip(ended.get_weights(), undisturbed.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

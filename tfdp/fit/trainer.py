@@ -354,5 +354,5 @@ class Trainer(abc.ABC):
         warnings.warn(
             f"The input ran out of data after {steps} steps of an epoch. Give a dataset that "
             "holds steps_per_epoch * epochs batches; dataset.repeat() makes one endless.",
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -330,9 +330,12 @@ class Backup:
     def after_epoch(self, steps: Any, epoch: int, stopped: bool, last: bool) -> None:
         """Save, if it is time, when an epoch and its callbacks are done."""
         self._position = Position(epoch + 1, 0, ENDED, self._position.steps, stopped)
-        ends = self._trainer.agree(steps, self._ask.ends) and not (stopped or last)
-        if ends or self.settings.save_freq == "epoch" or stopped or last:
-            self._save(steps, waits=ends or stopped or last)
+        over = stopped or last
+        if over and self.settings.delete:
+            return  # it would be removed at once
+        ends = self._trainer.agree(steps, self._ask.ends) and not over
+        if ends or over or self.settings.save_freq == "epoch":
+            self._save(steps, waits=ends or over)
         if ends:
             self._leave(steps)
 
