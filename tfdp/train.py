@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 import statistics
 import sys
 import time
@@ -88,7 +89,6 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
     import tensorflow as tf
 
     from tfdp import fit, models, strategies
-    from tfdp.checkpoints import store
     from tfdp.data import inputs as inputs_lib
     from tfdp.serving import export
 
@@ -201,7 +201,7 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
             config=facts["config"],
         )
         (run_dir / COMPLETE).write_text(json.dumps(test) + "\n")
-        store.Store(run_dir / BACKUP).clear()
+        shutil.rmtree(run_dir / BACKUP, ignore_errors=True)
         results = "".join(
             f"{f'Test {name}:':14} {value:.4f}\n" for name, value in test.items() if name != "loss"
         )

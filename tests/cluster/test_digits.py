@@ -32,6 +32,8 @@ def test_two_workers_reach_097_and_the_chief_writes_everything_once(tmp_path, en
     run = tmp_path / "run"
     files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
     assert [re.sub(r"tfevents\..*", "tfevents", name) for name in files] == [
+        "command.json",
+        "complete",
         "export/digits/1/assets.extra/tf_serving_warmup_requests",
         "export/digits/1/assets/labels.txt",
         "export/digits/1/fingerprint.pb",
