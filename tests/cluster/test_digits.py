@@ -97,6 +97,8 @@ def test_one_process_reaches_097(strategy, tmp_path, environment):
     assert f"Global batch 64 = 1 worker x {replicas} per replica." in done.stdout.splitlines()
     assert not re.search(r"[\r\x1b\x08]", done.stdout + done.stderr)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "command.json",
+        "complete",
         "export",
         "history.csv",
         "model.keras",
