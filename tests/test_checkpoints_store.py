@@ -1,5 +1,6 @@
 """A folder of checkpoints: committed whole, verified, and written by one run."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -212,34 +213,34 @@ def test_a_kill_at_any_system_call_leaves_a_checkpoint_that_loads(tmp_path):
 # -- two runs -----------------------------------------------------------------------------------
 
 
-def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
+@contextlib.contextmanager
+def _holder(folder):
+    """Another process that has claimed a folder."""
     holder = subprocess.Popen(
-        [sys.executable, str(SCRIPTS / "holder.py"), str(tmp_path)],
+        [sys.executable, str(SCRIPTS / "holder.py"), str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
         assert holder.stdout.readline() == "claimed\n"
-        with pytest.raises(Error, match=f"a run that goes on: process {holder.pid} on"):
-            Store(tmp_path).claim()
-        holder.kill()
-        holder.wait()
-        Store(tmp_path).claim()
+        yield holder
     finally:
         holder.kill()
         holder.wait()
 
 
+def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
+    with _holder(tmp_path) as holder:
+        with pytest.raises(Error, match=f"a run that goes on: process {holder.pid} on"):
+            Store(tmp_path).claim()
+        holder.kill()
+        holder.wait()
+        Store(tmp_path).claim()
+
+
 def test_a_run_that_was_stopped_and_replaced_commits_nothing_when_it_wakes(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, str(SCRIPTS / "holder.py"), str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert holder.stdout.readline() == "claimed\n"
+    with _holder(tmp_path) as holder:
         os.kill(holder.pid, 19)  # SIGSTOP
         _wait_until_stopped(holder.pid)
         mine = Store(tmp_path)
@@ -250,9 +251,6 @@ def test_a_run_that_was_stopped_and_replaced_commits_nothing_when_it_wakes(tmp_p
         assert "was taken over by another run" in told
         loads(mine, 1)
         assert [place.step for place in mine.places()] == [1]
-    finally:
-        holder.kill()
-        holder.wait()
 
 
 def _wait_until_stopped(pid):

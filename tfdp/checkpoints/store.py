@@ -3,7 +3,7 @@
     store = Store("runs/a/backup", keep=3)
     found = store.newest()                          # None in a new folder
     store.claim()
-    store.save(Position(step=1200), run, specs, values)
+    store.save(Place(step=1200), run, specs, values)
 
 A checkpoint is written beside the others under a name that nobody reads, every file and folder is
 synchronised, and a rename commits it. Steps order them, never a clock: there is no pointer to the
@@ -30,7 +30,6 @@ from tfdp.error import Error
 _log = logging.getLogger("tfdp")
 
 STATE, RUN, MANIFEST = "state.safetensors", "run.json", "manifest.json"
-COMPLETE = "complete"
 FORMAT = 1
 _DAMAGED = ".damaged"
 # step-000000001200-1: after 1,200 steps, in the first phase after them.

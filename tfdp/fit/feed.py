@@ -264,7 +264,7 @@ class Feed:
             "passes": self._passes,
             "is_open": self.iterator is not None,
             "seen": self._seen,
-            "drawn": self._drawn,
+            "drawn": random_state.plain(self._drawn),
         }
 
     def begin_within(self, step: int) -> None:

@@ -1,6 +1,6 @@
-"""Where Python's and NumPy's random numbers stand, as plain data.
+"""Where Python's and NumPy's random numbers stand.
 
-before = now()
+before = plain(now())
 take(before)        # draws the same again
 """
 
@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 
-def now() -> dict[str, Any]:
-    """Return both states."""
-    version, numbers, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
+def now() -> tuple[Any, Any]:
+    """Return both states as Python and NumPy have them: it costs little."""
+    return random.getstate(), np.random.get_state()
+
+
+def plain(states: tuple[Any, Any]) -> dict[str, Any]:
+    """Return both states as plain data, for a JSON file."""
+    (version, numbers, gauss), (name, keys, *rest) = states
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [name, np.asarray(keys).tolist(), *rest],
@@ -21,7 +25,7 @@ def now() -> dict[str, Any]:
 
 
 def take(state: dict[str, Any]) -> None:
-    """Set both to a state that `now` returned, also by way of a JSON file."""
+    """Set both to what `plain` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = state["numpy"]

@@ -215,12 +215,12 @@ class Trainer(abc.ABC):
         callbacks.on_train_begin()
         if backup is not None:
             backup.restore(steps)
-            model.stop_training = backup.stopped
         logs: Logs = {}
         points = callbacks_lib.SavePoints(callbacks.callbacks)
-        for epoch in range(self.first_epoch(steps, callbacks, epochs.start), epochs.stop):
-            if model.stop_training and backup is not None and backup.stopped:
-                break  # it had come to its end
+        first = self.first_epoch(steps, callbacks, epochs.start)
+        if backup is not None and backup.stopped:  # it had come to its end
+            model.stop_training, first = True, epochs.stop
+        for epoch in range(first, epochs.stop):
             self.begin_epoch(steps)
             callbacks.on_epoch_begin(epoch)
             trained = backup.enter(epoch, steps) if backup is not None else None

@@ -3,9 +3,9 @@
     memory.keep_freed(os.environ)       # before TensorFlow is imported
 
 A step on CPUs allocates its gradients and activations anew. glibc gives large blocks back to the
-kernel when they are free, how many depends on what lies beside them, and the next step pays for
-every page again: from 10 to 16,300 page faults a step were seen for a model of 8 million weights,
-the latter in half of the step's time (scripts/benchmarks/memory.py).
+kernel when they are free, and the next step pays for every page again. How many depends on what
+lies beside them: for a model of 8 million weights 10 to 3,000 page faults a step where it is alone
+in its process (scripts/benchmarks/memory.py), and 16,300, half of the step's time, beside another.
 """
 
 import ctypes

@@ -64,15 +64,15 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         raise UsageError(f"{(positional + script)[0]!r}: tfdp train takes flags only.")
     if not config_flag.is_good(values, "train"):
         return 2
-    if values.config.run_dir:
-        from tfdp import train
+    from tfdp import train
 
-        if os.path.exists(os.path.join(values.config.run_dir, train.COMPLETE)):
-            print(
-                f"{values.config.run_dir} has come to its end: nothing is left to train. To train "
-                "anew choose another --config.run_dir."
-            )
-            return 0
+    run_dir = values.config.run_dir
+    if run_dir and os.path.exists(os.path.join(run_dir, train.COMPLETE)):
+        print(
+            f"{run_dir} has come to its end: nothing is left to train. To train anew choose "
+            "another --config.run_dir."
+        )
+        return 0
     if values.workers or values.chief or values.ps or values.evaluator:
         if os.environ.get("TF_CONFIG"):
             raise UsageError(
@@ -96,7 +96,6 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         except Error as error:
             raise UsageError(str(error)) from error
         return _launch(values)
-    from tfdp import train
     from tfdp.launch import memory, network
 
     memory.keep_freed(os.environ)

@@ -1,9 +1,9 @@
 """Saves a fit now and then, and lets a later one go on from there.
 
-    backup = Backup.of(callbacks, trainer)      # None without a BackupAndRestore
-    begins = backup.find(initial_epoch)         # before the data is opened
+    backup = Backup(of(callbacks), trainer, ask)    # `of` is None without a BackupAndRestore
+    begins = backup.find(initial_epoch)             # before the data is opened
     ...
-    backup.restore(steps)                       # when callbacks.on_train_begin was called
+    backup.restore(steps)                           # when callbacks.on_train_begin was called
     backup.after_step(...), backup.after_epoch(...), backup.ended()
 
 The chief alone reads and writes the folder: what others need of it travels to them, so that the
@@ -108,7 +108,6 @@ class Backup:
         self._writer = Writer(self._store, settings.asynchronous)
         self._found: Checkpoint | None = None
         self._run: dict[str, Any] = {}  # of the checkpoint that the fit goes on from
-        self._shared: dict[str, np.ndarray] = {}
         self._position = Position(0)
         self._since = 0  # steps since the last checkpoint
         self._saved_at = time.monotonic()
@@ -169,8 +168,8 @@ class Backup:
     def opens(self, feed: Any, evaluation: Any, callbacks: Any) -> None:
         """Learn what the fit consists of, before its callbacks are told that it begins."""
         self._feed, self._evaluation, self._callbacks = feed, evaluation, callbacks
-        every = 0 if self.settings.save_freq == "epoch" else int(self.settings.save_freq)
-        self._every = every
+        if self.settings.save_freq != "epoch":
+            self._every = int(self.settings.save_freq)
         callback_state.say_what_is_not_kept(self._kept().values())
         if not self._run or not self._trainer.chief:
             return
@@ -179,12 +178,26 @@ class Backup:
                 callback_state.cut_csv(callback, self._position.epoch)
 
     def restore(self, steps: Any) -> None:
-        """Give the model, the data and the callbacks what the checkpoint holds."""
+        """Give the model, the data and the callbacks what the checkpoint holds.
+
+        Within an epoch the model and the callbacks get theirs from `enter`.
+
+        Raises:
+            Error: On every process, if the data has another number of batches.
+        """
         if not self._run:
             return
         begin = time.monotonic()
-        self._put(steps)
         position, run = self._position, self._run
+        if run["steps"] != self._feed.steps:
+            raise Error(
+                f"The checkpoint in {self.settings.folder} is of epochs of {run['steps']} steps, "
+                f"and these have {self._feed.steps}: the data or the global batch size is another "
+                "one. "
+                "Take those that the training began with, or choose another folder."
+            )
+        if position.phase == ENDED:
+            self._put(steps)
         if self._starts:
             self._feed.begin_within(position.step if position.phase == WITHIN else 0)
         else:
@@ -226,7 +239,9 @@ class Backup:
             )
 
     def enter(self, epoch: int, steps: Any) -> dict[str, Any] | None:
-        """Undo what the beginning of an epoch changes, where training goes on within it.
+        """Give the model and the callbacks theirs, where training goes on within an epoch.
+
+        Only now: its beginning has reset the metrics, and callbacks may have changed the rate.
 
         Returns:
             The logs of its steps, where they are all done; else None.
@@ -263,11 +278,6 @@ class Backup:
         return kept
 
     # -- while it trains ------------------------------------------------------------------------
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the fit goes on from a checkpoint."""
-        return bool(self._run)
 
     @property
     def stopped(self) -> bool:
@@ -380,9 +390,10 @@ class Backup:
             "position": dataclasses.asdict(position),
             "logs": _plain(self._logs) if position.phase == TRAINED else {},
             "ways": ways,
+            "steps": self._feed.steps,
             "feed": self._feed.place(),
             "validation": self._evaluation.place() if self._evaluation is not None else None,
-            "random": random_state.now(),
+            "random": random_state.plain(random_state.now()),
             "callbacks": callbacks,
             "seed": os.environ.get("TFDP_SEED", ""),
             "replicas": self._trainer.strategy.num_replicas_in_sync,

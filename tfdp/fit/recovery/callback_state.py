@@ -74,7 +74,7 @@ def state(callback: keras.callbacks.Callback) -> tuple[dict[str, Any], dict[str,
             return {str(name): plain(one, f"{path}.{name}") for name, one in value.items()}
         if isinstance(value, list | tuple):
             return [plain(one, f"{path}.{index}") for index, one in enumerate(value)]
-        array = np.asarray(value)
+        array = np.array(value)  # it may change while the file is being written
         if array.dtype == object:
             raise ValueError(
                 f"state_dict() of {type(callback).__name__} holds a {type(value).__name__} at "

@@ -27,6 +27,8 @@ from tfdp.fit import optimizers
 from tfdp.fit.replicas import gather
 from tfdp.fit.replicas import replica as replica_lib
 
+_MOVES = "moves in/"
+
 
 def variables(replicas: replica_lib.Replicas) -> list[Any]:
     """Return all variables of a model and of its optimizers, those of the model first."""
@@ -68,6 +70,8 @@ def ways(replicas: replica_lib.Replicas) -> dict[str, str]:
         for index, how in replicas.moving.items()
         if how != "same" and replicas.in_sync > 1
     }
+    # Steps that were not traced yet cannot say it, where all of an epoch are done.
+    found |= {f"{_MOVES}{kind}": "" for kind in replicas.moves_in}
     for index, metric in enumerate(replicas.metrics):
         found[f"metric/{index:05d}"] = str(metric.aggregation)
     return found
@@ -88,6 +92,12 @@ def put(
     Raises:
         Error: If the arrays are those of another model.
     """
+    if replicas.in_sync > 1:
+        replicas.moves_in |= {n.removeprefix(_MOVES) for n in how if n.startswith(_MOVES)}
+        for name, way in how.items():
+            kind, _, number = name.partition("/")
+            if kind == "variable":
+                replicas.moving.setdefault(str(int(number)), way)
     everything = variables(replicas)
     saved = {name.split("/")[1]: name for name in arrays if name.startswith("variable/")}
     rows = _rows(arrays)

@@ -27,7 +27,7 @@ from tfdp.fit.replicas import agreement, gloo
 _log = logging.getLogger("tfdp")
 
 INSTALL = "pip install 'tfdp[gloo]' on every worker"
-_COST = "takes two to three times as long as Gloo. Gloo cannot be used:"
+_COST = "takes about twice as long as Gloo. Gloo cannot be used:"
 # Of the collectives that a worker runs with itself; far from those of communication.BranchKeys.
 _PULSE_KEYS = 1 << 26
 # How long the heartbeats have to name who is lost when a connection is closed.
