@@ -70,7 +70,8 @@ def test_a_run_from_a_config_leaves_checkpoints_for_its_evaluator(tmp_path, envi
 
     # The training writes as without an evaluator, but does not validate.
     assert sorted(path.name for path in run.iterdir()) == [
-        *("checkpoints", "export", "history.csv", "logs", "model.keras", "run.json", "tensorboard")
+        *("checkpoints", "command.json", "complete", "export", "history.csv", "logs"),
+        *("model.keras", "run.json", "tensorboard"),
     ]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         *(".training_ended", *names)

@@ -28,7 +28,7 @@ def end(launcher, folder, kill):
         log = folder / "logs" / f"worker-{worker}.log"
         processes.wait_for_text(log, "Epoch 3 has ended.", 90, launcher)
     pids = processes.whole_family(launcher, tasks=2)
-    assert len(pids) == 3
+    assert len(pids) == 5  # the launcher, the workers, and beside each of them one for Gloo
     with processes.watched(pids) as handles:
         kill(pids)
         return processes.left_after(handles, SECONDS)
