@@ -544,12 +544,37 @@ def pids_of(started, count):
 )
 def test_a_signal_to_the_launcher_ends_all(tmp_path, number, name, code):
     scripts = {"worker:0": STUBBORN, "worker:1": STUBBORN}
-    with launcher(tmp_path, scripts, grace_seconds=0.2) as started:
+    with launcher(tmp_path, scripts, grace_seconds=0.2, preempt_seconds=0.2) as started:
         pids = pids_of(started, 2)
         started.send_signal(number)
         assert rest_of(started) == (code, [f"Interrupted by {name}: all tasks ended. Logs: logs"])
         for pid in pids:
             wait_for_end(pid)
+
+
+def test_sigterm_leaves_the_chief_its_servers_until_it_has_saved(tmp_path):
+    server = HEAD + (
+        "signal.signal(signal.SIGTERM, lambda *_: say('asked to end'))\n"
+        "say('ready')\n"
+        "while True: signal.pause()\n"
+    )
+    chief = HEAD + (
+        "def save(*_):\n"
+        "    say('saves')\n"
+        "    with open(os.environ['FOLDER'] + '/done', 'w') as file: file.write('saved')\n"
+        "    os._exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "say('ready')\n"
+        "while True: signal.pause()\n"
+    )
+    scripts = {"chief:0": chief, "ps:0": server, "worker:0": server}
+    # Long times: were somebody waited for in vain, the test would not end.
+    with launcher(tmp_path, scripts, grace_seconds=0.0, preempt_seconds=600) as started:
+        assert sum("ready" in read_line(started) for _ in range(3)) == 3
+        started.send_signal(signal.SIGTERM)
+        code, rest = rest_of(started)
+    assert (code, rest) == (143, ["saves", "Interrupted by SIGTERM: all tasks ended. Logs: logs"])
+    assert (tmp_path / "done").read_text() == "saved"
 
 
 def test_the_second_ctrl_c_kills_at_once(tmp_path):

@@ -5,6 +5,7 @@ from tfdp.launch.restarts import Budget, Decision, Failure
 
 W0, W1 = Task("worker", 0), Task("worker", 1)
 FREE = "there was progress: the budget is not touched"
+ASKED = "it was asked to end: the budget is not touched"
 
 
 def failures(*rows):
@@ -58,6 +59,17 @@ def failures(*rows):
                 Decision(True, 1.0, "restart 1 of 100"),
                 Decision(True, 2.0, "restart 2 of 100"),
                 Decision(False, 0.0, "the same failure 3 times, before any reported step"),
+            ],
+        ),
+        # Who was asked to end, and has saved, spends nothing.
+        (
+            1,
+            failures((W1, 1, (0, 9)), (W0, 143, (0, 9)), (W1, 143, (0, 9)), (W1, 1, (0, 9))),
+            [
+                Decision(True, 1.0, FREE),
+                Decision(True, 1.0, ASKED),
+                Decision(True, 1.0, ASKED),
+                Decision(True, 2.0, "restart 1 of 1"),
             ],
         ),
         # Another code, or another task, is another failure.

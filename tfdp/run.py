@@ -35,6 +35,10 @@ _NOTE = re.compile(
     rb"I\d{4} |WARNING: All log messages before absl::InitializeLog\(\)|E\d{4} .*cuInit.*\(303\)$"
 )
 
+# The exit code of a task that another one has left. Kubeflow's TFJob starts again what ends with
+# 138, and takes 1 for the script's own failure.
+LOST_PEER = 138
+
 # Teaching Keras imports all of these; a script may begin with any of them.
 _BEFORE_TEACHING = ("tensorflow", "keras", "tfdp.fit", "tfdp.strategies")
 
@@ -100,7 +104,7 @@ def main(argv: list[str]) -> None:
         logging.shutdown()
         # At the end of a process TensorFlow says goodbye to the others, and may wait for half a
         # minute where one of them cannot answer.
-        os._exit(1)
+        os._exit(LOST_PEER)
 
 
 def strategies_first() -> str:

@@ -120,13 +120,13 @@ def test_a_stopped_worker_is_named(tmp_path, environment):
             os.kill(victim, signal.SIGSTOP)
             assert processes.left_after(handles, SECONDS) == []
         _, err = launcher.communicate(timeout=30)
-    assert launcher.returncode == 1
+    assert launcher.returncode == 138
     lines = err.splitlines()
     assert lines[-2:] == [
         "worker:1 was stopped (SIGSTOP) when worker:0 failed.",
-        "worker:0 exited with code 1. Log: logs/worker-0.log",
+        "worker:0 exited with code 138. Log: logs/worker-0.log",
     ]
-    (row,) = [line for line in lines if line.startswith("worker:0  code 1")]
+    (row,) = [line for line in lines if line.startswith("worker:0  code 138")]
     assert "lost the connection to worker:1" in row
 
 

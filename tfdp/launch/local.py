@@ -41,6 +41,7 @@ def run(
     log_bytes: int = 100 << 20,
     logs_kept: int = 3,
     renew: Callable[[], Sequence[TaskProcess]] | None = None,
+    preempt_seconds: float = 25.0,
 ) -> int:
     """Runs the tasks until they have ended. Call it from the main thread.
 
@@ -63,6 +64,8 @@ def run(
       log_bytes: How large a log may grow before it is continued in a new one; 0 for any size.
       logs_kept: How many full logs of a task are kept.
       renew: Gives the plan for a restart of all, on ports that are free then; None for the same.
+      preempt_seconds: From SIGTERM to SIGKILL where this process got SIGTERM: a training saves what
+        it has.
 
     Returns:
       0 when all went well; else the exit code of the task that failed first; 128 + the signal that
@@ -86,6 +89,7 @@ def run(
         log_bytes,
         logs_kept,
         renew,
+        preempt_seconds,
     )
     supervisor = Supervisor(screen, wake_read, settings)
     try:

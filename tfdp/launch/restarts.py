@@ -5,8 +5,9 @@
     # Decision(restart=True, delay_seconds=1.0, why="restart 1 of 3")
 
 Only a failure without progress since the one before spends the budget: a machine that is taken away
-every hour does not end a training of a week. The same failure at the same step, three times in a
-row, is a defect that no restart mends: it ends the run whatever is left of the budget.
+every hour does not end a training of a week, and nor does a task that got SIGTERM and has saved.
+The same failure at the same step, three times in a row, is a defect that no restart mends: it ends
+the run whatever is left of the budget.
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ from tfdp.cluster import Task
 from tfdp.launch.progress import Progress, describe
 
 _SAME_FAILURES = 3
+# 128 + SIGTERM: what a task ends with that was asked to, and has saved what it had.
+_PREEMPTED = 143
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,9 @@ class Budget:
         if self._same >= _SAME_FAILURES:
             where = describe(failure.progress)
             return Decision(False, 0.0, f"the same failure {self._same} times, {where}")
+        if failure.code == _PREEMPTED:
+            self.restarts += 1
+            return Decision(True, self._first, "it was asked to end: the budget is not touched")
         if advanced:
             self._in_a_row = 0
         elif self._spent == self._max_restarts:

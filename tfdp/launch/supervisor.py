@@ -43,6 +43,7 @@ class Settings:
 
     Attributes:
       grace_seconds: From SIGTERM to SIGKILL.
+      preempt_seconds: The same where the launcher itself got SIGTERM: tasks save what they have.
       evaluator_seconds: How long the evaluator may go on when the training has ended.
       max_restarts: How many failures without progress are followed by a restart.
       restart_delay_seconds: The wait before the first restart.
@@ -58,6 +59,7 @@ class Settings:
     log_bytes: int = 0
     logs_kept: int = 0
     renew: Callable[[], Sequence[TaskProcess]] | None = None
+    preempt_seconds: float = 25.0
 
 
 class Supervisor:
@@ -220,10 +222,18 @@ class Supervisor:
             self._due, self._group_at = {}, None
             if not self._is_ending:
                 self._is_ending = True
-                why = "ended by tfdp"
+                why, grace = "ended by tfdp", self._settings.grace_seconds
+                asked = list(self._alive.values())
                 if self._failed:
                     why = f"ended because {self._failed[0].task} had failed"
-                self._end(self._alive.values(), self._settings.grace_seconds, why)
+                elif self.signal == signal.SIGTERM:
+                    # What the servers hold is saved as long as they live.
+                    grace = self._settings.preempt_seconds
+                    asked = [one for one in asked if one.task.type not in self._servers]
+                self._dismiss(self._alive.values(), why)
+                self._end(asked, grace, why)
+            elif self.signal and not any(self._must_finish(task) for task in self._alive):
+                self._kill_at = min(self._kill_at, now)
         elif self._group_at is not None:
             if now >= self._group_at and not self._living_group():
                 self._group_at, self._kill_at = None, math.inf

@@ -45,6 +45,12 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
         0,
         "Failures without progress that are followed by a new start.",
     )
+    add(
+        flags.DEFINE_float,
+        "preempt_seconds",
+        25.0,
+        "Seconds that tasks have to save what they have when the launcher gets SIGTERM.",
+    )
     add(flags.DEFINE_bool, "dry_run", False, "Print each task's command and TF_CONFIG; start none.")
     flags.DEFINE_enum(
         "cores",
@@ -100,7 +106,7 @@ def launch_tasks(
 
     if values.platform != "local":
         raise UsageError(f"--platform={values.platform!r}: use local.")
-    for name in ("max_restarts", "logs_kept", "log_megabytes"):
+    for name in ("max_restarts", "logs_kept", "log_megabytes", "preempt_seconds"):
         least = int(name == "log_megabytes")
         value = getattr(values, name)
         if value < least:
@@ -178,6 +184,7 @@ def launch_tasks(
             log_bytes=values.log_megabytes << 20,
             logs_kept=values.logs_kept,
             renew=lambda: make_plan(make_cluster()),
+            preempt_seconds=values.preempt_seconds,
         )
     except KeyboardInterrupt:
         return 130  # after the tasks have ended, while what they wrote was still printed
