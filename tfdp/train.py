@@ -119,7 +119,8 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
     if chief:
         run_dir.mkdir(parents=True, exist_ok=True)
         if command is not None:
-            (run_dir / COMMAND).write_text(json.dumps(command, indent=1) + "\n")
+            started = {**command, "cluster": _cluster(found)}
+            (run_dir / COMMAND).write_text(json.dumps(started, indent=1) + "\n")
         print(batch)
         print(_records(config.data, inputs.records), flush=True)
         for line in inputs.plan_lines:
@@ -160,7 +161,7 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
         keras.callbacks.TensorBoard(str(run_dir / "tensorboard"), write_graph=False),
         keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
     ]
-    if not evaluates and not on_servers:
+    if not evaluates:
         # It goes when the model is written: a kill before that costs no training.
         backup = fit.BackupAndRestore(
             run_dir / BACKUP, save_seconds=_SAVE_SECONDS, delete_checkpoint=False
@@ -221,6 +222,18 @@ def command(flag: Any) -> dict[str, Any]:
     file, colon, variant = config_flags.get_config_filename(flag).partition(":")
     settings = dict(config_flags.get_override_values(flag))
     return {"config": os.path.abspath(file) + colon + variant, "settings": settings}
+
+
+def _cluster(found: cluster_lib.Place | None) -> dict[str, Any]:
+    """Return the flags of the tasks that train; none where this process trains alone."""
+    if found is None:
+        return {}
+    cluster = found.cluster
+    return {
+        "workers": len(cluster.worker),
+        "chief": cluster.chief_task().type == "chief",
+        "ps": len(cluster.ps),
+    }
 
 
 def _servers(settings: config_lib.Servers, found: cluster_lib.Place | None) -> dict[str, Any]:

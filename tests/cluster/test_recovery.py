@@ -1,7 +1,9 @@
 """Two workers that are killed end as two that were not, and so do other numbers of workers."""
 
+import csv
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -9,14 +11,21 @@ import sys
 import numpy as np
 import pytest
 
+from cluster import processes
+
 pytestmark = pytest.mark.cluster
 
 SCRIPT = str(pathlib.Path(__file__).with_name("scripts") / "recovering.py")
 EPOCHS = 6
+DIGITS = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
 
 
-def launch(folder, environment, workers=2, restarts=0, backup="backup", **variables):
+SERVERS = {"STRATEGY": "parameter_server"}
+
+
+def launch(folder, environment, workers=2, restarts=0, backup="backup", ps=0, **variables):
     command = [sys.executable, "-m", "tfdp", "launch", f"--workers={workers}", "--log_dir=logs"]
+    command += ["--chief", f"--ps={ps}"] if ps else []
     command += [f"--max-restarts={restarts}", "--", SCRIPT, backup, str(EPOCHS)]
     return subprocess.run(
         command,
@@ -28,8 +37,8 @@ def launch(folder, environment, workers=2, restarts=0, backup="backup", **variab
     )
 
 
-def told(folder, worker=0):
-    lines = (folder / "logs" / f"worker-{worker}.log").read_text().splitlines()
+def told(folder, worker=0, kind="worker"):
+    lines = (folder / "logs" / f"{kind}-{worker}.log").read_text().splitlines()
     return json.loads([line for line in lines if line.startswith("ended: ")][-1][7:])
 
 
@@ -68,6 +77,54 @@ def test_other_numbers_of_workers_train_the_same_batches(tmp_path, environment):
         done = launch(tmp_path, environment, workers, KILLS=kill, **plain)
         assert (done.returncode == 0) is (kill == ""), done.stdout[-3000:] + done.stderr[-3000:]
     found = told(tmp_path)
+    assert found["epochs"] == expected["epochs"]
+    for name, values in expected["history"].items():
+        np.testing.assert_allclose(found["history"][name], values, rtol=1e-4)
+    for ours, theirs in zip(found["some"], expected["some"], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_parameter_servers_and_their_chief_come_back(tmp_path, environment):
+    done = launch(tmp_path, environment, ps=2, backup="whole", **SERVERS)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    expected = told(tmp_path, kind="chief")
+    kills = {"KILLS": "0:3,ps:11,0:20", **SERVERS}
+    done = launch(tmp_path, environment, ps=2, restarts=3, **kills)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "after 3 restarts" in done.stderr
+    assert told(tmp_path, kind="chief") == expected
+
+
+def test_a_run_of_tfdp_train_goes_on_with_the_tasks_it_had(tmp_path, environment):
+    words = [f"--config={DIGITS}:quick", "--config.run_dir=run", "--chief", "--workers=1", "--ps=1"]
+    with processes.started(["train", *words], tmp_path, environment) as launcher:
+        processes.wait_for_text(
+            tmp_path / "run" / "logs" / "chief-0.log", "Epoch 2/3", 120, launcher
+        )
+        launcher.terminate()
+        out, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGTERM, out + err
+    assert "SIGTERM: the training is saved in run/backup after" in err
+    done = processes.run(["train", "--resume=run"], tmp_path, environment, seconds=200)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"The training goes on at epoch 2(, step \d+)?, from run/backup", done.stderr)
+    with open(tmp_path / "run" / "history.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+    done = processes.run(["train", "--resume=run"], tmp_path, environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("run has come to its end: nothing is left to train.")
+
+
+def test_parameter_servers_come_back_in_another_number(tmp_path, environment):
+    plain = {"DROPOUT": "0", **SERVERS}
+    done = launch(tmp_path, environment, ps=2, backup="whole", **plain)
+    expected = told(tmp_path, kind="chief")
+    done = launch(tmp_path, environment, ps=2, END="launcher:9", **plain)
+    assert done.returncode == 128 + signal.SIGTERM, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r"SIGTERM: the training is saved in backup after \d+ steps", done.stderr)
+    done = launch(tmp_path, environment, workers=3, ps=1, **plain)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = told(tmp_path, kind="chief")
     assert found["epochs"] == expected["epochs"]
     for name, values in expected["history"].items():
         np.testing.assert_allclose(found["history"][name], values, rtol=1e-4)

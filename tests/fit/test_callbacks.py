@@ -233,9 +233,19 @@ def test_only_the_chief_writes(tmp_path):
         [k.TensorBoard(str(tmp_path / "b")), k.EarlyStopping()],
         k.BackupAndRestore(str(tmp_path / "c")),
     ]
-    assert callbacks_lib.prepare(given, chief=True) == keras.tree.flatten(given)
+    *others, last = callbacks_lib.prepare(given, chief=True)
+    assert others == keras.tree.flatten(given)[:-1]
+    assert last.settings.folder == str(tmp_path / "c")
     kept = callbacks_lib.prepare(given, chief=False)
-    assert [type(c).__name__ for c in kept] == ["EarlyStopping", "_RestoreOnly"]
+    assert [type(c).__name__ for c in kept] == ["EarlyStopping", "InPlace"]
+
+    class Own(k.BackupAndRestore):
+        pass
+
+    given = [Own(str(tmp_path / "c"))]
+    assert callbacks_lib.prepare(given, chief=True) == given
+    kept = callbacks_lib.prepare(given, chief=False)
+    assert [type(c).__name__ for c in kept] == ["_RestoreOnly"]
     model = cases.classifier()
     with callbacks_lib.chief_writes(model, chief=False):
         model.save(tmp_path / "m.keras")

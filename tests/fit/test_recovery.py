@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -156,6 +157,18 @@ def facts(model):
     return weights, state, model.history.epoch, model.history.history
 
 
+_UNDISTURBED = {}
+
+
+def undisturbed(strategy, *args, **how):
+    """Return the facts of a training that nobody kills; each is run once."""
+    key = (id(strategy), repr(args), repr(sorted(how.items())))
+    if key not in _UNDISTURBED:
+        with tempfile.TemporaryDirectory() as folder:
+            _UNDISTURBED[key] = facts(train(strategy, folder, *args, **how))
+    return _UNDISTURBED[key]
+
+
 @pytest.fixture(autouse=True)
 def enabled():
     fit.enable()
@@ -179,17 +192,15 @@ KILLS = {
 
 
 @pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS)
-def test_a_killed_training_ends_as_one_that_was_not(kill, strategy, tmp_path):
-    undisturbed = facts(train(strategy, tmp_path / "a"))
-    assert train(strategy, tmp_path / "b", kill=kill) is None
-    assert facts(train(strategy, tmp_path / "b")) == undisturbed
+def test_a_killed_training_ends_as_one_that_was_not(kill, one_device, tmp_path):
+    assert train(one_device, tmp_path, kill=kill) is None
+    assert facts(train(one_device, tmp_path)) == undisturbed(one_device)
 
 
 @pytest.mark.parametrize("kind", ["arrays", "shuffled arrays", "endless", "generator", "sequence"])
 def test_each_kind_of_input_goes_on_at_its_batch(kind, one_device, tmp_path):
-    undisturbed = facts(train(one_device, tmp_path / "a", kind))
-    assert train(one_device, tmp_path / "b", kind, kill=("on_train_batch_end", 7)) is None
-    assert facts(train(one_device, tmp_path / "b", kind)) == undisturbed
+    assert train(one_device, tmp_path, kind, kill=("on_train_batch_end", 7)) is None
+    assert facts(train(one_device, tmp_path, kind)) == undisturbed(one_device, kind)
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
@@ -198,55 +209,53 @@ def test_one_killed_when_all_steps_of_an_epoch_are_done_sums_them_up_anew(
 ):
     """The statistics of the replicas are put together at the end of an epoch: no step is left."""
     at_once = {"backup": {"asynchronous": False}}
-    undisturbed = facts(train(mirrored[replicas], tmp_path / "a", epochs=2, **at_once))
     kill = ("on_test_begin", 1)
-    assert train(mirrored[replicas], tmp_path / "b", epochs=2, kill=kill, **at_once) is None
-    assert Store(tmp_path / "b").newest().place.name.endswith("6-0")
-    assert facts(train(mirrored[replicas], tmp_path / "b", epochs=2, **at_once)) == undisturbed
+    assert train(mirrored[replicas], tmp_path, epochs=2, kill=kill, **at_once) is None
+    assert Store(tmp_path).newest().place.name.endswith("6-0")
+    found = facts(train(mirrored[replicas], tmp_path, epochs=2, **at_once))
+    assert found == undisturbed(mirrored[replicas], epochs=2)
 
 
-def test_many_kills_change_nothing(strategy, tmp_path):
-    undisturbed = facts(train(strategy, tmp_path / "a"))
-    for number in (4, 5, 1, 6, 3, 2):
-        kill = ("on_train_batch_end", number)
-        assert train(strategy, tmp_path / "b", kill=kill) is None
-    assert facts(train(strategy, tmp_path / "b")) == undisturbed
+def test_many_kills_change_nothing(mirrored, tmp_path):
+    more = [("on_epoch_end", 1), ("on_test_batch_begin", 1)]
+    for kill in [("on_train_batch_end", number) for number in (4, 5, 1, 6)] + more:
+        assert train(mirrored[2], tmp_path, kill=kill) is None
+    assert facts(train(mirrored[2], tmp_path)) == undisturbed(mirrored[2])
 
 
 @pytest.mark.parametrize(
     "options", [{"steps_per_execution": 2}, {"run_eagerly": True}, {"jit_compile": True}]
 )
 def test_each_way_to_run_steps_goes_on(options, one_device, tmp_path):
-    undisturbed = facts(train(one_device, tmp_path / "a", epochs=2, **options))
     kill = ("on_train_batch_end", 4)
-    assert train(one_device, tmp_path / "b", epochs=2, kill=kill, **options) is None
-    assert facts(train(one_device, tmp_path / "b", epochs=2, **options)) == undisturbed
+    assert train(one_device, tmp_path, epochs=2, kill=kill, **options) is None
+    found = facts(train(one_device, tmp_path, epochs=2, **options))
+    assert found == undisturbed(one_device, epochs=2, **options)
 
 
 def test_saving_changes_nothing(strategy, tmp_path):
-    assert facts(train(strategy, tmp_path)) == facts(train(strategy, tmp_path, backup=False))
+    assert facts(train(strategy, tmp_path, backup=False)) == undisturbed(strategy)
 
 
 def test_keras_own_callback_does_the_same(one_device, tmp_path):
     def own(folder):
         return [keras.callbacks.BackupAndRestore(str(folder), save_freq=2)]
 
-    undisturbed = facts(train(one_device, tmp_path, backup=False, more=own(tmp_path / "a")))
     kill = ("on_train_batch_end", 9)
     again = {"backup": False, "more": own(tmp_path / "b")}
     assert train(one_device, tmp_path, kill=kill, **again) is None
     again = {"backup": False, "more": own(tmp_path / "b")}
-    assert facts(train(one_device, tmp_path, **again)) == undisturbed
+    assert facts(train(one_device, tmp_path, **again)) == undisturbed(one_device)
 
 
 def test_early_stopping_stops_where_it_would_have(one_device, tmp_path):
     more = {"epochs": 30}
-    undisturbed = train(one_device, tmp_path / "a", **more)
-    assert 4 < len(undisturbed.history.epoch) < 30
+    *_, epochs, _ = expected = undisturbed(one_device, **more)
+    assert 4 < len(epochs) < 30
     for number in range(3, 13):
-        if train(one_device, tmp_path / "b", kill=("on_train_batch_end", number), **more):
+        if train(one_device, tmp_path, kill=("on_train_batch_end", number), **more):
             break
-    assert facts(train(one_device, tmp_path / "b", **more)) == facts(undisturbed)
+    assert facts(train(one_device, tmp_path, **more)) == expected
 
 
 def test_a_callback_of_ones_own_is_asked_what_it_remembers(one_device, tmp_path):
@@ -255,6 +264,66 @@ def test_a_callback_of_ones_own_is_asked_what_it_remembers(one_device, tmp_path)
     counter = Counter()
     train(one_device, tmp_path, more=[counter])
     assert (counter.batches, counter.epochs.tolist()) == (24, [2, 1, 1])
+
+
+def test_callbacks_that_begin_later_find_what_was_restored(one_device, tmp_path):
+    class Look(keras.callbacks.Callback):
+        found = None
+
+        def on_train_begin(self, logs=None):
+            self.found = int(self.model.optimizer.iterations)
+
+    kill, at_once = ("on_train_batch_end", 9), {"asynchronous": False}
+    assert train(one_device, tmp_path, kill=kill, more=[Look()], backup=at_once) is None
+    look = Look()
+    train(one_device, tmp_path, more=[look])
+    assert look.found == 8
+
+
+class TwoOptimizers(keras.Model):
+    """Its second optimizer is built by the first step."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = keras.layers.Dense(4), keras.layers.Dense(2)
+        self.other = keras.optimizers.Adam(0.1)
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        own = [*self.second.trainable_variables[::-1], *self.first.trainable_variables]
+        gradients = tape.gradient(loss, own)
+        self.other.apply(gradients[:2], own[:2])
+        self.optimizer.apply(gradients[2:], own[2:])
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_optimizers_that_the_first_step_builds_come_back(replicas, one_device, mirrored, tmp_path):
+    strategy = one_device if replicas == 1 else mirrored[2]
+
+    def run(folder, kill=None):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(11)
+        with strategy.scope():
+            model = TwoOptimizers()
+            model.compile("adam", "mse")
+        backup = tfdp.callbacks.BackupAndRestore(folder, save_freq=1)
+        given = [backup, Kill(*kill)] if kill else [backup]
+        try:
+            model.fit(X, X[:, :2], batch_size=8, epochs=2, verbose=0, callbacks=given)
+        except Killed:
+            return None
+        state = [*model.variables, *model.optimizer.variables, *model.other.variables]
+        return [np.asarray(v).tobytes() for v in state]
+
+    expected = run(tmp_path / "a")
+    assert run(tmp_path / "b", ("on_train_batch_end", 4)) is None
+    assert run(tmp_path / "b") == expected
 
 
 def test_one_that_cannot_tell_is_named_once(one_device, tmp_path, caplog):

@@ -200,3 +200,18 @@ class Reader:
         if array.nbytes != spec.bytes:
             raise FormatError(f"{self._path}: {name} ends too early.")
         return array.reshape(spec.shape)
+
+    def map(self, name: str) -> np.ndarray:
+        """Return an array that cannot be written to, whose parts are read when they are used.
+
+        Raises:
+            KeyError: If there is none of that name.
+            OSError: If the file cannot be read.
+        """
+        spec = self.specs[name]
+        dtype = numpy_dtype(spec.dtype)
+        if not spec.bytes:  # nothing can be mapped
+            return np.empty(spec.shape, dtype)
+        place = self._begin + self._places[name]
+        raw = np.memmap(self._path, np.uint8, "r", place, (spec.bytes,))
+        return raw.view(np.ndarray).view(dtype).reshape(spec.shape)

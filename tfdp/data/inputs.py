@@ -107,7 +107,8 @@ def open_inputs(
         # A run that goes on begins at its step: see fit.call.Data.
 
         def starting_at(epoch: int, step: int) -> Any:
-            begin = functools.partial(training, start=(epoch, step))
+            # Nobody knows which of the workers that read apart has taken how many steps.
+            begin = functools.partial(training, start=(epoch, step // (apart or 1)))
             return begin if functions else begin(one)
 
         x.tfdp_starting_at = starting_at

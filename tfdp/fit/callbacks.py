@@ -38,17 +38,15 @@ class _RestoreOnly(keras.callbacks.Callback):
         self._callback.on_train_begin(logs)
 
 
-def prepare(callbacks: Any, chief: bool, saves: bool = False) -> list[keras.callbacks.Callback]:
+def prepare(callbacks: Any, chief: bool) -> list[keras.callbacks.Callback]:
     """Return the callbacks that this process runs, in order.
 
     Args:
         callbacks: What the user gave to fit: None, a callback, or a (nested) sequence.
         chief: Whether this process writes files.
-        saves: Whether fit itself does the work of BackupAndRestore.
     """
     given = keras.tree.flatten(callbacks) if callbacks else []
-    if saves:
-        given = [callback_lib.in_place(c) for c in given]
+    given = [callback_lib.in_place(c) for c in given]
     if chief:
         return given
     kept = [c for c in given if not isinstance(c, backup.WRITE_ONLY)]

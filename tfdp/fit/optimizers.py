@@ -26,6 +26,29 @@ def of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     return keras_variables.unique(o for o in found if o is not None)
 
 
+def built_on(model: keras.Model) -> list[list[int]]:
+    """Return, for each of `of`, what it was built with: positions in `model.variables`."""
+    place = {id(variable): number for number, variable in enumerate(model.variables)}
+    built = [
+        [parameter_server.whole_of(v) for v in parameter_server.built_with(optimizer)]
+        for optimizer in of(model)
+    ]
+    # Of partitions, which come one after the other, their owner once.
+    return [list(dict.fromkeys(place[id(v)] for v in own if id(v) in place)) for own in built]
+
+
+def build_on(model: keras.Model, places: list[list[int]]) -> None:
+    """Build the optimizers that are not built yet with what `built_on` returned.
+
+    A step of the user's own builds those that it applies itself, which would be too late for what
+    a checkpoint holds of them. Call it under the strategy's scope.
+    """
+    for optimizer, numbers in zip(of(model), places, strict=False):
+        if numbers and not optimizer.built:
+            whole = [model.variables[number] for number in numbers]
+            optimizer.build([part for v in whole for part in parameter_server.partitions(v)])
+
+
 def arguments(
     optimizer: keras.optimizers.Optimizer, own: Any, gradients: Any, variables: Any
 ) -> tuple[list[Any], list[Any]]:

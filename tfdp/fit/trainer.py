@@ -11,6 +11,7 @@ an epoch is trained, tested or predicted.
 import abc
 import contextlib
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import keras
@@ -34,9 +35,6 @@ class Trainer(abc.ABC):
         strategy: The strategy.
         chief: Whether this process writes files and shows progress.
     """
-
-    # Whether fit itself does the work of BackupAndRestore: an engine has take and put then.
-    saves = False
 
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, chief: bool = True):
         self.model = model
@@ -116,13 +114,22 @@ class Trainer(abc.ABC):
         """Give the chief's text to all processes."""
         return text
 
-    def snapshot(self, steps: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return copies of all that the model holds, and how replicas' values become one."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def snapshot(
+        self, steps: Any, copy: Callable[[str, Any], Any]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return copies of all that the model holds, and how replicas' values become one.
 
-    def restore(self, steps: Any, arrays: dict[str, Any], ways: dict[str, str]) -> dict[str, Any]:
+        Args:
+            steps: Runs the steps.
+            copy: Copies an array, given its name.
+        """
+
+    @abc.abstractmethod
+    def restore(
+        self, steps: Any, arrays: Mapping[str, Any], ways: dict[str, str]
+    ) -> Mapping[str, Any]:
         """Give the model what `snapshot` returned on the chief; return the rest, everywhere."""
-        raise NotImplementedError
 
     # -- the methods of keras.Model -------------------------------------------------------------
 
@@ -160,7 +167,7 @@ class Trainer(abc.ABC):
             evaluated = call.Data(val_x, val_y, val_weight, size, validation_steps)
         with contextlib.ExitStack() as stack:
             if not isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks = callbacks_lib.prepare(callbacks, self.chief, self.saves)
+                callbacks = callbacks_lib.prepare(callbacks, self.chief)
                 initial_epoch = self._find_backup(callbacks, initial_epoch, stack)
             if self.backup is not None:
                 data = self.backup.starting(data)
@@ -189,6 +196,7 @@ class Trainer(abc.ABC):
         """Look for a checkpoint to go on from; return the first epoch."""
         settings = backup_lib.of(callbacks)
         if settings is None:
+            preemption.end_at_once()
             return initial_epoch
         ask = stack.enter_context(preemption.asked())
         self.backup = backup_lib.Backup(settings, self, ask)
@@ -211,10 +219,10 @@ class Trainer(abc.ABC):
         if self.chief:
             evaluator.begins(callbacks.callbacks)
         if backup is not None:
-            backup.opens(feed, evaluation, callbacks)
+            backup.opens(steps, feed, evaluation, callbacks)
         callbacks.on_train_begin()
         if backup is not None:
-            backup.restore(steps)
+            backup.restore()
         logs: Logs = {}
         points = callbacks_lib.SavePoints(callbacks.callbacks)
         first = self.first_epoch(steps, callbacks, epochs.start)
@@ -340,7 +348,7 @@ class Trainer(abc.ABC):
             return callbacks
         verbose = call.verbosity(verbose) if self.chief else 0
         return keras.callbacks.CallbackList(
-            callbacks_lib.prepare(callbacks, self.chief, self.saves),
+            callbacks_lib.prepare(callbacks, self.chief),
             add_history=add_history,
             add_progbar=verbose != 0,
             verbose=verbose,

@@ -18,7 +18,8 @@ SYNOPSIS = (
     "Train, evaluate and export what a config names: in this process, or with --workers in\n"
     "N processes of this machine. In a process that has a TF_CONFIG it is that task. With\n"
     "--evaluator one more process evaluates a checkpoint of each epoch while training goes on.\n"
-    "--resume goes on with a run that was killed, at its step, also with other --workers."
+    "--resume goes on with a run that was killed, at its step and with as many tasks, or with\n"
+    "another number of --workers (0: in one process) and --ps."
 )
 
 
@@ -55,7 +56,10 @@ def _add_command(words: list[str]) -> None:
         ) from None
     settings = {**facts["settings"], "run_dir": folder}
     own = [f"--config.{name}={value}" for name, value in settings.items()]
-    words[:0] = [f"--config={facts['config']}", *own]
+    tasks = []
+    if not os.environ.get("TF_CONFIG"):  # else each task is started by hand
+        tasks = [f"--{name}={value}" for name, value in facts.get("cluster", {}).items()]
+    words[:0] = [f"--config={facts['config']}", *own, *tasks]
 
 
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:

@@ -4,11 +4,14 @@ recovering.py FOLDER EPOCHS
 
 KILLS="0:7,1:13" in the environment: worker 0 is killed (SIGKILL) at step 7 of all in the
 first start, worker 1 at step 13 in the second. END="0:9": SIGTERM to worker 0 at step 9.
+STRATEGY=parameter_server: the chief does so, and "ps:7" kills a server. END="launcher:9": SIGTERM
+to the launcher.
 """
 
 import hashlib
 import json
 import os
+import pathlib
 import signal
 import sys
 
@@ -18,10 +21,13 @@ import tensorflow as tf
 
 import tfdp
 
-INDEX = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+ME = str(json.loads(os.environ["TF_CONFIG"])["task"]["index"])
 RESTART = int(os.environ.get("TFDP_RESTART", "0"))
 DROPOUT = float(os.environ.get("DROPOUT", "0.3"))
-strategy = tfdp.strategy("multi_worker")
+if os.environ.get("STRATEGY") == "parameter_server":
+    strategy = tfdp.strategy("parameter_server", max_staleness=0, min_partition_bytes=16)
+else:
+    strategy = tfdp.strategy("multi_worker")
 keras.utils.set_random_seed(5)
 tf.config.experimental.enable_op_determinism()
 rng = np.random.default_rng(0)
@@ -54,8 +60,27 @@ class Die(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.steps += 1
-        if f"{INDEX}:{self.steps}" == self.plan:
-            os.kill(os.getpid(), self.number)
+        who, _, step = self.plan.partition(":")
+        if step == str(self.steps):
+            if who == ME:
+                os.kill(os.getpid(), self.number)
+            elif who == "ps":
+                os.kill(server(), self.number)
+            elif who == "launcher" and ME == "0":
+                os.kill(os.getppid(), self.number)
+
+
+def server():
+    """Return the process of ps:0 of this cluster."""
+    cluster = json.dumps(json.loads(os.environ["TF_CONFIG"])["cluster"])
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            text = pathlib.Path("/proc", entry, "environ").read_text()
+        except OSError:
+            continue
+        if cluster in text and '"task": {"type": "ps", "index": 0}' in text:
+            return int(entry)
+    raise AssertionError("ps:0 is not there")
 
 
 kills = os.environ.get("KILLS", "").split(",")

@@ -3,7 +3,8 @@
     backup = Backup(of(callbacks), trainer, ask)    # `of` is None without a BackupAndRestore
     begins = backup.find(initial_epoch)             # before the data is opened
     ...
-    backup.restore(steps)                           # when callbacks.on_train_begin was called
+    backup.opens(steps, feed, evaluation, callbacks)
+    backup.restore()                                # when callbacks.on_train_begin was called
     backup.after_step(...), backup.after_epoch(...), backup.ended()
 
 The chief alone reads and writes the folder: what others need of it travels to them, so that the
@@ -18,12 +19,13 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfdp.checkpoints.copies import Copies
 from tfdp.checkpoints.store import Checkpoint, Place, Store
 from tfdp.checkpoints.tensors import Spec
 from tfdp.compat import data_adapters
@@ -84,11 +86,20 @@ class InPlace(keras.callbacks.Callback):
 
     Args:
         settings: What is saved when.
+
+    Attributes:
+        restore: Gives the model what a checkpoint holds. Callbacks that begin after this one find
+            it in the model, as in Keras.
     """
 
     def __init__(self, settings: Settings):
         super().__init__()
         self.settings = settings
+        self.restore: Callable[[], None] = _nothing
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restore the model, when it is this callback's turn."""
+        self.restore()
 
 
 class Backup:
@@ -106,8 +117,10 @@ class Backup:
         self._ask = ask
         self._store = Store(settings.folder, settings.keep)
         self._writer = Writer(self._store, settings.asynchronous)
+        self._copies = Copies()
         self._found: Checkpoint | None = None
         self._run: dict[str, Any] = {}  # of the checkpoint that the fit goes on from
+        self._arrays: Mapping[str, np.ndarray] = {}
         self._position = Position(0)
         self._since = 0  # steps since the last checkpoint
         self._saved_at = time.monotonic()
@@ -165,39 +178,44 @@ class Backup:
         self._starts = found is not None
         return found or data
 
-    def opens(self, feed: Any, evaluation: Any, callbacks: Any) -> None:
-        """Learn what the fit consists of, before its callbacks are told that it begins."""
+    def opens(self, steps: Any, feed: Any, evaluation: Any, callbacks: Any) -> None:
+        """Learn what the fit consists of, before its callbacks are told that it begins.
+
+        Raises:
+            Error: On every process, if the data has another number of batches.
+        """
         self._feed, self._evaluation, self._callbacks = feed, evaluation, callbacks
         if self.settings.save_freq != "epoch":
             self._every = int(self.settings.save_freq)
         callback_state.say_what_is_not_kept(self._kept().values())
-        if not self._run or not self._trainer.chief:
+        if not self._run:
+            return
+        if self._run["steps"] != feed.steps:
+            raise Error(
+                f"The checkpoint in {self.settings.folder} is of epochs of {self._run['steps']} "
+                f"steps, and these have {feed.steps}: the data or the global batch size is another "
+                "one. Take those that the training began with, or choose another folder."
+            )
+        for callback in callbacks.callbacks:
+            if isinstance(callback, InPlace):
+                callback.restore = lambda: self._put(steps)
+        if not self._trainer.chief:
             return
         for callback in callbacks.callbacks:
             if isinstance(callback, keras.callbacks.CSVLogger):
                 callback_state.cut_csv(callback, self._position.epoch)
 
-    def restore(self, steps: Any) -> None:
-        """Give the model, the data and the callbacks what the checkpoint holds.
+    def restore(self) -> None:
+        """Give the data and the callbacks what the checkpoint holds, when all have begun.
 
-        Within an epoch the model and the callbacks get theirs from `enter`.
-
-        Raises:
-            Error: On every process, if the data has another number of batches.
+        Within an epoch the callbacks get theirs from `enter`.
         """
         if not self._run:
             return
         begin = time.monotonic()
         position, run = self._position, self._run
-        if run["steps"] != self._feed.steps:
-            raise Error(
-                f"The checkpoint in {self.settings.folder} is of epochs of {run['steps']} steps, "
-                f"and these have {self._feed.steps}: the data or the global batch size is another "
-                "one. "
-                "Take those that the training began with, or choose another folder."
-            )
         if position.phase == ENDED:
-            self._put(steps)
+            self._put_callbacks()
         if self._starts:
             self._feed.begin_within(position.step if position.phase == WITHIN else 0)
         else:
@@ -241,7 +259,7 @@ class Backup:
     def enter(self, epoch: int, steps: Any) -> dict[str, Any] | None:
         """Give the model and the callbacks theirs, where training goes on within an epoch.
 
-        Only now: its beginning has reset the metrics, and callbacks may have changed the rate.
+        Once more: its beginning has reset the metrics, and callbacks may have changed the rate.
 
         Returns:
             The logs of its steps, where they are all done; else None.
@@ -250,19 +268,23 @@ class Backup:
         if not self._run or epoch != position.epoch or position.phase == ENDED:
             return None
         self._put(steps)
+        self._put_callbacks()
         return dict(self._run["logs"]) if position.phase == TRAINED else None
 
     def _put(self, steps: Any) -> None:
-        arrays: dict[str, np.ndarray] = {}
+        arrays: Mapping[str, np.ndarray] = {}
         if self._found is not None:
             reader = self._found.arrays()
-            arrays = {name: reader.read(name) for name in reader.specs}
-        arrays = self._trainer.restore(steps, arrays, self._run["ways"])
+            arrays = {name: reader.map(name) for name in reader.specs}
+        self._arrays = self._trainer.restore(steps, arrays, self._run["ways"])
+
+    def _put_callbacks(self) -> None:
+        arrays = self._arrays
         for name, callback in self._kept().items():
             if (plain := self._run["callbacks"].get(name)) is None:
                 continue  # it was not there
             prefix = f"callback/{name}/"
-            own = {n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)}
+            own = {n[len(prefix) :]: np.array(arrays[n]) for n in arrays if n.startswith(prefix)}
             callback_state.restore(callback, plain, own)
 
     def _kept(self) -> dict[str, keras.callbacks.Callback]:
@@ -378,7 +400,8 @@ class Backup:
             )
             return
         self._since, self._saved_at = 0, time.monotonic()
-        arrays, ways = self._trainer.snapshot(steps)
+        self._writer.wait()  # it writes from the memory that is copied to
+        arrays, ways = self._trainer.snapshot(steps, self._copies)
         if not self._trainer.chief:
             return
         callbacks = {}
@@ -400,6 +423,8 @@ class Backup:
             "versions": {"keras": keras.__version__},
         }
         specs = [Spec(name, value.dtype.name, value.shape) for name, value in arrays.items()]
+        # What is read part by part while it is written must not change meanwhile.
+        waits = waits or not all(isinstance(value, np.ndarray) for value in arrays.values())
         place = Place(position.steps, position.phase)
         self._writer.write(place, run, specs, list(arrays.values()))
         if waits:
@@ -416,6 +441,10 @@ WRITE_ONLY = (
 def of(callbacks: Sequence[keras.callbacks.Callback]) -> Settings | None:
     """Return the settings of the BackupAndRestore among callbacks that were prepared, if any."""
     return next((c.settings for c in callbacks if isinstance(c, InPlace)), None)
+
+
+def _nothing() -> None:
+    """Restore nothing: the training begins."""
 
 
 def _plain(logs: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@
         ...
         if ask.ends: save, and raise SystemExit(EXIT_CODE)
 
+    end_at_once()       # where nothing is saved
+
 The handler only notes that the signal has come: whoever saves in a handler may hold a lock that the
 interrupted code needs.
 """
@@ -27,6 +29,18 @@ class Ask:
 
     def __init__(self) -> None:
         self.ends = False
+
+
+def end_at_once() -> None:
+    """Let SIGTERM end this process again, unless somebody handles it in Python.
+
+    TensorFlow takes the signal when it connects to a cluster, for programs that ask it whether it
+    came, and ends nothing: whoever has sent it would wait, and kill in the end.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    # Python does not know of a handler that C++ has set.
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ Every process of a multi-worker cluster calls them with the same model and data.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.compat import compiled, data_adapters
+from tfdp.error import Error
 from tfdp.fit import call as call_lib
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import digest, predictions, trainer
@@ -39,8 +40,6 @@ class SyncTrainer(trainer.Trainer):
         strategy: The strategy.
         communication: How gradients travel.
     """
-
-    saves = True
 
     def __init__(
         self,
@@ -124,14 +123,25 @@ class SyncTrainer(trainer.Trainer):
         """Give the chief's text to all processes."""
         return agreement.from_chief(self.strategy, text) if self._several else text
 
-    def snapshot(self, loop: loop_lib.Loop) -> tuple[dict[str, Any], dict[str, str]]:
+    def snapshot(
+        self, loop: loop_lib.Loop, copy: snapshot.Copy
+    ) -> tuple[dict[str, Any], dict[str, str]]:
         """Return copies of all that the replicas hold, and how they become one; a collective."""
-        return snapshot.take(loop.replicas), snapshot.ways(loop.replicas)
+        return snapshot.take(loop.replicas, copy), snapshot.ways(loop.replicas)
 
     def restore(
-        self, loop: loop_lib.Loop, arrays: dict[str, Any], ways: dict[str, str]
-    ) -> dict[str, Any]:
-        """Give the replicas what `snapshot` returned on the chief; a collective."""
+        self, loop: loop_lib.Loop, arrays: Mapping[str, Any], ways: dict[str, str]
+    ) -> Mapping[str, Any]:
+        """Give the replicas what `snapshot` returned on the chief; a collective.
+
+        Raises:
+            Error: On every process, if it was taken under another strategy.
+        """
+        if "servers" in ways:
+            raise Error(
+                "The checkpoint is one of parameter servers. Choose another folder, or load its "
+                "weights: it is a file of the package safetensors."
+            )
         if not self._several:
             snapshot.put(loop.replicas, arrays, ways)
             return arrays

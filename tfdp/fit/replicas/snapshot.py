@@ -1,6 +1,6 @@
 """All that the replicas of a model hold, as arrays, and back again.
 
-    arrays = take(replicas)         # every process calls it; what it returns counts on the chief
+    arrays = take(replicas, copy)   # every process calls it; what it returns counts on the chief
     put(replicas, arrays, ways)     # the same
 
 Taking changes nothing: BatchNormalization's statistics, the metrics and what else each replica
@@ -14,8 +14,8 @@ another one when they come back.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +27,9 @@ from tfdp.fit import optimizers
 from tfdp.fit.replicas import gather
 from tfdp.fit.replicas import replica as replica_lib
 
+Copy: TypeAlias = Callable[[str, np.ndarray], np.ndarray]
 _MOVES = "moves in/"
+_OPTIMIZERS = "optimizers"
 
 
 def variables(replicas: replica_lib.Replicas) -> list[Any]:
@@ -40,10 +42,14 @@ def variables(replicas: replica_lib.Replicas) -> list[Any]:
     return [v for v in found if id(v) not in measured]
 
 
-def take(replicas: replica_lib.Replicas) -> dict[str, np.ndarray]:
+def take(replicas: replica_lib.Replicas, copy: Copy) -> dict[str, np.ndarray]:
     """Return copies of all values: on the chief, those of every replica.
 
     In several processes it is a collective.
+
+    Args:
+        replicas: The replicas.
+        copy: Copies an array, given its name.
     """
     everything = variables(replicas)
     arrays: dict[str, np.ndarray] = {}
@@ -51,7 +57,7 @@ def take(replicas: replica_lib.Replicas) -> dict[str, np.ndarray]:
         for index, variable in enumerate(everything):
             if not _differs(replicas, index):
                 name = f"variable/{index:05d}/{variable.path}"
-                arrays[name] = _copy(replicas.copy(variable, 0))
+                arrays[name] = copy(name, np.asarray(replicas.copy(variable, 0).value()))
     own = [_own(replicas, local) for local in range(replicas.count)]
     every = own
     if replicas.several_processes:
@@ -74,6 +80,7 @@ def ways(replicas: replica_lib.Replicas) -> dict[str, str]:
     found |= {f"{_MOVES}{kind}": "" for kind in replicas.moves_in}
     for index, metric in enumerate(replicas.metrics):
         found[f"metric/{index:05d}"] = str(metric.aggregation)
+    found[_OPTIMIZERS] = json.dumps(optimizers.built_on(replicas.model))
     return found
 
 
@@ -92,6 +99,8 @@ def put(
     Raises:
         Error: If the arrays are those of another model.
     """
+    with replicas.strategy.scope():
+        optimizers.build_on(replicas.model, json.loads(how[_OPTIMIZERS]))
     if replicas.in_sync > 1:
         replicas.moves_in |= {n.removeprefix(_MOVES) for n in how if n.startswith(_MOVES)}
         for name, way in how.items():

@@ -5,6 +5,7 @@ epochs.use(steps)
 epochs.run("train", feed, begin, took, stopped)
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -106,9 +107,14 @@ class Epochs:
         self._coordinator = coordinator
         self._options = options
         self._workers = workers
-        self._numbers: dict[str, int] = {}  # of the next batch of each kind
+        self.numbers: dict[str, int] = {}  # of the next batch of each kind
         self._summed: dict[str, synchronous.Summed] = {}
         self.steps: worker_step.RemoteSteps
+        self._settle: Callable[[], None] = _nothing
+
+    def settle(self) -> None:
+        """Wait until all that was handed out is done, and take it back."""
+        self._settle()
 
     def use(self, steps: worker_step.RemoteSteps) -> None:
         """Go on with these step functions."""
@@ -122,6 +128,7 @@ class Epochs:
         begin: Callable[[int], None],
         took: Callable[[Any], None],
         stopped: Callable[[], Any],
+        after: Callable[[int], None] = lambda steps: None,
     ) -> None:
         """Hand the batches of one epoch out, and take the results back in order.
 
@@ -131,9 +138,10 @@ class Epochs:
             begin: Called with the number of each batch before it is handed out.
             took: Called with each result, in the order of the batches.
             stopped: Says whether to hand out no more.
+            after: Called with the number of steps that were just handed out; it may `settle`.
         """
         ahead = self._options.ahead(self._workers) if kind == "train" else _AHEAD * self._workers
-        with scheduled.Work(self._strategy, self._coordinator, ahead) as work:
+        with self._handing_out(ahead, took) as work:
             for batch in _batches(feed, begin, stopped):
                 while work.full:
                     took(work.take())
@@ -141,6 +149,7 @@ class Epochs:
                 function = functools.partial(self.steps.function, kind, feed.spec)
                 arguments = (tf.constant(number, tf.int64), *worker_step.flatten(batch))
                 self._put(work, function, arguments)
+                after(1)
             for result in work.drain():
                 took(result)
 
@@ -150,12 +159,13 @@ class Epochs:
         begin: Callable[[int], None],
         took: Callable[[Any], None],
         stopped: Callable[[], Any],
+        after: Callable[[int], None] = lambda steps: None,
     ) -> None:
         """Train one epoch on what the workers read: see `run`."""
         ahead = self._options.ahead(self._workers)
-        with scheduled.Work(self._strategy, self._coordinator, ahead) as work:
+        with self._handing_out(ahead, took) as work:
             together = max(1, int(self._model.steps_per_execution))
-            done = 0
+            done = feed.begin_epoch()
             while done < feed.steps and not stopped():
                 begin(done)
                 while work.full:
@@ -170,6 +180,8 @@ class Epochs:
                     steps,
                 )
                 self._put(work, function, (tf.constant(number, tf.int64), feed.iterator))
+                feed.step = done
+                after(steps)
             for result in work.drain():
                 took(result)
 
@@ -178,13 +190,13 @@ class Epochs:
 
         Training goes on where the optimizer's own counter stands, in a run that was resumed too.
         """
-        if kind not in self._numbers:
+        if kind not in self.numbers:
             trained = kind == "train" and self._model.optimizer.built
-            self._numbers[kind] = (
+            self.numbers[kind] = (
                 int(keras_optimizers.step_count(self._model.optimizer)) if trained else 0
             )
-        number = self._numbers[kind]
-        self._numbers[kind] += steps
+        number = self.numbers[kind]
+        self.numbers[kind] += steps
         return number
 
     def _put(self, work: scheduled.Work, function: Callable[[], Any], args: Any) -> None:
@@ -203,6 +215,7 @@ class Epochs:
         begin: Callable[[int], None],
         took: Callable[[Any], None],
         stopped: Callable[[], Any],
+        after: Callable[[int], None] = lambda steps: None,
     ) -> None:
         """Train on the batches of one epoch, each split over the workers: see `run`."""
         assert kind == "train"
@@ -214,6 +227,26 @@ class Epochs:
                 )
             for batch in _batches(feed, begin, stopped):
                 took(self._summed[key].step(work, self._next(kind), batch))
+                after(1)
+
+    @contextlib.contextmanager
+    def _handing_out(self, ahead: int, took: Callable[[Any], None]) -> Iterator[scheduled.Work]:
+        """Open what hands out; meanwhile `settle` takes back all that is out."""
+        with scheduled.Work(self._strategy, self._coordinator, ahead) as work:
+
+            def settle() -> None:
+                for result in work.drain():
+                    took(result)
+
+            before, self._settle = self._settle, settle
+            try:
+                yield work
+            finally:
+                self._settle = before
+
+
+def _nothing() -> None:
+    """Wait for nothing: nothing is handed out."""
 
 
 def _batches(

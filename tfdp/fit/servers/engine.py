@@ -7,7 +7,9 @@ each applies its gradients on the servers without waiting for the others. One ba
 """
 
 import dataclasses
+import json
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -15,15 +17,24 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.compat import compiled, parameter_server
-from tfdp.fit import call, trainer
+from tfdp.error import Error
+from tfdp.fit import call, optimizers, trainer
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import feed as feed_lib
-from tfdp.fit.servers import coordinator, partitions, update, worker_feed, worker_step
+from tfdp.fit.servers import (
+    coordinator,
+    partitions,
+    snapshot,
+    update,
+    worker_feed,
+    worker_step,
+)
 
 _log = logging.getLogger("tfdp")
 
 # Steps between two moves of the progress bar.
 _AGGREGATE_EVERY = 16
+_REPORTS = "report/"
 
 
 class ServerTrainer(trainer.Trainer):
@@ -45,6 +56,8 @@ class ServerTrainer(trainer.Trainer):
         self._workers = parameter_server.worker_count(strategy)
         self._key: tuple[Any, ...] = ()
         self._left_out: list[str] = []
+        self._totals: Any = None  # of the training steps of the epoch that is under way
+        self._resumed: tuple[Any, Any] | None = None  # what they go on from
         self._epochs = coordinator.Epochs(
             model, strategy, self._coordinator, options, self._workers
         )
@@ -114,8 +127,15 @@ class ServerTrainer(trainer.Trainer):
         progress = call.progress_is_shown(callbacks)
         hooks = callbacks_lib.BatchHooks(callbacks, "train", progress)
         own = callbacks_lib.BatchHooks(callbacks, "train", progress=False)
-        totals = steps.steps.totals("train")
+        totals = self._totals = steps.steps.totals("train")
+        if self._resumed is not None:
+            totals.resume(*self._resumed)
+            self._resumed = None
         logs: trainer.Logs = {}
+
+        def after(done: int) -> None:
+            if self.backup is not None:
+                self.backup.after_step(steps, epoch, feed.step, done, self.backup.wishes())
 
         def took(report: Any) -> None:
             nonlocal logs
@@ -126,15 +146,16 @@ class ServerTrainer(trainer.Trainer):
             hooks.end(totals.steps - 1, logs)
 
         if isinstance(feed, worker_feed.WorkerFeed):
-            steps.run_reading(feed, hooks.begin, took, lambda: model.stop_training)
+            steps.run_reading(feed, hooks.begin, took, lambda: model.stop_training, after)
             short = False
         else:
             run = steps.run_summed if self.options.max_staleness == 0 else steps.run
-            run("train", feed, hooks.begin, took, lambda: model.stop_training)
+            run("train", feed, hooks.begin, took, lambda: model.stop_training, after)
             short = feed.steps_per_epoch is not None and totals.steps < feed.steps_per_epoch
         if not model.stop_training and (short or totals.steps == 0):
             self._warn_of_end(totals.steps)
         logs = call.to_python(totals.logs())
+        self._totals = None
         if self.options.max_staleness != 0:
             logs["staleness"] = totals.staleness
             _log.info(
@@ -170,8 +191,13 @@ class ServerTrainer(trainer.Trainer):
                 logs = totals.logs()
             hooks.end(totals.steps - 1, logs)
 
+        def after(done: int) -> None:
+            del done
+            if self.backup is not None:
+                self.backup.after_test_step(steps, self.backup.wishes()[0])
+
         feed.restart()
-        steps.run("test", feed, hooks.begin, took, lambda: model.stop_evaluating)
+        steps.run("test", feed, hooks.begin, took, lambda: model.stop_evaluating, after)
         logs = call.to_python(totals.logs())
         callbacks.on_test_end(logs)
         return logs
@@ -215,6 +241,45 @@ class ServerTrainer(trainer.Trainer):
         averages = parameter_server.moving_averages(update.innermost(self.model.optimizer))
         for variable, average in zip(steps.steps.variables, averages, strict=True):
             parameter_server.stored_value(variable).assign(parameter_server.stored_value(average))
+
+    def snapshot(
+        self, steps: coordinator.Epochs, copy: Callable[[str, Any], Any]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return copies of all that the servers hold, when no step is under way."""
+        steps.settle()
+        arrays, reports = snapshot.take(steps.steps, copy), None
+        if self._totals is not None:
+            own, reports = self._totals.state()
+            arrays |= {f"{_REPORTS}{name}": value for name, value in own.items()}
+        plain = {
+            "numbers": steps.numbers,
+            "reports": reports,
+            "optimizers": optimizers.built_on(self.model),
+        }
+        return arrays, {"servers": json.dumps(plain)}
+
+    def restore(
+        self, steps: coordinator.Epochs, arrays: Mapping[str, Any], ways: dict[str, str]
+    ) -> Mapping[str, Any]:
+        """Give the servers what `snapshot` returned.
+
+        Raises:
+            Error: If it was taken under another strategy.
+        """
+        if "servers" not in ways:
+            raise Error(
+                "The checkpoint is not one of parameter servers. Choose another folder, or load "
+                "its weights: it is a file of the package safetensors."
+            )
+        plain = json.loads(ways["servers"])
+        with self.strategy.scope():
+            optimizers.build_on(self.model, plain["optimizers"])
+        snapshot.put(steps.steps, arrays)
+        steps.numbers = dict(plain["numbers"])
+        if plain["reports"] is not None:
+            own = {n[len(_REPORTS) :]: arrays[n] for n in arrays if n.startswith(_REPORTS)}
+            self._resumed = (own, plain["reports"])
+        return arrays
 
     # -- the parts ------------------------------------------------------------------------------
 

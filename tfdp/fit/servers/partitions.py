@@ -140,8 +140,8 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
                 ", ".join(v.path for v in cut),
             )
         for one in {id(o): o for o in (optimizer, inner)}.values():  # Keras saves both
-            object.__setattr__(one, "save_own_variables", functools.partial(_save, one, model))
-            object.__setattr__(one, "load_own_variables", functools.partial(_load, one, model))
+            object.__setattr__(one, "save_own_variables", functools.partial(_save, one))
+            object.__setattr__(one, "load_own_variables", functools.partial(_load, one))
     if values:
         optimizer.load_own_variables(values)
 
@@ -292,40 +292,46 @@ def _check_slots(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
                 )
 
 
-def _logical(optimizer: Any, model: keras.Model) -> list[list[keras.Variable]]:
-    """Return an optimizer's variables as one device orders them, each a list of its partitions."""
+def logical(optimizer: Any, variables: Sequence[keras.Variable]) -> list[list[keras.Variable]]:
+    """Return an optimizer's variables as one device orders them, each a list of its partitions.
+
+    Args:
+        optimizer: Any, built or not.
+        variables: Those of its variables that are wanted, in their order.
+    """
+    inner = update.innermost(optimizer)
+    of_owner: dict[int, list[list[keras.Variable]]] = {}
+    for variable, slots in zip(
+        parameter_server.built_with(inner), parameter_server.slots(inner), strict=True
+    ):
+        of_owner.setdefault(id(parameter_server.whole_of(variable)), []).append(slots)
     first_of: dict[int, list[keras.Variable]] = {}
     rest: set[int] = set()
-    inner = update.innermost(optimizer)
-    slots = dict(
-        zip(map(id, parameter_server.built_with(inner)), parameter_server.slots(inner), strict=True)
-    )
-    for variable in model.trainable_variables:
-        parts = parameter_server.partitions(variable)
-        for column in zip(*[slots[id(part)] for part in parts], strict=True):
+    for slots_of_parts in of_owner.values():
+        for column in zip(*slots_of_parts, strict=True):
             first_of[id(column[0])] = list(column)
             rest |= {id(slot) for slot in column[1:]}
-    return [first_of.get(id(v), [v]) for v in optimizer.variables if id(v) not in rest]
+    return [first_of.get(id(v), [v]) for v in variables if id(v) not in rest]
 
 
-def _save(optimizer: Any, model: keras.Model, store: Any) -> None:
+def _save(optimizer: Any, store: Any) -> None:
     """Stand for `optimizer.save_own_variables`."""
-    for number, parts in enumerate(_logical(optimizer, model)):
+    for number, parts in enumerate(logical(optimizer, optimizer.variables)):
         values = [part.numpy() for part in parts]
         store[str(number)] = values[0] if len(values) == 1 else np.concatenate(values)
 
 
-def _load(optimizer: Any, model: keras.Model, store: Any) -> None:
+def _load(optimizer: Any, store: Any) -> None:
     """Stand for `optimizer.load_own_variables`."""
-    logical = _logical(optimizer, model)
-    if len(store.keys()) != len(logical):
+    ours = logical(optimizer, optimizer.variables)
+    if len(store.keys()) != len(ours):
         warnings.warn(
             f"Skipping variable loading for optimizer {optimizer.name!r}, because it has "
-            f"{len(logical)} variables whereas the saved optimizer has {len(store.keys())}.",
+            f"{len(ours)} variables whereas the saved optimizer has {len(store.keys())}.",
             stacklevel=2,
         )
         return
-    for number, parts in enumerate(logical):
+    for number, parts in enumerate(ours):
         value, start = store[str(number)], 0
         if len(parts) == 1:
             parts[0].assign(value)

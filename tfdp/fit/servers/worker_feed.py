@@ -211,6 +211,27 @@ class WorkerFeed:
 
         functions = [lambda worker=worker: of(worker).repeat() for worker in range(workers)]
         self.iterator = parameter_server.per_worker_iterator(coordinator, functions)
+        self.step = 0
+        self._goes_on = False
+
+    def begin_epoch(self) -> int:
+        """Return the steps of the epoch that are done when it begins."""
+        self.step = self.step if self._goes_on else 0
+        self._goes_on = False
+        return self.step
+
+    def place(self) -> dict[str, Any]:
+        """Return where the feed stands: nobody knows what each worker has read."""
+        return {}
+
+    def resume(self, place: dict[str, Any], step: int) -> None:
+        """Go on at a step of an epoch; each worker begins anew with what it reads."""
+        del place
+        self.begin_within(step)
+
+    def begin_within(self, step: int) -> None:
+        """Go on at a step of an epoch; what the workers read begins about there."""
+        self.step, self._goes_on = step, step > 0
 
     def close(self) -> None:
         """Do nothing: the workers drop their iterators when this object goes."""

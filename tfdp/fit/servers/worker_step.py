@@ -14,7 +14,7 @@ counter by what was added, a moving average by the part that is kept and what is
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -392,6 +392,31 @@ class SummedReports:
     def staleness(self) -> float:
         """Mean number of steps that were applied between reading the weights and the update."""
         return float(self._sum[2] / self.steps) if self.steps else 0.0
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return what `resume` needs: arrays, and plain data."""
+        arrays = {"sum": self._sum, "last": self._last} if self._sum is not None else {}
+        arrays = {name: np.array(value) for name, value in arrays.items()}
+        arrays |= {f"before/{i:05d}": np.array(value) for i, value in enumerate(self._before)}
+        names = self._steps._names.get(self._kind)
+        extras = self._steps.extras.get(self._kind, {})
+        return arrays, {
+            "steps": self.steps,
+            "stalest": self.stalest,
+            "names": names,
+            "extras": {name: list(shape) for name, shape in extras.items()},
+        }
+
+    def resume(self, arrays: Mapping[str, np.ndarray], plain: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.steps, self.stalest = plain["steps"], plain["stalest"]
+        self._before = [np.array(arrays[n]) for n in sorted(arrays) if n.startswith("before/")]
+        if "sum" in arrays:
+            self._sum, self._last = np.array(arrays["sum"]), np.array(arrays["last"])
+            # A step that is not traced yet has told neither.
+            self._steps._names.setdefault(self._kind, plain["names"])
+            extras = {name: tuple(shape) for name, shape in plain["extras"].items()}
+            self._steps.extras.setdefault(self._kind, extras)
 
     def logs(self) -> dict[str, Any]:
         """Make the model's metrics hold the sum; return the logs."""
