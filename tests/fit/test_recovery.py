@@ -266,6 +266,29 @@ def test_a_callback_of_ones_own_is_asked_what_it_remembers(one_device, tmp_path)
     assert (counter.batches, counter.epochs.tolist()) == (24, [2, 1, 1])
 
 
+class Sums(keras.layers.Layer):
+    """Adds up what passes through, by column: a vector that replicas' changes are added to."""
+
+    def build(self, shape):
+        self.sums = self.add_weight(
+            shape=(shape[-1],), initializer="zeros", trainable=False, aggregation="sum"
+        )
+
+    def call(self, x, training=False):
+        if training:
+            self.sums.assign(self.sums + keras.ops.sum(x, axis=0))
+        return x
+
+
+@pytest.mark.parametrize("number", [1, 4, 8])
+def test_what_replicas_add_up_goes_on(number, mirrored, tmp_path):
+    counting = {"layers": lambda: [Sums(), keras.layers.Dense(2)], "epochs": 2}
+    expected = facts(train(mirrored[2], tmp_path / "a", **counting))
+    kill = ("on_train_batch_end", number)
+    assert train(mirrored[2], tmp_path / "b", kill=kill, **counting) is None
+    assert facts(train(mirrored[2], tmp_path / "b", **counting)) == expected
+
+
 def test_callbacks_that_begin_later_find_what_was_restored(one_device, tmp_path):
     class Look(keras.callbacks.Callback):
         found = None

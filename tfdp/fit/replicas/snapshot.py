@@ -124,7 +124,7 @@ def put(
                 value = values[replicas.first + local]
                 _check(variable, variable.path, value)
                 replicas.copy(variable, local).assign(value)
-                if base := replicas.bases(index, local):
+                if (base := replicas.bases(index, local)) is not None:
                     same = len(each) == replicas.in_sync and bases
                     base.assign(bases[replicas.first + local] if same else value)
     for index, metric in enumerate(replicas.metrics):
