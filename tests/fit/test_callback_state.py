@@ -63,3 +63,16 @@ def test_arrays_are_copied():
 def test_what_no_file_holds_is_named():
     with pytest.raises(ValueError, match=r"state_dict\(\) of Own holds a object at 'it\.0'"):
         callback_state.state(Own({"it": [object()]}))
+
+
+def test_numbers_of_numpy_stay_what_they_are():
+    """The best weights of EarlyStopping hold those of scalar variables, which have a shape."""
+    numbers = [np.int32(3), np.float64(0.5), np.float32(0.5), np.bool_(True), np.zeros((), "int64")]
+    own = Own({"best": numbers, "text": np.str_("a"), "plain": 1.5})
+    plain, arrays = callback_state.state(own)
+    back = Own({})
+    callback_state.restore(back, plain, arrays)
+    assert [(x.dtype, x.shape, x) for x in back.state["best"]] == [
+        (x.dtype, x.shape, x) for x in numbers
+    ]
+    assert (back.state["text"], back.state["plain"]) == ("a", 1.5)

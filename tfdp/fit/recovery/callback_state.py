@@ -66,10 +66,10 @@ def state(callback: keras.callbacks.Callback) -> tuple[dict[str, Any], dict[str,
     arrays: dict[str, np.ndarray] = {}
 
     def plain(value: Any, path: str) -> Any:
-        if value is None or isinstance(value, bool | int | float | str):
+        # A NumPy number (the value of a scalar weight, say) has a shape and a type: it stays one.
+        is_number = isinstance(value, np.generic) and not isinstance(value, str | bytes)
+        if value is None or (isinstance(value, bool | int | float | str) and not is_number):
             return value
-        if isinstance(value, np.generic):
-            return value.item()
         if isinstance(value, dict):
             return {str(name): plain(one, f"{path}.{name}") for name, one in value.items()}
         if isinstance(value, list | tuple):
@@ -93,7 +93,7 @@ def restore(
 
     def value(one: Any) -> Any:
         if isinstance(one, str) and one.startswith(_ARRAY) and one[len(_ARRAY) :] in arrays:
-            return arrays[one[len(_ARRAY) :]]
+            return arrays[one[len(_ARRAY) :]][()]  # of no dimension: a NumPy number again
         if isinstance(one, dict):
             return {name: value(part) for name, part in one.items()}
         if isinstance(one, list):
