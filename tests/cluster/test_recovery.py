@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from cluster import processes
+from cluster import processes, soak
 
 pytestmark = pytest.mark.cluster
 
@@ -42,23 +42,17 @@ def told(folder, worker=0, kind="worker"):
     return json.loads([line for line in lines if line.startswith("ended: ")][-1][7:])
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, environment):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = launch(folder, environment)
+def test_kills_at_random_change_no_bit(tmp_path, environment):
+    """A slice of the soak: whatever is killed, and whenever."""
+    kills, runs, different = soak.soak(tmp_path, environment, workers=2, kills=8, seed=1)
+    assert (kills, different) == (8, [])
+    assert runs >= 1
+
+
+def test_sigterm_to_one_worker_saves_and_ends_all(tmp_path, environment):
+    done = launch(tmp_path, environment, backup="whole")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return told(folder)
-
-
-def test_kills_of_either_worker_change_no_bit(tmp_path, environment, undisturbed):
-    done = launch(tmp_path, environment, restarts=3, KILLS="0:3,1:11,0:20")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "after 3 restarts" in done.stderr
-    for worker in range(2):
-        assert told(tmp_path, worker) == undisturbed
-
-
-def test_sigterm_to_one_worker_saves_and_ends_all(tmp_path, environment, undisturbed):
+    undisturbed = told(tmp_path)
     done = launch(tmp_path, environment, END="1:9")
     assert done.returncode == 128 + signal.SIGTERM, done.stdout[-3000:] + done.stderr[-3000:]
     assert "SIGTERM: the training is saved in backup after 16 steps" in done.stdout + done.stderr
