@@ -256,14 +256,15 @@ class SyncTrainer(trainer.Trainer):
             loop.replicas.reset_metrics()
         else:
             loop.replicas.begin()
+        logs = None
         if isinstance(whole, feed_lib.Whole):
-            loop.on_batch(kind, whole)
+            logs = loop.on_batch(kind, whole)
         else:
             whole.begin_epoch()
             loop.advance(kind, whole, 1)
             whole.close()
         loop.merge_state(kind)
-        return call_lib.to_python(loop.aggregate(kind)[0])
+        return call_lib.to_python(loop.aggregate(kind)[0] if logs is None else logs)
 
     # -- the parts ------------------------------------------------------------------------------
 

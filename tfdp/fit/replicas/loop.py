@@ -53,12 +53,19 @@ class Loop:
         return done
 
     def on_batch(self, kind: str, whole: feed_lib.Whole) -> Any:
-        """Take one step of `kind` ("train", "test", "predict") on a batch that is there."""
+        """Take one step of `kind` ("train", "test", "predict") on a batch that is there.
+
+        Returns:
+            The predictions; or the logs, where one replica sums up nothing; else None.
+        """
         one = getattr(self._steps, kind)
         key = ("on_batch", kind, whole.split)
+        # In the same graph: a call of another costs as much as a small step.
+        alone = self._steps.replicas.in_sync == 1 and kind != "predict"
 
         def run(batch: Any) -> Any:
-            return one(whole.split, batch)
+            found = one(whole.split, batch)
+            return self._steps.results(kind) if alone else found
 
         def call() -> Any:
             if self._eager:
