@@ -168,8 +168,23 @@ def test_what_is_there_already_stays(store):
 def test_clear_removes_all(store):
     save(store, 1)
     save(store, 2)
+    (store.folder / "of the user's own").touch()
     store.clear()
     assert store.newest() is None
+    assert [path.name for path in store.folder.iterdir()] == ["of the user's own"]
+
+
+def test_clear_removes_the_folder_unless_another_run_has_it(store):
+    save(store, 1)
+    store.clear()
+    assert not store.folder.exists()
+    store.claim()
+    other = store_lib.Store(store.folder)
+    other.claim()
+    save(other, 2)
+    store.clear()
+    assert [place.step for place in other.places()] == [2]
+    save(other, 3)  # it has its lease still
 
 
 # -- disks that fail ----------------------------------------------------------------------------

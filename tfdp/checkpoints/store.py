@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfdp.checkpoints import disk, tensors
-from tfdp.checkpoints.lease import Lease
+from tfdp.checkpoints.lease import Lease, LeaseLost
 from tfdp.error import Error
 
 _log = logging.getLogger("tfdp")
@@ -206,9 +206,23 @@ class Store:
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints: the next run starts from the beginning."""
+        """Remove all checkpoints, and the folder where it holds nothing else.
+
+        The next run starts from the beginning. Where another run has claimed the folder meanwhile,
+        nothing is removed.
+        """
+        if self._lease is not None:
+            try:
+                self._lease.check()
+            except LeaseLost:
+                return
         for place in reversed(self.places()):
             disk.remove(self.folder / place.name)
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _forget(self) -> None:
         """Remove those beyond the newest `keep`; called when a new one is committed."""
