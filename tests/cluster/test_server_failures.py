@@ -83,7 +83,8 @@ def test_fit_resumes_when_a_server_was_killed(tmp_path, environment):
     assert "ps:1 exited with code 137 (killed by SIGKILL)" in err
     begins = [int(line.split()[2]) for line in out.splitlines() if line.startswith("Begins at")]
     assert begins[0] == 0
-    assert begins[1] >= 3 * 51
+    # An epoch is saved when its callbacks are done, this one's among them.
+    assert begins[1] >= 2 * 51
     assert begins[1] % 51 == 0
     assert out.splitlines()[-1] == f"Trained {12 * 51} steps."
 
