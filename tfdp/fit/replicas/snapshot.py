@@ -193,7 +193,7 @@ def _own(replicas: replica_lib.Replicas, local: int) -> dict[str, np.ndarray]:
 
 def _copy(variable: tf.Variable) -> np.ndarray:
     # A step may assign while the file is being written.
-    return np.array(variable.numpy())
+    return np.array(variable.value())
 
 
 def _rows(arrays: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
