@@ -453,7 +453,8 @@ def test_flags_of_the_verbs():
         "log_megabytes",
         "logs_kept",
     ]
-    cluster += ["max_restarts", "platform", "preempt_seconds", "ps", "trust_network", "workers"]
+    cluster += ["max_restarts", "min_workers", "platform", "preempt_seconds", "ps"]
+    cluster += ["trust_network", "workers"]
     assert sorted(flags_of("launch")) == cluster
     assert sorted(flags_of("train")) == sorted([*cluster, "config", "resume"])
     assert sorted(flags_of("doctor")) == [

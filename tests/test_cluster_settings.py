@@ -65,6 +65,8 @@ FLAGS = [
     ("--evaluator=2", "--evaluator=2", "boolean"),
     ("--chiefs", "Unknown command line flag 'chiefs'", "Did you mean: chief"),
     ("--max-restarts=-1", "--max_restarts=-1", "use 0 or more"),
+    ("--min-workers=-1", "--min_workers=-1", "use 0 or more"),
+    ("--min-workers=3", "--min_workers=3 is more than --workers", "Use at most that many"),
     ("--max-restart=1", "Unknown command line flag 'max_restart'", "max_restarts"),
     ("--max_restarts=always", "--max_restarts=always", "invalid literal"),
     ("--logs-kept=-1", "--logs_kept=-1", "use 0 or more"),

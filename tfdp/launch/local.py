@@ -40,8 +40,9 @@ def run(
     restart_delay_seconds: float = 1.0,
     log_bytes: int = 100 << 20,
     logs_kept: int = 3,
-    renew: Callable[[], Sequence[TaskProcess]] | None = None,
+    renew: Callable[[Sequence[TaskProcess]], Sequence[TaskProcess]] | None = None,
     preempt_seconds: float = 25.0,
+    min_workers: int = 0,
 ) -> int:
     """Runs the tasks until they have ended. Call it from the main thread.
 
@@ -63,9 +64,13 @@ def run(
         without progress, up to a minute.
       log_bytes: How large a log may grow before it is continued in a new one; 0 for any size.
       logs_kept: How many full logs of a task are kept.
-      renew: Gives the plan for a restart of all, on ports that are free then; None for the same.
+      renew: Gives the plan for a restart of all, on ports that are free then, without the workers
+        whose plans it is given (see min_workers); None for the same plan again.
       preempt_seconds: From SIGTERM to SIGKILL where this process got SIGTERM: a training saves what
         it has.
+      min_workers: Where a worker has used up its restarts, the others that train together start
+        again without it, as long as so many are left; 0 for all or none. Needs renew. The workers
+        of parameter servers go on by themselves, as long as so many are left, and one is.
 
     Returns:
       0 when all went well; else the exit code of the task that failed first; 128 + the signal that
@@ -90,6 +95,7 @@ def run(
         logs_kept,
         renew,
         preempt_seconds,
+        min_workers,
     )
     supervisor = Supervisor(screen, wake_read, settings)
     try:

@@ -197,6 +197,12 @@ def plan(
     ]
 
 
+def gpus_of(process: TaskProcess) -> tuple[str, ...]:
+    """The ids of the GPUs that plan gave to a task."""
+    ids = process.environment.get("CUDA_VISIBLE_DEVICES", "")
+    return () if ids in ("", "-1") else tuple(ids.split(","))
+
+
 def log_name(task: Task) -> str:
     """The file name of a task's log."""
     return f"{task.type}-{task.index}.log"

@@ -104,3 +104,14 @@ class Budget:
         if advanced:
             return Decision(True, delay, "there was progress: the budget is not touched")
         return Decision(True, delay, f"restart {self._spent} of {self._max_restarts}")
+
+    def start_with_fewer(self, left: int) -> Decision:
+        """What is done where a task that was given up can be left out: all have failed afresh.
+
+        Args:
+          left: How many workers there are without it.
+        """
+        self.restarts += 1
+        self._spent = self._in_a_row = self._same = 0
+        self._last = None
+        return Decision(True, self._first, f"with {left} worker{'s'[: left > 1]}")

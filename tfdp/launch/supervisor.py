@@ -46,10 +46,13 @@ class Settings:
       preempt_seconds: The same where the launcher itself got SIGTERM: tasks save what they have.
       evaluator_seconds: How long the evaluator may go on when the training has ended.
       max_restarts: How many failures without progress are followed by a restart.
+      min_workers: With how many workers a group goes on when others cannot be started again; 0
+        for all of them.
       restart_delay_seconds: The wait before the first restart.
       log_bytes: How large a log may grow before it is continued in a new one; 0 for any size.
       logs_kept: How many full logs of a task are kept.
-      renew: Gives the plan for a new start of the group, on ports that are free then.
+      renew: Gives the plan for a new start of the group, on ports that are free then, without the
+        workers whose plans it is given.
     """
 
     grace_seconds: float = 3.0
@@ -58,8 +61,9 @@ class Settings:
     restart_delay_seconds: float = 1.0
     log_bytes: int = 0
     logs_kept: int = 0
-    renew: Callable[[], Sequence[TaskProcess]] | None = None
+    renew: Callable[[Sequence[TaskProcess]], Sequence[TaskProcess]] | None = None
     preempt_seconds: float = 25.0
+    min_workers: int = 0
 
 
 class Supervisor:
@@ -83,6 +87,7 @@ class Supervisor:
         self._alive: dict[Task, process.Running] = {}
         self._endings: dict[Task, endings.Ending] = {}
         self._budgets: dict[Task | None, restarts.Budget] = {}  # None: that of the group
+        self._left_out: list[TaskProcess] = []  # workers that could not be started again
         self._servers: tuple[str, ...] = ()
         self._failed: tuple[process.Running, str] | None = None
         self._not_started: tuple[int, str] | None = None
@@ -151,7 +156,10 @@ class Supervisor:
             name += " (Ctrl-C)" if self.signal == signal.SIGINT else ""
             return 128 + self.signal, f"Interrupted by {name}: all tasks ended. Logs: {log_dir}"
         count = sum(budget.restarts for budget in self._budgets.values())
-        return 0, f"All went well after {count} restart{'s'[: count > 1]}." if count else ""
+        if not count:
+            return 0, ""
+        without = f", without {len(self._left_out)} of the workers" if self._left_out else ""
+        return 0, f"All went well after {count} restart{'s'[: count > 1]}{without}."
 
     # -- start and end --------------------------------------------------------------------------
 
@@ -159,7 +167,7 @@ class Supervisor:
         for task in tasks:
             plan, output = self._plans[task], self._outputs[task]
             added = dict(variables or {})
-            if self._settings.max_restarts:
+            if self._settings.max_restarts or self._settings.min_workers:
                 added[progress.FILE_VARIABLE] = os.path.abspath(self._progress_file(task))
             plan = dataclasses.replace(plan, environment={**plan.environment, **added})
             try:
@@ -257,9 +265,10 @@ class Supervisor:
     def _start_group_again(self) -> None:
         if self._settings.renew is not None:
             # The evaluator, which may run on, has an address that nobody else is told.
-            self._plans.update(
-                {plan.task: plan for plan in self._settings.renew() if plan.task in self._plans}
-            )
+            renewed = {plan.task: plan for plan in self._settings.renew(self._left_out)}
+            for task in set(self._plans) - set(renewed):
+                self._endings.pop(task, None)
+            self._plans = {task: renewed[task] for task in self._plans if task in renewed}
         self._start_again(self._group(), self._budgets[None])
 
     def _group(self) -> list[Task]:
@@ -355,13 +364,19 @@ class Supervisor:
         furthest = max((one for one in reached if one is not None), default=None)
         decision = budget.decide(restarts.Failure(task, code, furthest))
         others = [other for other in {*self._alive, *self._due} if other.type == "worker"]
-        if not decision.restart and alone and task.type == "worker" and others:
+        enough = len(others) >= max(1, self._settings.min_workers)
+        if not decision.restart and alone and task.type == "worker" and enough:
             # Its coordinator gives what it had to the others.
             self._say(
                 f"{task} {how}: {endings.guess_cause(self._endings[task])}. The training goes on "
                 f"with {len(others)} worker{'s'[: len(others) > 1]}. Log: {self._logs[task]}"
             )
             return
+        if not decision.restart and not alone and self._can_go_on_without(task):
+            self._left_out.append(self._plans[task])
+            left = budget.start_with_fewer(self._count_workers() - 1)
+            why = f"{left.why}: {decision.why}" if decision.why else left.why
+            decision = dataclasses.replace(left, why=why)
         if not decision.restart:
             self._failed = self._failed or (running, decision.why)
             self._dismiss(self._alive.values(), f"ended because {task} had failed")
@@ -382,6 +397,16 @@ class Supervisor:
         living = self._living_group()
         self._dismiss(living, f"ended to start again with {task}")
         self._end(living, self._settings.grace_seconds, "")
+
+    def _can_go_on_without(self, task: Task) -> bool:
+        return (
+            self._settings.renew is not None
+            and task.type == "worker"
+            and 0 < self._settings.min_workers < self._count_workers()
+        )
+
+    def _count_workers(self) -> int:
+        return sum(task.type == "worker" for task in self._plans)
 
     def _dismiss(self, tasks: Iterable[process.Running], why: str) -> None:
         """Whatever becomes of them now is a consequence."""

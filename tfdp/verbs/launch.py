@@ -7,7 +7,7 @@ launch_tasks(values, ["train.py"], "runs/a")    # its exit code
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -44,6 +44,12 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
         "max_restarts",
         0,
         "Failures without progress that are followed by a new start.",
+    )
+    add(
+        flags.DEFINE_integer,
+        "min_workers",
+        0,
+        "Go on with so many workers where others fail for good; 0: with all or none.",
     )
     add(
         flags.DEFINE_float,
@@ -106,11 +112,16 @@ def launch_tasks(
 
     if values.platform != "local":
         raise UsageError(f"--platform={values.platform!r}: use local.")
-    for name in ("max_restarts", "logs_kept", "log_megabytes", "preempt_seconds"):
+    for name in ("max_restarts", "min_workers", "logs_kept", "log_megabytes", "preempt_seconds"):
         least = int(name == "log_megabytes")
         value = getattr(values, name)
         if value < least:
             raise UsageError(f"--{name}={value}: use {least} or more.")
+    if values.min_workers > values.workers > 0:
+        raise UsageError(
+            f"--min_workers={values.min_workers} is more than --workers={values.workers}. "
+            f"Use at most that many."
+        )
     if values.trust_network:
         os.environ[network.TRUST_VARIABLE] = "1"  # for the tasks, which look at the addresses
     problem = run_lib.check_script(script)
@@ -129,15 +140,20 @@ def launch_tasks(
         seed = int(given) if given else int.from_bytes(os.urandom(4), "little") >> 1
     run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
-    def make_cluster() -> cluster_lib.Cluster:
-        return plan.local_cluster(ports=machine.free_ports(plan.count_tasks(**shape)), **shape)
+    def make_cluster(left_out: int = 0) -> cluster_lib.Cluster:
+        fewer = {**shape, "workers": values.workers - left_out}
+        return plan.local_cluster(ports=machine.free_ports(plan.count_tasks(**fewer)), **fewer)
 
-    def make_plan(cluster: cluster_lib.Cluster) -> list[plan.TaskProcess]:
+    def make_plan(
+        cluster: cluster_lib.Cluster, left_out: Sequence[plan.TaskProcess] = ()
+    ) -> list[plan.TaskProcess]:
+        # A GPU that fails its worker again and again is given to no other.
+        unused = {gpu for process in left_out for gpu in plan.gpus_of(process)}
         return plan.plan(
             cluster,
             script,
             seed=seed,
-            gpus=gpus,
+            gpus=tuple(gpu for gpu in gpus if gpu not in unused),
             log_dir=log_dir,
             directory=os.getcwd(),
             run=run_name,
@@ -183,7 +199,8 @@ def launch_tasks(
             max_restarts=values.max_restarts,
             log_bytes=values.log_megabytes << 20,
             logs_kept=values.logs_kept,
-            renew=lambda: make_plan(make_cluster()),
+            renew=lambda left_out: make_plan(make_cluster(len(left_out)), left_out),
+            min_workers=values.min_workers,
             preempt_seconds=values.preempt_seconds,
         )
     except KeyboardInterrupt:
