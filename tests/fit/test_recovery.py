@@ -1,11 +1,13 @@
 """A fit that was killed goes on where it was: the same weights, the same history, bit for bit."""
 
+import contextlib
 import csv
 import logging
 import os
 import signal
 import sys
 import tempfile
+import time
 
 import keras
 import numpy as np
@@ -81,7 +83,7 @@ def data(kind):
                 yield X[step % 30 : step % 30 + BATCH], Y[step % 30 : step % 30 + BATCH]
 
         return {"x": batches(), "steps_per_epoch": 5}
-    assert kind == "sequence"
+    assert kind in ("sequence", "slow sequence")
 
     class Sequence(keras.utils.PyDataset):
         def __len__(self):
@@ -89,6 +91,7 @@ def data(kind):
 
         def __getitem__(self, index):
             begin = index * BATCH
+            time.sleep(0.1 * (kind == "slow sequence"))
             noise = np.random.normal(size=(BATCH, 5)).astype("float32")
             return X[begin : begin + BATCH] + noise, Y[begin : begin + BATCH]
 
@@ -201,6 +204,19 @@ def test_a_killed_training_ends_as_one_that_was_not(kill, one_device, tmp_path):
 def test_each_kind_of_input_goes_on_at_its_batch(kind, one_device, tmp_path):
     assert train(one_device, tmp_path, kind, kill=("on_train_batch_end", 7)) is None
     assert facts(train(one_device, tmp_path, kind)) == undisturbed(one_device, kind)
+
+
+@pytest.mark.parametrize(
+    "kinds", [("sequence", "slow sequence"), ("slow sequence", "sequence")], ids=" then ".join
+)
+def test_a_dataset_that_draws_numbers_may_be_read_ahead(kinds, one_device, tmp_path):
+    """However far it was read when the checkpoint was taken, and when training goes on."""
+    pause = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(0.05))
+    before, after = kinds
+    kill = ("on_train_batch_end", 7)
+    assert train(one_device, tmp_path, before, kill=kill, more=[pause]) is None
+    time.sleep(0.2)  # what the killed one still reads draws from the same numbers
+    assert facts(train(one_device, tmp_path, after)) == undisturbed(one_device, "sequence")
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
@@ -431,6 +447,41 @@ def test_another_model_is_refused_with_the_remedy(one_device, tmp_path):
     backup = tfdp.callbacks.BackupAndRestore(tmp_path)
     with pytest.raises(tfdp.Error, match=r"is of another model: it holds .* Choose another"):
         model.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=[backup])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (X[:, :4], Y, "elements of a batch: ['float32 (5,)', 'int32 ()'] then, ['float32 (4,)'"),
+        (X, Y.astype("int64"), "['float32 (5,)', 'int64 ()'] now"),
+        (X[:41], Y[:41], "shape of x: [44, 5] then, [41, 5] now; shape of y: [44] then, [41] now"),
+    ],
+)
+def test_other_data_is_refused_with_the_remedy(x, y, said, one_device, tmp_path):
+    _fit(one_device, tmp_path, X, Y, Kill("on_train_batch_end", 9))
+    with pytest.raises(tfdp.Error) as error:
+        _fit(one_device, tmp_path, x, y)
+    assert said in str(error.value)
+    assert "Take those that the training began with" in str(error.value)
+
+
+def test_other_values_are_said(one_device, tmp_path, caplog):
+    _fit(one_device, tmp_path, X, Y, Kill("on_train_batch_end", 9))
+    with caplog.at_level(logging.WARNING, "tfdp"):
+        _fit(one_device, tmp_path, X + 1, Y)
+    assert [r.getMessage() for r in caplog.records if "other data" in r.getMessage()] == [
+        "The training goes on with other data: since its checkpoint the values of x have changed."
+    ]
+
+
+def _fit(strategy, folder, x, y, *callbacks):
+    """Train on batches of eight rows until a callback kills it, if one does."""
+    with strategy.scope():
+        model = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    backup = tfdp.callbacks.BackupAndRestore(str(folder / "backup"), save_freq=2)
+    with contextlib.suppress(Killed):
+        model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[backup, *callbacks])
 
 
 def test_another_batch_size_is_refused_with_the_remedy(one_device, tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ parameter servers that read for themselves get whole batches, each another: `apa
 
 import dataclasses
 import functools
+import os
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +79,7 @@ def open_inputs(
     if data.function:
         return _of_function(data, pipelines, apart)
     opened = source.open_source(data)
+    made_of = _made_of(opened.train)
     shared = batches_apart(data, apart)
     plan = pipeline.plan_training(opened, shared, apart or pipelines)
     pipeline.plan_evaluation(opened, data, pipelines)  # refuses what could not be evaluated
@@ -112,6 +115,7 @@ def open_inputs(
             return begin if functions else begin(one)
 
         x.tfdp_starting_at = starting_at
+    x.tfdp_fingerprint = made_of
     return Inputs(
         x,
         evaluation if several else evaluation(one),
@@ -124,6 +128,14 @@ def open_inputs(
         opened.pixel_max,
         lambda error: damage.explained(error, opened.train, opened.test),
     )
+
+
+def _made_of(records: records_lib.Records) -> dict[str, Any]:
+    """Return what a run that goes on compares: see fit.recovery.fingerprint."""
+    files = [os.path.basename(file.name) for file in records.files]
+    sizes = [size for size, _ in records.states]
+    listed = zlib.crc32(repr((files, sizes)).encode())
+    return {"records": records.count, "files": len(files), "checksum of the list of files": listed}
 
 
 def _check_apart(records: records_lib.Records, data: config_lib.Data) -> None:

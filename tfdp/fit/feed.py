@@ -158,6 +158,7 @@ class Feed:
         self.cache_files = data_adapters.cache_files(dataset) if given else []
         self.comparisons = 0
         self.once = self._adapter is not None and data_adapters.is_generator_adapter(data)
+        self._reads_python = self._adapter is not None and data_adapters.reads_python(data)
         self._endless = isinstance(dataset, tf.data.Dataset) and (
             int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
         )
@@ -246,8 +247,7 @@ class Feed:
     def _begin_pass(self, skip: int = 0) -> None:
         self._drawn = random_state.now()
         # Python code that draws random numbers has to have drawn those when this returns.
-        at_once = self._adapter is not None and data_adapters.reads_python(self._adapter)
-        if skip and isinstance(self._dataset, tf.data.Dataset) and not at_once:
+        if skip and isinstance(self._dataset, tf.data.Dataset) and not self._reads_python:
             self.iterator = iter(self._dataset.skip(skip))
         else:
             self.iterator = iter(self._dataset)
@@ -260,9 +260,12 @@ class Feed:
 
     def place(self) -> dict[str, Any]:
         """Return where the feed stands, as plain data."""
+        is_open = self.iterator is not None
         return {
             "passes": self._passes,
-            "is_open": self.iterator is not None,
+            "is_open": is_open,
+            # Python code may have drawn random numbers for batches of later steps.
+            "reads_ahead": is_open and not self.once and self._reads_python,
             "seen": self._seen,
             "drawn": random_state.plain(self._drawn),
         }

@@ -31,7 +31,7 @@ from tfdp.checkpoints.tensors import Spec
 from tfdp.compat import data_adapters
 from tfdp.error import Error
 from tfdp.fit import call, random_state
-from tfdp.fit.recovery import callback_state, preemption
+from tfdp.fit.recovery import callback_state, fingerprint, preemption
 from tfdp.fit.recovery.writer import Writer
 
 _log = logging.getLogger("tfdp")
@@ -124,6 +124,8 @@ class Backup:
         self._position = Position(0)
         self._since = 0  # steps since the last checkpoint
         self._saved_at = time.monotonic()
+        self._data: Any = None
+        self._fingerprint: dict[str, Any] = {}
         self._feed: Any = None
         self._evaluation: Any = None
         self._callbacks: Any = None
@@ -170,7 +172,7 @@ class Backup:
 
     def starting(self, data: call.Data) -> call.Data:
         """Return the data from where training goes on, if it can begin there."""
-        position = self._position
+        self._data, position = data, self._position
         if not self._run:
             return data
         epoch = position.epoch + (position.phase == TRAINED)
@@ -182,9 +184,11 @@ class Backup:
         """Learn what the fit consists of, before its callbacks are told that it begins.
 
         Raises:
-            Error: On every process, if the data has another number of batches.
+            Error: On every process, if it is other data, or in other batches.
         """
         self._feed, self._evaluation, self._callbacks = feed, evaluation, callbacks
+        self._fingerprint = fingerprint.of(self._data, feed.spec)
+        self._data = None
         if self.settings.save_freq != "epoch":
             self._every = int(self.settings.save_freq)
         callback_state.say_what_is_not_kept(self._kept().values())
@@ -196,6 +200,7 @@ class Backup:
                 f"steps, and these have {feed.steps}: the data or the global batch size is another "
                 "one. Take those that the training began with, or choose another folder."
             )
+        self._compare_data()
         for callback in callbacks.callbacks:
             if isinstance(callback, InPlace):
                 callback.restore = lambda: self._put(steps)
@@ -204,6 +209,21 @@ class Backup:
         for callback in callbacks.callbacks:
             if isinstance(callback, keras.callbacks.CSVLogger):
                 callback_state.cut_csv(callback, self._position.epoch)
+
+    def _compare_data(self) -> None:
+        other, values = fingerprint.difference(self._run["data"], self._fingerprint)
+        # The chief's counts: the others may read shards of their own.
+        if other := self._trainer.share(other):
+            raise Error(
+                f"The checkpoint in {self.settings.folder} is of other data ({other}). Take those "
+                "that the training began with, or choose another folder."
+            )
+        if values:
+            _log.warning(
+                "The training goes on with other data: since its checkpoint the values of %s have "
+                "changed.",
+                values,
+            )
 
     def restore(self) -> None:
         """Give the data and the callbacks what the checkpoint holds, when all have begun.
@@ -222,7 +242,10 @@ class Backup:
             self._feed.resume(run["feed"], position.step if position.phase == WITHIN else 0)
         if self._evaluation is not None and run["validation"]:
             self._evaluation.resume({**run["validation"], "is_open": False}, 0)
-        random_state.take(run["random"])
+        if not run["feed"].get("reads_ahead"):
+            # Else the numbers stand where reading up to there has left them: how far the one that
+            # was killed had read ahead, nobody knows.
+            random_state.take(run["random"])
         if position.phase == WITHIN and not self._starts:
             self._warn_of_seeds()
         seconds = time.monotonic() - begin
@@ -414,6 +437,7 @@ class Backup:
             "logs": _plain(self._logs) if position.phase == TRAINED else {},
             "ways": ways,
             "steps": self._feed.steps,
+            "data": self._fingerprint,
             "feed": self._feed.place(),
             "validation": self._evaluation.place() if self._evaluation is not None else None,
             "random": random_state.plain(random_state.now()),
