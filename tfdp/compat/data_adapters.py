@@ -151,8 +151,26 @@ def _made_of(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
 
 def runs_python(dataset: tf.data.Dataset) -> bool:
     """Say whether a dataset calls Python functions, which live in this process alone."""
+    return _calls_python(_bodies(dataset))
+
+
+def maps_python(dataset: tf.data.Dataset) -> bool:
+    """Say the same of the functions of its own maps, filters and generators.
+
+    It does not see into datasets that such a function makes, but needs no graph, which would hold
+    the arrays as well.
+    """
+    graphs = [
+        function.function.graph.as_graph_def()
+        for one in _made_of(dataset)
+        for function in one._functions()
+    ]
+    return any(_calls_python(_bodies_of(graph)) for graph in graphs)
+
+
+def _calls_python(bodies: list[Any]) -> bool:
     calls = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
-    return any(node.op in calls for nodes in _bodies(dataset) for node in nodes)
+    return any(node.op in calls for nodes in bodies for node in nodes)
 
 
 def shardable(dataset: tf.data.Dataset) -> Callable[[int, int], tf.data.Dataset]:
@@ -193,5 +211,8 @@ def _graph(dataset: tf.data.Dataset, strip_devices: bool = False) -> tf.Tensor:
 
 def _bodies(dataset: tf.data.Dataset) -> list[Any]:
     """Return the nodes of a dataset's graph, and of each function in it."""
-    graph = tf.compat.v1.GraphDef.FromString(_graph(dataset).numpy())
+    return _bodies_of(tf.compat.v1.GraphDef.FromString(_graph(dataset).numpy()))
+
+
+def _bodies_of(graph: Any) -> list[Any]:
     return [graph.node, *(function.node_def for function in graph.library.function)]

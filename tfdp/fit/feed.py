@@ -158,7 +158,6 @@ class Feed:
         self.cache_files = data_adapters.cache_files(dataset) if given else []
         self.comparisons = 0
         self.once = self._adapter is not None and data_adapters.is_generator_adapter(data)
-        self._reads_python = self._adapter is not None and data_adapters.reads_python(data)
         self._endless = isinstance(dataset, tf.data.Dataset) and (
             int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
         )
@@ -247,7 +246,7 @@ class Feed:
     def _begin_pass(self, skip: int = 0) -> None:
         self._drawn = random_state.now()
         # Python code that draws random numbers has to have drawn those when this returns.
-        if skip and isinstance(self._dataset, tf.data.Dataset) and not self._reads_python:
+        if skip and isinstance(self._dataset, tf.data.Dataset) and not self._runs_python():
             self.iterator = iter(self._dataset.skip(skip))
         else:
             self.iterator = iter(self._dataset)
@@ -260,12 +259,9 @@ class Feed:
 
     def place(self) -> dict[str, Any]:
         """Return where the feed stands, as plain data."""
-        is_open = self.iterator is not None
         return {
             "passes": self._passes,
-            "is_open": is_open,
-            # Python code may have drawn random numbers for batches of later steps.
-            "reads_ahead": is_open and not self.once and self._reads_python,
+            "is_open": self.iterator is not None,
             "seen": self._seen,
             "drawn": random_state.plain(self._drawn),
         }
@@ -274,12 +270,24 @@ class Feed:
         """Let the next epoch begin at a step: the data starts there."""
         self._first_step = step
 
-    def resume(self, place: dict[str, Any], step: int) -> None:
+    def _runs_python(self) -> bool:
+        """Say whether batches come from Python code, which may draw random numbers."""
+        if self._adapter is not None and data_adapters.reads_python(self._adapter):
+            return True
+        return isinstance(self._dataset, tf.data.Dataset) and data_adapters.maps_python(
+            self._dataset
+        )
+
+    def resume(self, place: dict[str, Any], step: int) -> bool:
         """Go on where a feed of the same data stood: read what it had read, and drop it.
 
         Args:
             place: What `place` returned.
             step: Steps that were taken in the epoch; 0 at the beginning of one.
+
+        Returns:
+            Whether random numbers stand where it left them: it reads batches before their step,
+            by Python code that may draw numbers for them. Nobody else knows how many.
         """
         before = place["passes"] - bool(place["is_open"])
         while self._passes < before and isinstance(self._dataset, tf.data.Dataset):
@@ -292,6 +300,7 @@ class Feed:
             self._begin_pass(place["seen"])
         self.step = step
         self._goes_on = step > 0
+        return bool(place["is_open"]) and not self.once and self._runs_python()
 
     def restart(self) -> None:
         """Let the next epoch start at the first batch."""

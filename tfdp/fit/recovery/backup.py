@@ -236,15 +236,15 @@ class Backup:
         position, run = self._position, self._run
         if position.phase == ENDED:
             self._put_callbacks()
+        done = position.step if position.phase == WITHIN else 0
+        drawn = False
         if self._starts:
-            self._feed.begin_within(position.step if position.phase == WITHIN else 0)
+            self._feed.begin_within(done)
         else:
-            self._feed.resume(run["feed"], position.step if position.phase == WITHIN else 0)
+            drawn = self._feed.resume(run["feed"], done)
         if self._evaluation is not None and run["validation"]:
             self._evaluation.resume({**run["validation"], "is_open": False}, 0)
-        if not run["feed"].get("reads_ahead"):
-            # Else the numbers stand where reading up to there has left them: how far the one that
-            # was killed had read ahead, nobody knows.
+        if not drawn:
             random_state.take(run["random"])
         if position.phase == WITHIN and not self._starts:
             self._warn_of_seeds()

@@ -224,10 +224,11 @@ class WorkerFeed:
         """Return where the feed stands: nobody knows what each worker has read."""
         return {}
 
-    def resume(self, place: dict[str, Any], step: int) -> None:
+    def resume(self, place: dict[str, Any], step: int) -> bool:
         """Go on at a step of an epoch; each worker begins anew with what it reads."""
         del place
         self.begin_within(step)
+        return False
 
     def begin_within(self, step: int) -> None:
         """Go on at a step of an epoch; what the workers read begins about there."""
