@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 
@@ -321,35 +320,6 @@ def test_cpu_replicas_and_receive_chunks_are_as_asked():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == ["262144", "3", "1", "False"]
-
-
-@pytest.mark.parametrize(
-    ("before", "environment", "threads"),
-    [
-        ("pass", {}, 2),
-        ("pass", {"TF_NUM_INTEROP_THREADS": "1"}, 1),
-        ("tf.config.threading.set_inter_op_parallelism_threads(1)", {}, 1),
-        ("tf.constant(1)", {}, 1),
-    ],
-)
-def test_on_one_cpu_collectives_have_a_thread_beside_gloo(before, environment, threads):
-    program = (
-        "import os, tensorflow as tf\n"
-        "from tfdp import strategies\nfrom tfdp.compat import collectives\n"
-        "os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
-        f"{before}\n"
-        "strategies.tune_collectives()\n"
-        "print(collectives.operations_at_once())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert done.stdout.split() == [str(threads)]
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,8 @@ def use_cpu_replicas(count: int) -> None:
 
 
 def tune_collectives() -> None:
-    """Let collectives move large chunks, and run beside Gloo's sums; before TensorFlow is used."""
+    """Let collectives between hosts move large chunks; without effect once TensorFlow was used."""
     collectives.enlarge_receive_chunks(_RECEIVE_CHUNK_BYTES)
-    collectives.run_two_operations_at_once()
 
 
 def _tell_evaluator() -> None:

@@ -18,6 +18,7 @@ While a step is traced, and in replicas' own threads only where threads matter:
 
     CompileLoss, Mean metrics, activity regularizers    ask which replica they run for: exact sums
     layers              _loss_ids: losses of each replica's own; _moments: over masks, over replicas
+    ReplicaContext      all_reduce: by what carries the gradients, where that is not tf.distribute
     Keras variables     _value: the copy of this replica
     optimizers          apply: gradients are summed first; _distribution_strategy: none of it;
                         _clip_gradients, update_step: partitions of one variable, on its server

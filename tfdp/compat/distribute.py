@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -26,6 +26,52 @@ def hide_replica_count() -> Iterator[None]:
         yield
     finally:
         distribute_lib._pop_per_thread_mode()
+
+
+@contextlib.contextmanager
+def all_reduce_by(
+    strategy: tf.distribute.Strategy,
+    sums: Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]],
+    dtypes: Container[str],
+) -> Iterator[None]:
+    """Let what a strategy's replicas reduce by their context travel another way.
+
+    Keras's synchronised BatchNormalization and users' code call
+    `tf.distribute.get_replica_context().all_reduce`.
+
+    Args:
+        strategy: The strategy.
+        sums: Returns the sums of tensors over all replicas.
+        dtypes: The types that it adds.
+    """
+    own = tf.distribute.ReplicaContext.all_reduce
+
+    def all_reduce(context: Any, reduce_op: Any, value: Any, options: Any = None) -> Any:
+        flat = tf.nest.flatten(value)
+        carried = context.strategy is strategy and not any(
+            isinstance(one, tf.IndexedSlices) or tf.convert_to_tensor(one).dtype.name not in dtypes
+            for one in flat
+        )
+        if not carried:
+            return own(context, reduce_op, value, options)
+        is_mean = str(getattr(reduce_op, "value", reduce_op)).upper() == "MEAN"
+
+        @tf.custom_gradient
+        def reduced(*values: Any) -> Any:
+            found = sums(values)
+            if is_mean:
+                count = strategy.extended._num_replicas_in_sync  # the real one
+                found = [one / tf.cast(count, one.dtype) for one in found]
+            # As in tf.distribute: the gradient of a sum over all is the sum over all.
+            return tuple(found), lambda *gradients: reduced(*gradients)
+
+        return tf.nest.pack_sequence_as(value, list(reduced(*map(tf.convert_to_tensor, flat))))
+
+    tf.distribute.ReplicaContext.all_reduce = all_reduce
+    try:
+        yield
+    finally:
+        tf.distribute.ReplicaContext.all_reduce = own
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ communication = Communication(implementation="ring", bytes_per_pack=1 << 20, com
 reduced = all_reduce(gradients, communication)      # on each replica
 """
 
+import contextlib
 import dataclasses
 import itertools
 import weakref
@@ -12,7 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdp.fit.replicas import transport
+from tfdp.compat import distribute
+from tfdp.fit.replicas import gloo, transport
 
 _IMPLEMENTATIONS = ("auto", "ring", "nccl", "gloo")
 _NO_MPI = (
@@ -109,6 +111,22 @@ def all_sum(values: Any) -> Any:
     # tf.distribute asks a tensor for its device, which one from outside the replica has not.
     here = tf.nest.map_structure(tf.identity, values)
     return context.all_reduce(tf.distribute.ReduceOp.SUM, here)
+
+
+@contextlib.contextmanager
+def carried(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Let layers and train_steps that reduce by themselves use what carries the gradients.
+
+    Two systems side by side would wait for one another: on one CPU TensorFlow runs one operation
+    at a time, and a worker that waits in Gloo leaves no thread to the collective that another
+    worker waits for.
+    """
+    carrier = transport.of(strategy)
+    if carrier is None:
+        yield
+        return
+    with distribute.all_reduce_by(strategy, carrier.sum, gloo.DTYPES):
+        yield
 
 
 class Packs:

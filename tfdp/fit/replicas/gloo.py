@@ -38,7 +38,7 @@ _LOOK_SECONDS = 1.0
 # Memory that so many collectives have not used belongs to a model that is trained no more.
 _FORGOTTEN_AFTER = 1000
 _GONE = "the process that runs Gloo has ended"
-_KINDS = ("float32", "float64", "int32", "int64", "float16", "bfloat16")
+DTYPES = ("float32", "float64", "int32", "int64", "float16", "bfloat16")
 
 
 class Failed(Exception):
@@ -127,8 +127,8 @@ class Gloo:
             Failed: A worker is lost, or the time is over.
         """
         for array in arrays:
-            if array.dtype.name not in _KINDS:
-                raise TypeError(f"Gloo does not sum {array.dtype.name}: use one of {_KINDS}")
+            if array.dtype.name not in DTYPES:
+                raise TypeError(f"Gloo does not sum {array.dtype.name}: use one of {DTYPES}")
         with self._lock:
             key = tuple((array.dtype.name, array.shape) for array in arrays)
             region = self._region(key, lambda: _Layout(arrays, self.size))

@@ -152,6 +152,8 @@ class Steps:
                     keras_variables.synchronized_over_rows(self.model, loss_lib.rows_here)
                 )
                 stack.enter_context(keras_variables.losses_of_threads(self.model))
+                if not self._jit:
+                    stack.enter_context(communication_lib.carried(self.strategy))
             yield
 
     def _local_results(self, values: Any) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdp.compat import collectives, coordination
+from tfdp.compat import coordination
 from tfdp.fit.replicas import agreement, gloo
 
 _log = logging.getLogger("tfdp")
@@ -189,11 +189,6 @@ def _decide(strategy: Any, call: str, implementation: str, me: str, names: list[
     problem = unmeant
     if not unmeant and gloo.binding() is None:
         problem = f"it is not installed: {INSTALL}"
-    elif not unmeant and collectives.operations_at_once() < 2:
-        problem = (
-            "TensorFlow runs one operation at a time here, and its own collectives would wait for "
-            "ever beside a sum: set TF_NUM_INTEROP_THREADS=2"
-        )
     found = agreement.first_problem(strategy, call, option, problem)
     if not found:
         problem = _connect(strategy, me, names)
