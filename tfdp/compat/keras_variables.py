@@ -107,21 +107,9 @@ def synchronized_over_rows(model: keras.Model, rows: Callable[[], Any]) -> Itera
 
     def moments(layer: Any, own: Any, inputs: Any, mask: Any) -> Any:
         context = tf.distribute.get_replica_context()
-        if context is None or not tf.is_tensor(own_rows := rows()):
-            return over_replicas(layer, own, inputs, mask)
-        present = own_rows > 0
-        kept = tf.where(present, tf.shape(inputs)[0], 0)
-
-        @tf.custom_gradient
-        def without_stand_in(value: Any) -> Any:
-            # What comes back from a row of zeros may be NaN, and would go into the sum.
-            return tf.identity(value), lambda g: tf.where(present, g, tf.zeros_like(g))
-
-        found = over_replicas(layer, own, inputs[:kept], None if mask is None else mask[:kept])
-        return tuple(map(without_stand_in, found))
-
-    def over_replicas(layer: Any, own: Any, inputs: Any, mask: Any) -> Any:
-        context = tf.distribute.get_replica_context()
+        if context is not None and tf.is_tensor(own_rows := rows()):
+            kept = tf.where(own_rows > 0, tf.shape(inputs, own_rows.dtype)[0], 0)
+            inputs, mask = inputs[:kept], None if mask is None else mask[:kept]
         if mask is None or context is None:
             return own(inputs, mask)
         seen = tf.cast(tf.expand_dims(mask, -1), inputs.dtype) * tf.ones_like(inputs)
