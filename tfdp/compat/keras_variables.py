@@ -83,33 +83,17 @@ def synchronized_state(model: keras.Model) -> list[Any]:
     ]
 
 
-def sums_unknown(model: keras.Model) -> bool:
-    """Say whether a layer communicates in a way of its own: see `synchronized_over_rows`."""
-    return any(
-        getattr(layer, "synchronized", False) and not hasattr(layer, "_moments")
-        for layer in layers(model)
-    )
-
-
 @contextlib.contextmanager
-def synchronized_over_rows(model: keras.Model, rows: Callable[[], Any]) -> Iterator[None]:
-    """Let BatchNormalization(synchronized=True) sum over the rows that there are, masked or not.
+def synchronized_over_masks(model: keras.Model) -> Iterator[None]:
+    """Let BatchNormalization(synchronized=True) synchronise masked inputs too.
 
     Keras 3.13 to 3.15 sums over all replicas where there is no mask; with one, each replica
     normalises by its own rows (layers/normalization/batch_normalization.py, _moments). Traced in
     replica context.
-
-    Args:
-        model: The model.
-        rows: Returns how many rows this replica has, None if that is never 0. A row that stands
-            in for none is left out of the sums.
     """
 
     def moments(layer: Any, own: Any, inputs: Any, mask: Any) -> Any:
         context = tf.distribute.get_replica_context()
-        if context is not None and tf.is_tensor(own_rows := rows()):
-            kept = tf.where(own_rows > 0, tf.shape(inputs, own_rows.dtype)[0], 0)
-            inputs, mask = inputs[:kept], None if mask is None else mask[:kept]
         if mask is None or context is None:
             return own(inputs, mask)
         seen = tf.cast(tf.expand_dims(mask, -1), inputs.dtype) * tf.ones_like(inputs)
