@@ -166,6 +166,7 @@ def test_gpus(asked, gpus, visible):
     cluster = plan.local_cluster(ports=range(2000, 2000 + len(visible)), **asked)
     processes = plan.plan(cluster, ["a.py"], seed=0, gpus=gpus)
     assert [p.environment.get("CUDA_VISIBLE_DEVICES") for p in processes] == visible
+    assert [gpu for p in processes for gpu in plan.gpus_of(p)] == list(gpus)
     assert [p.log for p in processes] == [None] * len(visible)
 
 

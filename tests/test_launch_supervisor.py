@@ -4,6 +4,8 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 from test_launch_local import HEAD, WAIT, launcher, read_line, rest_of, split_table, tasks_of
@@ -247,6 +249,29 @@ def test_a_worker_that_fails_for_good_is_left_out(tmp_path, min_workers, code):
         assert sorted((tmp_path / "out").read_text().split()) == ["[worker:1]", "first", "last"]
         assert "(with 2 workers: no progress, and max_restarts=1 is used up)" in said
         assert said.endswith("All went well after 2 restarts, without 1 of the workers.\n")
+
+
+def test_the_gpu_of_a_worker_that_fails_for_good_is_given_to_no_other(tmp_path):
+    (tmp_path / "script.py").write_text(
+        HEAD + "import json\n"
+        "gpu = os.environ['CUDA_VISIBLE_DEVICES']\n"
+        "if gpu == '1': os._exit(1)\n"
+        "workers = json.loads(os.environ['TF_CONFIG'])['cluster']['worker']\n"
+        "if len(workers) == 3: signal.pause()\n"
+        "say(f'GPU {gpu}')\n"
+    )
+    words = ["launch", "--workers=3", "--min-workers=2", "--log_dir=logs", "--", "script.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tfdp", *words],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "0,1,2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    logs = [(tmp_path / "logs" / f"worker-{n}.log").read_text() for n in range(2)]
+    assert [log.splitlines()[-1] for log in logs] == ["GPU 0", "GPU 2"]
 
 
 def test_ctrl_c_ends_the_wait_for_a_restart(tmp_path):

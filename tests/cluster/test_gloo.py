@@ -41,7 +41,7 @@ REFUSED = "ValueError: Communication(implementation='gloo'): Gloo cannot be used
         # Nobody can be reached where one of two cannot listen: the chief says so first.
         ("not connected", f"{REFUSED}worker:0: it cannot connect by 127.0.0.1: "),
         ("auto, not everywhere", "TensorFlow"),
-        ("beside TensorFlow's", "Gloo"),
+        ("synchronised layer", "Gloo"),
         ("gloo", "Gloo"),
         ("auto", "Gloo"),
     ],

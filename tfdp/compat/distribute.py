@@ -42,7 +42,8 @@ def all_reduce_by(
     Args:
         strategy: The strategy.
         sums: Returns the sums of tensors over all replicas.
-        dtypes: The types that it adds.
+        dtypes: The names of the types that it adds. Others, and IndexedSlices, stay with
+            tf.distribute.
     """
     own = tf.distribute.ReplicaContext.all_reduce
 
@@ -55,13 +56,13 @@ def all_reduce_by(
         if not carried:
             return own(context, reduce_op, value, options)
         is_mean = str(getattr(reduce_op, "value", reduce_op)).upper() == "MEAN"
+        replicas = strategy.num_replicas_in_sync
 
         @tf.custom_gradient
         def reduced(*values: Any) -> Any:
             found = sums(values)
             if is_mean:
-                count = strategy.extended._num_replicas_in_sync  # the real one
-                found = [one / tf.cast(count, one.dtype) for one in found]
+                found = [tf.cast(one / tf.cast(replicas, one.dtype), one.dtype) for one in found]
             # As in tf.distribute: the gradient of a sum over all is the sum over all.
             return tuple(found), lambda *gradients: reduced(*gradients)
 

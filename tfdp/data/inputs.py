@@ -79,7 +79,6 @@ def open_inputs(
     if data.function:
         return _of_function(data, pipelines, apart)
     opened = source.open_source(data)
-    made_of = _made_of(opened.train)
     shared = batches_apart(data, apart)
     plan = pipeline.plan_training(opened, shared, apart or pipelines)
     pipeline.plan_evaluation(opened, data, pipelines)  # refuses what could not be evaluated
@@ -115,7 +114,7 @@ def open_inputs(
             return begin if functions else begin(one)
 
         x.tfdp_starting_at = starting_at
-    x.tfdp_fingerprint = made_of
+    x.tfdp_fingerprint = _made_of(opened.train)
     return Inputs(
         x,
         evaluation if several else evaluation(one),

@@ -1,10 +1,10 @@
 """Is it the data that the training began with?
 
-found = of(data, feed)                  # plain data, kept in each checkpoint
-problem, note = difference(then, found)
+found = of(data, feed.spec)             # plain data, kept in each checkpoint
+other, values = difference(then, found)
 
-A dataset is not read for it: of one, its elements, its number of batches and, where its maker says
-more (`tfdp_fingerprint`), what it is made of are compared. Of arrays some thousand values are.
+A dataset is not read for it: its elements are compared and, where its maker says more
+(`tfdp_fingerprint`), what it is made of. Of arrays the shapes are, and some thousand values.
 """
 
 import zlib
@@ -31,7 +31,7 @@ def of(data: call.Data, spec: Any) -> dict[str, Any]:
         spec: The structure of a batch, as `tf.TypeSpec`s.
     """
     elements = []
-    for leaf in tf.nest.flatten(spec, expand_composites=True):
+    for leaf in tf.nest.flatten(spec):
         shape = getattr(leaf, "shape", None)
         inner = "?" if shape is None or shape.rank is None else str(tuple(shape[1:]))
         elements.append(f"{getattr(leaf, 'dtype', None) and leaf.dtype.name} {inner}")
@@ -46,7 +46,7 @@ def of(data: call.Data, spec: Any) -> dict[str, Any]:
 
 
 def difference(then: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:
-    """Return what is of another kind, and whose values alone are others, in words; or "" each."""
+    """Return what is of another kind; if nothing is, whose values are others. In words, or ""."""
     # The same data may be given in another way: compare what is known of both.
     differing = [name for name in then if name in now and then[name] != now[name]]
     values = [name.removeprefix(_VALUES) for name in differing if name.startswith(_VALUES)]
@@ -59,7 +59,7 @@ def difference(then: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:
 
 
 def _checksum(array: np.ndarray) -> int:
-    flat = array.reshape(-1)[:: max(1, array.size // _ELEMENTS)]
+    flat = array.flat[:: max(1, array.size // _ELEMENTS)]  # copies no array, however it lies
     raw = repr(flat.tolist()).encode() if flat.dtype.hasobject else flat.tobytes()
     return zlib.crc32(raw)
 

@@ -83,7 +83,7 @@ class Communication:
     def options(self) -> tf.distribute.experimental.CommunicationOptions:
         """Return these options in tf.distribute's form.
 
-        Beside Gloo it carries the values of new variables, and what users reduce: by RING.
+        Beside Gloo it carries the values of new variables: by RING.
         """
         implementation = tf.distribute.experimental.CommunicationImplementation
         name = "RING" if self.implementation == "gloo" else self.implementation.upper()
@@ -114,7 +114,7 @@ def all_sum(values: Any) -> Any:
 
 
 @contextlib.contextmanager
-def carried(strategy: tf.distribute.Strategy) -> Iterator[None]:
+def reduced_by_carrier(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Let layers and train_steps that reduce by themselves use what carries the gradients.
 
     Two systems side by side would wait for one another: on one CPU TensorFlow runs one operation

@@ -151,7 +151,7 @@ class Steps:
                 stack.enter_context(keras_variables.synchronized_over_masks(self.model))
                 stack.enter_context(keras_variables.losses_of_threads(self.model))
                 if not self._jit:
-                    stack.enter_context(communication_lib.carried(self.strategy))
+                    stack.enter_context(communication_lib.reduced_by_carrier(self.strategy))
             yield
 
     def _local_results(self, values: Any) -> tuple[Any, ...]:

@@ -5,8 +5,9 @@
     sums = carrier.sum([tensor, ...])           # in a replica's graph, or eagerly
 
 TensorFlow's RING over gRPC copies each byte five or six times. Gloo (github.com/pytorch/gloo) sends
-from where the numbers lie. Both keep running side by side: the values of new variables, and what a
-user's code reduces by itself, stay with TensorFlow.
+from where the numbers lie. It carries all that a step adds up, what layers and a user's train_step
+reduce by themselves too (communication.reduced_by_carrier). The values of new variables stay with
+TensorFlow.
 """
 
 import ipaddress
