@@ -40,6 +40,40 @@ def masked() -> keras.Model:
     return made
 
 
+def convolutional() -> keras.Model:
+    """A model with convolutions, of which oneDNN's gradient takes no batch without a row."""
+    image = keras.Input((6, 6, 1))
+    hidden = L.Conv2D(2, 3, activation="tanh")(image)
+    norm = L.BatchNormalization(synchronized=True, momentum=MOMENTUM, epsilon=EPSILON)
+    hidden = L.Conv2D(2, 3, activation="tanh")(norm(hidden))
+    made = keras.Model(image, L.Dense(1)(L.Flatten()(hidden)))
+    made.compile(keras.optimizers.SGD(RATE), "mse")
+    return made
+
+
+def undefined_on_zeros() -> keras.Model:
+    """A model that makes NaN of a row of zeros, and of its gradient."""
+
+    class Direction(L.Layer):
+        def call(self, x):
+            return x / keras.ops.norm(x, axis=-1, keepdims=True)
+
+    norm = L.BatchNormalization(synchronized=True, momentum=MOMENTUM, epsilon=EPSILON)
+    layers = [L.Flatten(), Direction(), L.Dense(8, "tanh"), norm, L.Dense(1)]
+    made = keras.Sequential([keras.Input((6, 6, 1)), *layers])
+    made.compile(keras.optimizers.SGD(RATE), "mse")
+    return made
+
+
+def images(sizes: list[int]) -> tf.data.Dataset:
+    random = np.random.default_rng(6)
+    x = random.normal(size=(sum(sizes), 6, 6, 1)).astype("float32")
+    batches = [(part, part.mean((1, 2))) for part in np.split(x, np.cumsum(sizes)[:-1])]
+    signature = (tf.TensorSpec((None, 6, 6, 1)), tf.TensorSpec((None, 1)))
+    made = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
+    return made.apply(tf.data.experimental.assert_cardinality(len(sizes)))
+
+
 def masked_words() -> dict[str, np.ndarray]:
     random = np.random.default_rng(5)
     return {"x": random.integers(0, 9, (22, 5)), "y": random.normal(size=(22, 1)), "batch_size": 4}
@@ -52,6 +86,18 @@ SYNCHRONISED = [
     cases.Case("ragged", lambda: model(True), cases.array_fit(), predicts=True, tolerance=2e-5),
     cases.Case(
         "empty_replica", lambda: model(True), lambda: {"x": cases.known([6, 1, 6])}, tolerance=2e-5
+    ),
+    cases.Case(
+        "empty_replica_of_images",
+        lambda: convolutional(),
+        lambda: {"x": images([6, 1, 6])},
+        tolerance=2e-5,
+    ),
+    cases.Case(
+        "empty_replica_of_nan",
+        lambda: undefined_on_zeros(),
+        lambda: {"x": images([6, 1, 6])},
+        tolerance=2e-5,
     ),
     cases.Case("activity", lambda: with_losses(), cases.array_fit(), tolerance=2e-5),
     cases.Case("masked", lambda: masked(), lambda: masked_words(), predicts=True, tolerance=2e-5),

@@ -17,7 +17,7 @@ What tfdp plants on objects that are not its own, here and in fit/, and why. For
 While a step is traced, and in replicas' own threads only where threads matter:
 
     CompileLoss, Mean metrics, activity regularizers    ask which replica they run for: exact sums
-    layers              _loss_ids: losses of each replica's own; _moments: over masks, over replicas
+    layers              _loss_ids: losses of each replica's own; _moments: rows of all replicas
     ReplicaContext      all_reduce: by what carries the gradients, where that is not tf.distribute
     Keras variables     _value: the copy of this replica
     optimizers          apply: gradients are summed first; _distribution_strategy: none of it;

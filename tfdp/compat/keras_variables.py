@@ -83,16 +83,47 @@ def synchronized_state(model: keras.Model) -> list[Any]:
     ]
 
 
+def sums_unknown(model: keras.Model) -> bool:
+    """Say whether a layer communicates in a way of its own: see `synchronized_over_rows`."""
+    return any(
+        getattr(layer, "synchronized", False) and not hasattr(layer, "_moments")
+        for layer in layers(model)
+    )
+
+
 @contextlib.contextmanager
-def synchronized_over_masks(model: keras.Model) -> Iterator[None]:
-    """Let BatchNormalization(synchronized=True) synchronise masked inputs too.
+def synchronized_over_rows(model: keras.Model, rows: Callable[[], Any]) -> Iterator[None]:
+    """Let BatchNormalization(synchronized=True) sum over the rows that there are, masked or not.
 
     Keras 3.13 to 3.15 sums over all replicas where there is no mask; with one, each replica
     normalises by its own rows (layers/normalization/batch_normalization.py, _moments). Traced in
     replica context.
+
+    Args:
+        model: The model.
+        rows: Returns how many rows this replica has, None if that is never 0. A row that stands
+            in for none is left out of the sums.
     """
 
     def moments(layer: Any, own: Any, inputs: Any, mask: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        if context is None or not tf.is_tensor(own_rows := rows()):
+            return over_replicas(layer, own, inputs, mask)
+        present = own_rows > 0
+        kept = tf.where(present, tf.shape(inputs)[0], 0)
+
+        @tf.custom_gradient
+        def without_stand_in(value: Any) -> Any:
+            # What comes back from a row of zeros may be NaN, and would go into the sum.
+            return tf.identity(value), lambda g: tf.where(present, g, tf.zeros_like(g))
+
+        # All replicas have to reduce alike, in the gradient too: of a static shape Keras makes
+        # constants, whose sum has none.
+        seen = tf.compat.v1.placeholder_with_default(inputs[:kept], (None, *inputs.shape[1:]))
+        found = over_replicas(layer, own, seen, None if mask is None else mask[:kept])
+        return tuple(map(without_stand_in, found))
+
+    def over_replicas(layer: Any, own: Any, inputs: Any, mask: Any) -> Any:
         context = tf.distribute.get_replica_context()
         if mask is None or context is None:
             return own(inputs, mask)

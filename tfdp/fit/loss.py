@@ -187,6 +187,12 @@ def exact(
         _active.terms = before
 
 
+def rows_here() -> Any:
+    """Return the rows of the replica that this thread traces; None outside a step."""
+    terms = getattr(_active, "terms", None)
+    return None if terms is None else terms.totals.mine
+
+
 def compute(
     model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
 ) -> Any:

@@ -41,6 +41,8 @@ class Replicas:
         first: Number of this process's first replica among all.
         several_processes: Whether other processes hold replicas too.
         synchronized: Ids of the variables of layers that communicate by themselves.
+        may_stand_in: Whether a row of zeros may stand in where a replica has none: no layer
+            would add it to a sum over all replicas.
         moving: How the copies of each state that steps assign become one again, by the number of
             the variable: see `view.View`.
         moves_in: The kinds of steps after which copies differ: "train", "test", "predict".
@@ -66,6 +68,7 @@ class Replicas:
         self.variables = [v for v in self.variables if id(v) not in measured]
         self._is_seed = [id(v) in seeds for v in self.variables]
         self.synchronized = {id(v) for v in keras_variables.synchronized_state(model)}
+        self.may_stand_in = not keras_variables.sums_unknown(model)
         self._copies = [local_copies(strategy, v) for v in self.variables]
         self.moving: dict[str, str] = {}
         self.moves_in: set[str] = set()

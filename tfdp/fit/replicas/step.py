@@ -148,7 +148,9 @@ class Steps:
             if self.replicas.in_sync > 1:
                 stack.enter_context(loss_lib.installed(self.model))
                 stack.enter_context(metrics_lib.installed(self.model))
-                stack.enter_context(keras_variables.synchronized_over_masks(self.model))
+                stack.enter_context(
+                    keras_variables.synchronized_over_rows(self.model, loss_lib.rows_here)
+                )
                 stack.enter_context(keras_variables.losses_of_threads(self.model))
                 if not self._jit:
                     stack.enter_context(communication_lib.reduced_by_carrier(self.strategy))
@@ -196,7 +198,7 @@ class Steps:
 
     def _predict_on_replica(self, split: feed_lib.Split, data: Any) -> Any:
         local = self.replicas.here()
-        stand_in = not self.replicas.synchronized
+        stand_in = self.replicas.may_stand_in
         batch, mine = split.batch(data, local, stand_in)
         outputs, updates = self.call(("predict", split, local), self._predictions)(
             split, local, batch, mine
@@ -218,7 +220,7 @@ class Steps:
 
         Costs a collective only where the losses need one: see loss.Totals.
         """
-        batch, mine = split.batch(data, local, stand_in=not self.replicas.synchronized)
+        batch, mine = split.batch(data, local, self.replicas.may_stand_in)
         rows = split.total_rows(data)
         if not self._reduces_totals or self.replicas.in_sync == 1:
             nominal = None

@@ -89,7 +89,7 @@ class UserTrainStep:
         """Run the train_step on this replica; return (logs, rows) when that is done eagerly."""
         steps, replicas = self._steps, self._steps.replicas
         local = replicas.here()
-        batch, mine = split.batch(data, local, stand_in=not replicas.synchronized)
+        batch, mine = split.batch(data, local, replicas.may_stand_in)
         whole = split.total_rows(data)
         if whole is None:
             whole = communication_lib.all_sum(tf.cast(mine, tf.float32))
