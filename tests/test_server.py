@@ -13,6 +13,9 @@ from tfdp import server
 from tfdp.launch import machine
 
 
+HOUR = {"look_seconds": 3600.0}
+
+
 def start(port, stop, **seconds):
     """What becomes of wait_until_gone, in a thread of its own."""
     future = concurrent.futures.Future()
@@ -38,6 +41,21 @@ def test_it_returns_when_nobody_answers_any_more(seconds):
         listening.accept()[0].close()  # it has looked
         assert not ended.done()
     assert ended.result(timeout=10) == "gone"
+
+
+def test_a_coordinator_that_is_killed_soon_has_come():
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(60)
+        port = listening.getsockname()[1]
+        waiting = threading.Thread(
+            target=server.wait_until_gone, args=("127.0.0.1", port, stop), kwargs=HOUR
+        )
+        waiting.start()
+        listening.accept()[0].close()
+    stop.set()
+    waiting.join(timeout=60)
+    assert not waiting.is_alive()
 
 
 # 0 is for ever, as in TFDP_START_TIMEOUT=0.

@@ -18,6 +18,9 @@ from tfdp.launch import rendezvous
 # cut off: 20 s, and at most one look more.
 _LOOK_SECONDS = 2.0
 _GONE_SECONDS = 20.0
+# One that has not answered yet is looked for more often: it may be killed soon after it came, and
+# would not have come at all.
+_FIRST_LOOK_SECONDS = 0.1
 
 
 def serve(
@@ -82,7 +85,7 @@ def wait_until_gone(
         host: Its host.
         port: Its port.
         stop: Set to return at once.
-        look_seconds: How often to look, and how long an answer may take.
+        look_seconds: How often to look once it has answered, and how long an answer may take.
         gone_seconds: How long nobody may answer.
         start_seconds: How long nobody may have answered at all; 0 for ever.
 
@@ -91,7 +94,7 @@ def wait_until_gone(
     """
     begin = time.monotonic()
     answered: float | None = None
-    while not stop.wait(look_seconds):
+    while not stop.wait(_FIRST_LOOK_SECONDS if answered is None else look_seconds):
         try:
             socket.create_connection((host, port), look_seconds).close()
             answered = time.monotonic()
