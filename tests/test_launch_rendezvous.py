@@ -50,6 +50,18 @@ def meet_all(tasks, **named):
     return results, lines
 
 
+def connect_unless(name, connect=meeting.Meeting._connect):
+    """Meeting._connect, for all tasks but one."""
+
+    def _connect(self, peer, now):
+        if str(self._task) == name:
+            peer.try_at = now + 60.0
+        else:
+            connect(self, peer, now)
+
+    return _connect
+
+
 @pytest.mark.parametrize("workers", [2, 3, 12])
 def test_all_are_there(workers):
     cluster = cluster_of(workers)
@@ -122,9 +134,45 @@ def test_addresses_in_another_order():
     other = Cluster(worker=(cluster.worker[1], cluster.worker[0], cluster.worker[2]))
     tasks = {"worker:0": (cluster, FACTS), "worker:1": (cluster, FACTS), "worker:2": (other, FACTS)}
     results, _ = meet_all(tasks, timeout_seconds=5)
-    error = results["worker:2"]
-    assert type(error) is ClusterError
-    assert "by its own account, but worker:" in str(error)
+    for error in results.values():
+        assert type(error) is ClusterError
+        assert "by its own account, but worker:" in str(
+            error
+        ) or "Give all tasks the same cluster." in str(error)
+
+
+def test_addresses_in_another_order_of_a_task_that_comes_last(monkeypatch):
+    # The others come to it before it has tried any address of its own.
+    cluster = cluster_of(3)
+    other = Cluster(worker=(cluster.worker[1], cluster.worker[0], cluster.worker[2]))
+    monkeypatch.setattr(meeting.Meeting, "_connect", connect_unless("worker:2"))
+    tasks = {"worker:0": (cluster, FACTS), "worker:1": (cluster, FACTS), "worker:2": (other, FACTS)}
+    results, _ = meet_all(tasks, timeout_seconds=5)
+    first, second, _ = cluster.worker
+    # Each speaks of what it shares with worker:2; worker:2 of what it shares with the first.
+    with_first = (
+        f"The address {second} is that of worker:1 for worker:0, that of worker:0 for worker:2. "
+        "Give all tasks the same cluster."
+    )
+    with_second = (
+        f"The address {first} is that of worker:0 for worker:1, that of worker:1 for worker:2. "
+        "Give all tasks the same cluster."
+    )
+    assert {name: str(error) for name, error in results.items()} == {
+        "worker:0": with_first,
+        "worker:1": with_second,
+        "worker:2": with_first,
+    }
+
+
+def test_tasks_that_know_themselves_as_localhost():
+    first, second = machine.free_ports(2)
+    clusters = {
+        "worker:0": Cluster(worker=(f"localhost:{first}", f"127.0.0.1:{second}")),
+        "worker:1": Cluster(worker=(f"127.0.0.1:{first}", f"localhost:{second}")),
+    }
+    results, _ = meet_all({name: (cluster, FACTS) for name, cluster in clusters.items()})
+    assert results == dict.fromkeys(clusters)
 
 
 def test_an_address_that_leads_to_oneself():

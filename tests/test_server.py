@@ -12,7 +12,6 @@ import pytest
 from tfdp import server
 from tfdp.launch import machine
 
-
 HOUR = {"look_seconds": 3600.0}
 
 

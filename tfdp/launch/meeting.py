@@ -3,8 +3,8 @@
     Meeting(cluster, task, facts).run(timeout_seconds=300)     # see rendezvous.meet
     Meeting(cluster, task, facts, both_ways=True).survey(10)   # see rendezvous.survey
 
-A connection carries one line of JSON each way: the task's name, its clock, its facts, and a number
-by which a task knows itself when an address leads back to it.
+A connection carries one line of JSON each way: the task's name, its clock, its facts, where it
+looks for the others, and a number by which a task knows itself when an address leads back to it.
 """
 
 import contextlib
@@ -106,7 +106,7 @@ class Meeting:
     ) -> None:
         self._cluster, self._task = cluster, task
         # Not the addresses: a task may know itself as localhost. One that is wrong leads nowhere,
-        # or to another task, and that shows.
+        # or to another task; those that are mixed up show in _compare_addresses.
         self._facts = {"cluster": str(dataclasses.replace(cluster, evaluator=())), **facts}
         self._report_seconds = report_seconds
         self._trust_network = trust_network
@@ -254,6 +254,7 @@ class Meeting:
             name, facts, nonce = hello["task"], hello["facts"], hello["nonce"]
             ahead = float(hello.get("time", 0.0)) - time.time()
             facts = {str(key): str(value) for key, value in facts.items()}
+            theirs = {str(key): str(value) for key, value in hello.get("addresses", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self._give_up(talk, "it answers something else")
             return
@@ -285,11 +286,31 @@ class Meeting:
         if differing:
             sides = ((str(self._task), mine), (str(name), facts))
             self._problems.append((self._rank(str(name)), _describe(differing, *sides)))
+        self._compare_addresses(str(name), theirs)
         if peer is not None:
             peer.found.facts, peer.found.clock_seconds = facts, ahead
             peer.found.is_reached |= talk.peer is not None
             peer.found.reaches_us |= talk.peer is None
             peer.is_met = not self._both_ways or (peer.found.is_reached and peer.found.reaches_us)
+
+    def _compare_addresses(self, name: str, theirs: Mapping[str, str]) -> None:
+        """Refuses an address that this task has for one task, and the other for another.
+
+        It need not lead either of them to a task that it is not: whoever has met all the others
+        because they came to it has tried no address of its own.
+        """
+        mine = {address: task for task, address in self._addresses().items()}
+        for task, address in theirs.items():
+            if mine.get(address, task) != task:
+                sides = sorted([(str(self._task), mine[address]), (name, task)])
+                has = ", ".join(f"that of {other} for {one}" for one, other in sides)
+                problem = f"The address {address} is {has}. Give all tasks the same cluster."
+                self._problems.append((self._rank(name), problem))
+                return
+
+    def _addresses(self) -> dict[str, str]:
+        """Where this task looks for the others."""
+        return {str(peer.task): self._address(peer) for peer in self._peers.values()}
 
     def _why_not(self, error: OSError) -> str:
         port = self._cluster.port(self._task)
@@ -333,7 +354,8 @@ class Meeting:
 
     def _hello(self) -> bytes:
         hello = {"tfdp": 1, "task": str(self._task), "nonce": self._nonce, "time": time.time()}
-        return json.dumps({**hello, "facts": self._facts}).encode() + b"\n"
+        hello |= {"facts": self._facts, "addresses": self._addresses()}
+        return json.dumps(hello).encode() + b"\n"
 
     def _address(self, peer: _Peer) -> str:
         return self._cluster.address(peer.task)
