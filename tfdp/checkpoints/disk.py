@@ -1,14 +1,18 @@
 """What makes a file durable."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 
 TEMPORARY = ".tmp-"
 _PAUSE_SECONDS = 0.1
+# What a disk that fails says, and no file system that cannot do what it is asked.
+_FAILURES = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 def replace(path: pathlib.Path, data: bytes) -> None:
@@ -35,11 +39,29 @@ def sync_file(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
+@contextlib.contextmanager
+def where_supported() -> Iterator[None]:
+    """Leave out what the file system cannot do: locks, or syncing a folder.
+
+    Raises:
+        OSError: If the disk fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FAILURES:
+            raise
+
+
 def sync_folder(folder: pathlib.Path) -> None:
-    """Wait until a folder's names are on the disk, where the file system can."""
+    """Wait until a folder's names are on the disk, where the file system can.
+
+    Raises:
+        OSError: If the disk fails.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
+        with where_supported():
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

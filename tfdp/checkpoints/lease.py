@@ -88,7 +88,7 @@ class Lease:
             (self.folder / _LOCK).unlink()
 
     def check(self) -> None:
-        """Raise LeaseLost if another run has claimed the folder since."""
+        """Raise LeaseLost if another run has claimed the folder; OSError if the disk fails."""
         now = _read(self.folder)
         if now.get("owner") != self.owner:
             raise LeaseLost(
@@ -102,7 +102,7 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
     """Hold the folder's lock, where the file system has locks."""
     with open(folder / _LOCK, "w") as file:
         # A holder that is stopped would keep it for ever: then the generation alone decides.
-        with contextlib.suppress(OSError):
+        with disk.where_supported():
             for _ in range(50):
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,8 +115,8 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
 def _read(folder: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / _FILE).read_bytes())
-    except (OSError, ValueError):
-        return {}
+    except (FileNotFoundError, ValueError):
+        return {}  # a disk that fails says nothing of whose the folder is
     return found if isinstance(found, dict) else {}
 
 

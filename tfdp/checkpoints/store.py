@@ -214,7 +214,7 @@ class Store:
         if self._lease is not None:
             try:
                 self._lease.check()
-            except LeaseLost:
+            except (LeaseLost, OSError):
                 return
         for place in reversed(self.places()):
             disk.remove(self.folder / place.name)
@@ -226,8 +226,13 @@ class Store:
 
     def _forget(self) -> None:
         """Remove those beyond the newest `keep`; called when a new one is committed."""
-        for place in self.places()[: -self.keep]:
-            disk.remove(self.folder / place.name)
+        try:
+            for place in self.places()[: -self.keep]:
+                disk.remove(self.folder / place.name)
+        except OSError as error:
+            _log.warning(
+                "Older checkpoints could not be removed in %s: %s.", self.folder, error.strerror
+            )
 
 
 class _Whole:
