@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,28 @@ def test_fit_resumes_when_a_server_was_killed(tmp_path, environment):
     assert begins[1] >= 2 * 51
     assert begins[1] % 51 == 0
     assert out.splitlines()[-1] == f"Trained {12 * 51} steps."
+
+
+def test_fit_resumes_when_workers_read_for_themselves(tmp_path, environment):
+    environment = {**environment, "READING": "shard"}
+    command = ["launch", *CLUSTER, "--", SCRIPT, "20", "backup"]
+    with processes.started(command, tmp_path, environment) as launcher:
+        chief = tmp_path / "logs" / "chief-0.log"
+        processes.wait_for_text(chief, "Epoch 3 has ended", 90, launcher)
+        launcher.terminate()
+        out, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGTERM, out + err
+    saved = int(re.search(r"is saved in backup after ([\d,]+) steps", err)[1].replace(",", ""))
+    done = processes.run(command, tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    # The callbacks are told that fit begins when the weights are back.
+    assert [line for line in lines if line.startswith("Begins")] == [f"Begins at {saved} steps."]
+    assert lines[-1] == f"Trained {20 * 51} steps."
+    # A worker goes round its 101 rows in 26 batches, of which the last has one row; the two share
+    # the 51 steps of an epoch as fast as they are.
+    rows = {int(line.split()[4]) for line in lines if "has ended" in line}
+    assert rows <= {51 * 4 - 3 * short for short in range(4)}
 
 
 @contextlib.contextmanager
