@@ -620,6 +620,25 @@ def test_sigterm_saves_and_ends_with_143(moment, one_device, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+class Noise(keras.layers.Layer):
+    """Adds noise whenever it is called: a validation draws it too."""
+
+    def __init__(self):
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(5)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+def test_a_validation_that_was_ended_draws_its_numbers_again(strategy, tmp_path):
+    noisy = {"layers": lambda: [Noise(), *regularized()], "backup": {"save_freq": "epoch"}}
+    expected = facts(train(strategy, tmp_path / "a", **noisy))
+    with pytest.raises(SystemExit):
+        train(strategy, tmp_path / "b", more=[Terminate("on_test_batch_end", 3)], **noisy)
+    assert facts(train(strategy, tmp_path / "b", **noisy)) == expected
+
+
 def test_random_states_come_back():
     before = random_state.plain(random_state.now())
     drawn = np.random.normal(size=3)

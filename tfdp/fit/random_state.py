@@ -1,10 +1,13 @@
-"""Where Python's and NumPy's random numbers stand.
+"""Where random numbers stand: Python's, NumPy's, and those of seed generators.
 
 before = plain(now())
 take(before)        # draws the same again
+put_back = returning(states)
+put_back()          # so do the seed generators that have these states
 """
 
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,3 +33,18 @@ def take(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
+
+
+def returning(states: Sequence[Any]) -> Callable[[], None]:
+    """Return what gives the states of seed generators the values that they have now.
+
+    Args:
+        states: TensorFlow's variables, those of each replica.
+    """
+    values = [np.array(state) for state in states]
+
+    def put_back() -> None:
+        for state, value in zip(states, values, strict=True):
+            state.assign(value)
+
+    return put_back

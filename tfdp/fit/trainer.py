@@ -131,6 +131,10 @@ class Trainer(abc.ABC):
     ) -> Mapping[str, Any]:
         """Give the model what `snapshot` returned on the chief; return the rest, everywhere."""
 
+    @abc.abstractmethod
+    def seeds(self, steps: Any) -> Callable[[], None]:
+        """Return what puts the model's seed generators back to where they are now."""
+
     # -- the methods of keras.Model -------------------------------------------------------------
 
     def fit(
@@ -239,7 +243,7 @@ class Trainer(abc.ABC):
             else:
                 logs, ended = trained, False
             if call.validates(epoch, validation_freq) and evaluation is not None:
-                with backup.validating() if backup is not None else contextlib.nullcontext():
+                with backup.validating(steps) if backup is not None else contextlib.nullcontext():
                     results = self.test(steps, evaluation, callbacks, "validation data")
                 logs.update({f"val_{name}": value for name, value in results.items()})
             callbacks.on_epoch_end(epoch, logs)

@@ -131,7 +131,9 @@ class Backup:
         self._callbacks: Any = None
         self._logs: dict[str, Any] = {}
         self._every = 0
-        self._validates = False
+        # How the draws stood before fit's own validation, and what puts the model's seeds back.
+        self._before: dict[str, Any] = {}
+        self._put_seeds_back: Callable[[], None] = _nothing
         self._starts = False  # the data begins where training goes on
 
     # -- the beginning --------------------------------------------------------------------------
@@ -368,17 +370,21 @@ class Backup:
             self._leave(steps)
 
     @contextlib.contextmanager
-    def validating(self) -> Iterator[None]:
-        """Let SIGTERM end fit's own validation; those of callbacks come to their end."""
-        self._validates = True
+    def validating(self, steps: Any) -> Iterator[None]:
+        """Let SIGTERM end fit's own validation; those of callbacks come to their end.
+
+        One that has ended so begins anew, and draws the numbers that it drew.
+        """
+        self._before, self._put_seeds_back = self._draws(), self._trainer.seeds(steps)
         try:
             yield
         finally:
-            self._validates = False
+            self._before, self._put_seeds_back = {}, _nothing
 
     def after_test_step(self, steps: Any, ends: bool) -> None:
         """End, if this process was asked to, after a step of a validation."""
-        if ends and self._validates:
+        if ends and self._before:
+            self._put_seeds_back()
             self._save(steps, waits=True)
             self._leave(steps)
 
@@ -405,6 +411,13 @@ class Backup:
         """Let what is being written come to its end, whatever ends the fit."""
         if self._trainer.chief:
             self._writer.wait()
+
+    def _draws(self) -> dict[str, Any]:
+        """Return where the validation's data and the random numbers stand."""
+        return {
+            "validation": self._evaluation.place() if self._evaluation is not None else None,
+            "random": random_state.plain(random_state.now()),
+        }
 
     def _leave(self, steps: Any) -> None:
         self._trainer.agree(steps, True)  # the chief has written: now all may go
@@ -439,8 +452,7 @@ class Backup:
             "steps": self._feed.steps,
             "data": self._fingerprint,
             "feed": self._feed.place(),
-            "validation": self._evaluation.place() if self._evaluation is not None else None,
-            "random": random_state.plain(random_state.now()),
+            **(self._before or self._draws()),
             "callbacks": callbacks,
             "seed": os.environ.get("TFDP_SEED", ""),
             "replicas": self._trainer.strategy.num_replicas_in_sync,

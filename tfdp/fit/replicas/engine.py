@@ -14,11 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.compat import compiled, data_adapters
+from tfdp.compat import compiled, data_adapters, keras_variables
 from tfdp.error import Error
 from tfdp.fit import call as call_lib
 from tfdp.fit import callbacks as callbacks_lib
-from tfdp.fit import digest, predictions, trainer
+from tfdp.fit import digest, predictions, random_state, trainer
 from tfdp.fit import feed as feed_lib
 from tfdp.fit.replicas import agreement, gather, snapshot, transport
 from tfdp.fit.replicas import communication as communication_lib
@@ -151,6 +151,13 @@ class SyncTrainer(trainer.Trainer):
         shared = snapshot.from_chief(self.strategy, self.chief, loop.replicas.count, shared)
         snapshot.put(loop.replicas, shared, ways)
         return shared
+
+    def seeds(self, loop: loop_lib.Loop) -> Callable[[], None]:
+        """Return what puts the model's seed generators back to where they are now."""
+        states = keras_variables.seed_states(self.model)
+        replicas = loop.replicas
+        copies = [replicas.copy(v, local) for v in states for local in range(replicas.count)]
+        return random_state.returning(copies)
 
     def begin_epoch(self, loop: loop_lib.Loop) -> None:
         """Reset the metrics, of all replicas."""

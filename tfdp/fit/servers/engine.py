@@ -16,9 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdp.compat import compiled, parameter_server
+from tfdp.compat import compiled, keras_variables, parameter_server
 from tfdp.error import Error
-from tfdp.fit import call, optimizers, trainer
+from tfdp.fit import call, optimizers, random_state, trainer
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import feed as feed_lib
 from tfdp.fit.servers import (
@@ -257,6 +257,17 @@ class ServerTrainer(trainer.Trainer):
             "optimizers": optimizers.built_on(self.model),
         }
         return arrays, {"servers": json.dumps(plain)}
+
+    def seeds(self, steps: coordinator.Epochs) -> Callable[[], None]:
+        """Return what puts the model's seed generators back to where they are now."""
+        states = keras_variables.seed_states(self.model)
+        put = random_state.returning([parameter_server.stored_value(v) for v in states])
+
+        def put_back() -> None:
+            steps.settle()  # steps under way move them
+            put()
+
+        return put_back
 
     def restore(
         self, steps: coordinator.Epochs, arrays: Mapping[str, Any], ways: dict[str, str]
