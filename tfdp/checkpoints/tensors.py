@@ -39,8 +39,8 @@ _TYPES = {
 }
 _NAMES = {code: name for name, code in _TYPES.items()}
 _METADATA = "__metadata__"
-# What is written, and digested, at a time: large enough for the disk, small enough to let go of.
-_CHUNK_BYTES = 4 << 20
+# What is digested, and then written, at a time: it stays in a core's cache between the two.
+_CHUNK_BYTES = 512 << 10
 # As the format's own package: a longer header is no header.
 _MOST_HEADER_BYTES = 100 << 20
 

@@ -132,6 +132,10 @@ class Trainer(abc.ABC):
         """Give the model what `snapshot` returned on the chief; return the rest, everywhere."""
 
     @abc.abstractmethod
+    def state_size(self, steps: Any) -> tuple[int, int]:
+        """Return how many arrays `snapshot` copies, and their bytes; 0 where that is not known."""
+
+    @abc.abstractmethod
     def seeds(self, steps: Any) -> Callable[[], None]:
         """Return what puts the model's seed generators back to where they are now."""
 

@@ -118,6 +118,7 @@ class Backup:
         self._store = Store(settings.folder, settings.keep)
         self._writer = Writer(self._store, settings.asynchronous)
         self._copies = Copies()
+        self._reserved = False  # memory for them: the first step has built the optimizer
         self._found: Checkpoint | None = None
         self._run: dict[str, Any] = {}  # of the checkpoint that the fit goes on from
         self._arrays: Mapping[str, np.ndarray] = {}
@@ -353,6 +354,9 @@ class Backup:
             SystemExit: When this process was asked to end.
         """
         before = self._position
+        if not self._reserved and self._trainer.chief:
+            self._copies.reserve(*self._trainer.state_size(steps))
+        self._reserved = True
         self._position = Position(epoch, step, WITHIN, before.steps + done)
         self._since += done
         ends, late = asked

@@ -7,6 +7,7 @@ Every process of a multi-worker cluster calls them with the same model and data.
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -151,6 +152,12 @@ class SyncTrainer(trainer.Trainer):
         shared = snapshot.from_chief(self.strategy, self.chief, loop.replicas.count, shared)
         snapshot.put(loop.replicas, shared, ways)
         return shared
+
+    def state_size(self, loop: loop_lib.Loop) -> tuple[int, int]:
+        """Return how many arrays `snapshot` copies, and their bytes."""
+        everything = snapshot.variables(loop.replicas)
+        sizes = [math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in everything]
+        return len(sizes), sum(sizes)
 
     def seeds(self, loop: loop_lib.Loop) -> Callable[[], None]:
         """Return what puts the model's seed generators back to where they are now."""
