@@ -1,16 +1,20 @@
-"""What makes a file durable."""
+"""What makes a file durable, and how a large one is written beside a training."""
 
 import contextlib
 import errno
+import fcntl
+import mmap
 import os
 import pathlib
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 TEMPORARY = ".tmp-"
 _PAUSE_SECONDS = 0.1
+_BUFFER_BYTES = 4 << 20
 # What a disk that fails says, and no file system that cannot do what it is asked.
 _FAILURES = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
@@ -25,6 +29,7 @@ def replace(path: pathlib.Path, data: bytes) -> None:
     try:
         with open(part, "wb") as file:
             file.write(data)
+            file.flush()
             sync_file(file.fileno())
         os.replace(part, path)
     except BaseException:
@@ -32,6 +37,94 @@ def replace(path: pathlib.Path, data: bytes) -> None:
             part.unlink()
         raise
     sync_folder(path.parent)
+
+
+class Large:
+    """A new file that is written from its beginning to its end, past the memory that caches files.
+
+    A checkpoint is seldom read again soon. In that memory it would push out the data that the
+    training reads, and each page of it would have to be found first. Where the file system cannot
+    do without (O_DIRECT), it is written as any other.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        written: The bytes that were given.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            self._descriptor = os.open(path, flags | os.O_DIRECT, 0o666)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            path.unlink(missing_ok=True)  # some make it all the same
+            self._descriptor = os.open(path, flags, 0o666)
+        # As the disk wants it: it begins at a page, and holds whole blocks.
+        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)
+        self._filled = 0
+        self.written = 0
+
+    def write(self, data: Any) -> None:
+        """Write all of some bytes; the last of them may wait for `close`.
+
+        Raises:
+            OSError: If the disk is full or fails.
+        """
+        left = memoryview(data)
+        self.written += len(left)
+        while len(left):
+            part = left[: _BUFFER_BYTES - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            left = left[len(part) :]
+            if self._filled == _BUFFER_BYTES:
+                self._empty()
+
+    def finish(self) -> None:
+        """Wait until all is on the disk.
+
+        Raises:
+            OSError: If the disk is full or fails.
+        """
+        self._cache()  # the end is no whole block
+        self._empty()
+        sync_file(self._descriptor)
+
+    def close(self) -> None:
+        """Let go of the file, whether it is finished or not."""
+        os.close(self._descriptor)
+        self._buffer.close()
+
+    def __enter__(self) -> "Large":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _empty(self) -> None:
+        with memoryview(self._buffer) as whole, whole[: self._filled] as filled:
+            done = 0
+            while done < len(filled):
+                try:
+                    done += os.write(self._descriptor, filled[done:])
+                except OSError as error:
+                    if error.errno != errno.EINVAL or not self._cache():
+                        raise
+                if done % mmap.PAGESIZE:  # the disk took a part that is no whole block
+                    self._cache()
+        self._filled = 0
+
+    def _cache(self) -> bool:
+        """Write as other files are from now on; return whether that is new."""
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return bool(flags & os.O_DIRECT)
 
 
 def sync_file(descriptor: int) -> None:

@@ -140,11 +140,10 @@ class Store:
         try:
             part.mkdir()
             files = {}
-            with open(part / STATE, "wb", buffering=0) as file:
-                whole = _Whole(file)
-                digest = tensors.write(whole, specs, values)
-                disk.sync_file(file.fileno())
-            files[STATE] = {"bytes": whole.written, "sha256": digest}
+            with disk.Large(part / STATE) as large:
+                digest = tensors.write(large, specs, values)
+                large.finish()
+            files[STATE] = {"bytes": large.written, "sha256": digest}
             text = (json.dumps(run, indent=1) + "\n").encode()
             files[RUN] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
             facts = {"format": FORMAT, "step": place.step, "phase": place.phase, "files": files}
@@ -153,8 +152,9 @@ class Store:
                 (RUN, text),
                 (MANIFEST, (json.dumps(facts, indent=1) + "\n").encode()),
             ):
-                with open(part / name, "wb", buffering=0) as file:
-                    _Whole(file).write(data)
+                with open(part / name, "wb") as file:
+                    file.write(data)
+                    file.flush()
                     disk.sync_file(file.fileno())
             disk.sync_folder(part)
             with self._lease.held():
@@ -233,26 +233,6 @@ class Store:
             _log.warning(
                 "Older checkpoints could not be removed in %s: %s.", self.folder, error.strerror
             )
-
-
-class _Whole:
-    """A file that is written whole: a disk may take a part of what it is given.
-
-    Attributes:
-        written: Bytes so far.
-    """
-
-    def __init__(self, file: Any):
-        self._file = file
-        self.written = 0
-
-    def write(self, data: Any) -> int:
-        left = memoryview(data)
-        while len(left):
-            done = self._file.write(left)
-            left = left[done:]
-        self.written += len(data)
-        return len(data)
 
 
 def _digest(facts: dict[str, Any]) -> str:
