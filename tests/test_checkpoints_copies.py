@@ -10,6 +10,7 @@ VALUES = {
     "steps": np.array(7, np.int64),
     "half": np.arange(5, dtype=np.float16),
     "none": np.empty((0, 3), np.float32),
+    "large": np.arange(3 * (1 << 19) + 3.0).reshape(3, -1),
     "turned": np.arange(6.0).reshape(2, 3).T,
 }
 
