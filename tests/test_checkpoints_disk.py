@@ -1,4 +1,4 @@
-"""Large files: written whole, in whatever parts, with and without O_DIRECT."""
+"""Files past the page cache: written whole, in whatever parts, with and without O_DIRECT."""
 
 import errno
 import fcntl
@@ -33,9 +33,9 @@ def system(request, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, BUFFER - 1, BUFFER, BUFFER + 1, 2 * BUFFER + 5000])
-def test_a_large_file_holds_all_that_it_was_given(size, system, tmp_path):
+def test_a_file_holds_all_that_it_was_given(size, system, tmp_path):
     data = np.random.default_rng(0).integers(256, size=size, dtype=np.uint8).tobytes()
-    with disk.Large(tmp_path / "file") as file:
+    with disk.DirectFile(tmp_path / "file") as file:
         for begin in range(0, size, 1_000_003):
             file.write(data[begin : begin + 1_000_003])
         file.finish()
@@ -51,7 +51,7 @@ def test_a_disk_that_takes_a_part_is_given_the_rest(monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "write", written)
     data = os.urandom(BUFFER + 777)
-    with disk.Large(tmp_path / "file") as file:
+    with disk.DirectFile(tmp_path / "file") as file:
         file.write(data)
         file.finish()
     assert (tmp_path / "file").read_bytes() == data
@@ -62,7 +62,7 @@ def test_another_error_is_raised(monkeypatch, tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with disk.Large(tmp_path / "file") as file:
+    with disk.DirectFile(tmp_path / "file") as file:
         file.write(b"some")
         with pytest.raises(OSError, match="No space left"):
             file.finish()

@@ -1,6 +1,7 @@
 """Tasks meet, as threads of this process: nothing of it needs TensorFlow."""
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -134,11 +135,9 @@ def test_addresses_in_another_order():
     other = Cluster(worker=(cluster.worker[1], cluster.worker[0], cluster.worker[2]))
     tasks = {"worker:0": (cluster, FACTS), "worker:1": (cluster, FACTS), "worker:2": (other, FACTS)}
     results, _ = meet_all(tasks, timeout_seconds=5)
-    for error in results.values():
-        assert type(error) is ClusterError
-        assert "by its own account, but worker:" in str(
-            error
-        ) or "Give all tasks the same cluster." in str(error)
+    error = results["worker:2"]
+    assert type(error) is ClusterError
+    assert re.search("by its own account, but worker:|Give all tasks the same", str(error))
 
 
 def test_addresses_in_another_order_of_a_task_that_comes_last(monkeypatch):
@@ -146,6 +145,7 @@ def test_addresses_in_another_order_of_a_task_that_comes_last(monkeypatch):
     cluster = cluster_of(3)
     other = Cluster(worker=(cluster.worker[1], cluster.worker[0], cluster.worker[2]))
     monkeypatch.setattr(meeting.Meeting, "_connect", connect_unless("worker:2"))
+    monkeypatch.setattr(meeting, "_LINGER_SECONDS", 60.0)  # until all know of it
     tasks = {"worker:0": (cluster, FACTS), "worker:1": (cluster, FACTS), "worker:2": (other, FACTS)}
     results, _ = meet_all(tasks, timeout_seconds=5)
     first, second, _ = cluster.worker

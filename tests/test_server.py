@@ -12,18 +12,15 @@ import pytest
 from tfdp import server
 from tfdp.launch import machine
 
-HOUR = {"look_seconds": 3600.0}
-
 
 def start(port, stop, **seconds):
     """What becomes of wait_until_gone, in a thread of its own."""
     future = concurrent.futures.Future()
+    seconds = {"look_seconds": 0.01, "gone_seconds": 0.05, **seconds}
 
     def wait():
         try:
-            server.wait_until_gone(
-                "127.0.0.1", port, stop, look_seconds=0.01, gone_seconds=0.05, **seconds
-            )
+            server.wait_until_gone("127.0.0.1", port, stop, **seconds)
             future.set_result("gone")
         except TimeoutError as error:
             future.set_exception(error)
@@ -46,15 +43,12 @@ def test_a_coordinator_that_is_killed_soon_has_come():
     stop = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(60)
-        port = listening.getsockname()[1]
-        waiting = threading.Thread(
-            target=server.wait_until_gone, args=("127.0.0.1", port, stop), kwargs=HOUR
-        )
-        waiting.start()
-        listening.accept()[0].close()
-    stop.set()
-    waiting.join(timeout=60)
-    assert not waiting.is_alive()
+        ended = start(listening.getsockname()[1], stop, look_seconds=3600.0)
+        try:
+            listening.accept()[0].close()  # it has looked, and not after an hour
+        finally:
+            stop.set()
+    ended.result(timeout=60)
 
 
 # 0 is for ever, as in TFDP_START_TIMEOUT=0.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tfdp.checkpoints import disk
 from tfdp.checkpoints.store import Place, Store
 from tfdp.checkpoints.tensors import Spec
 
@@ -20,8 +21,12 @@ _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
 
+# More than what a file past the page cache collects before it writes.
+_VALUES = (disk._BUFFER_BYTES + 12_000) // 4
+
+
 def save(store: Store, step: int) -> None:
-    array = np.full(3000, step, np.float32)
+    array = np.full(_VALUES, step, np.float32)
     store.save(Place(step), {"step": step}, [Spec("w", "float32", array.shape)], [array])
 
 
@@ -41,7 +46,7 @@ class Saving:
     """A child that saves step 2, and stops at the entry and at the end of each system call.
 
     saving = Saving(store)
-    for call in saving.stops():      # the number of the call at its entry, None at its end
+    for begins in saving.stops():    # True at the entry of a call, False at its end
         ...
     saving.code                      # 0: it was saved; 3: an OSError came out of the save
     """

@@ -620,6 +620,51 @@ def test_sigterm_saves_and_ends_with_143(moment, one_device, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+class Traced(keras.layers.Layer):
+    """Sends SIGTERM to this process, once, while the training step is traced."""
+
+    armed = False
+
+    def call(self, x, training=None):
+        if Traced.armed and training:
+            Traced.armed = False
+            os.kill(os.getpid(), signal.SIGTERM)
+        return x
+
+
+def test_sigterm_while_the_step_is_traced(one_device, tmp_path, monkeypatch):
+    more = {"layers": lambda: [Traced(), *regularized()], "backup": {"save_freq": "epoch"}}
+    undisturbed = facts(train(one_device, tmp_path / "a", **more))
+    monkeypatch.setattr(Traced, "armed", True)
+    with pytest.raises(SystemExit) as ended:
+        train(one_device, tmp_path / "b", **more)
+    assert ended.value.code == 143
+    assert not Traced.armed
+    assert Store(tmp_path / "b").newest().place.step == 1
+    assert facts(train(one_device, tmp_path / "b", **more)) == undisturbed
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_sigterm_during_a_save(asynchronous, one_device, tmp_path, monkeypatch):
+    more = {"backup": {"save_freq": 2, "asynchronous": asynchronous}}
+    undisturbed = facts(train(one_device, tmp_path / "a", **more))
+    own, steps = Store.save, []
+
+    def save(self, place, *arguments):
+        steps.append(place.step)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return own(self, place, *arguments)
+
+    monkeypatch.setattr(Store, "save", save)
+    with pytest.raises(SystemExit) as ended:
+        train(one_device, tmp_path / "b", **more)
+    monkeypatch.undo()
+    assert ended.value.code == 143
+    assert steps[1] <= steps[-1] == Store(tmp_path / "b").newest().place.step < 24
+    assert facts(train(one_device, tmp_path / "b", **more)) == undisturbed
+
+
 class Noise(keras.layers.Layer):
     """Adds noise whenever it is called: a validation draws it too."""
 

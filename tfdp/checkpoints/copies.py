@@ -5,7 +5,8 @@
     copies("kernel", np.asarray(variable))      # of the next checkpoint too, in the same place
 
 Training stands still while they are made. Memory that a process has never touched costs more than
-the copy itself, page by page: on a virtual machine that takes its memory from the host, 20 times.
+the copy itself, page by page: on a virtual machine that takes its memory from the host the first
+copy of 1 GB took 2.3 s, the next ones 0.1 s.
 """
 
 import concurrent.futures

@@ -27,10 +27,7 @@ def replace(path: pathlib.Path, data: bytes) -> None:
     """
     part = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            sync_file(file.fileno())
+        write(part, data)
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -39,12 +36,24 @@ def replace(path: pathlib.Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-class Large:
-    """A new file that is written from its beginning to its end, past the memory that caches files.
+def write(path: pathlib.Path, data: bytes) -> None:
+    """Write a whole file, and wait until it is on the disk.
 
-    A checkpoint is seldom read again soon. In that memory it would push out the data that the
-    training reads, and each page of it would have to be found first. Where the file system cannot
-    do without (O_DIRECT), it is written as any other.
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class DirectFile:
+    """A new file that is written from its beginning to its end, past the page cache (O_DIRECT).
+
+    A checkpoint is seldom read again soon. In the cache it would push out the data that the
+    training reads, and memory would have to be found for each page of it. Where the file system
+    has no O_DIRECT, it is written as any other.
 
     Args:
         path: The file.
@@ -71,7 +80,7 @@ class Large:
         self.written = 0
 
     def write(self, data: Any) -> None:
-        """Write all of some bytes; the last of them may wait for `close`.
+        """Write all of some bytes; the last of them wait for `finish`.
 
         Raises:
             OSError: If the disk is full or fails.
@@ -92,16 +101,16 @@ class Large:
         Raises:
             OSError: If the disk is full or fails.
         """
-        self._cache()  # the end is no whole block
+        self._use_cache()  # the end is no whole block
         self._empty()
-        sync_file(self._descriptor)
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Let go of the file, whether it is finished or not."""
         os.close(self._descriptor)
         self._buffer.close()
 
-    def __enter__(self) -> "Large":
+    def __enter__(self) -> "DirectFile":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -114,22 +123,17 @@ class Large:
                 try:
                     done += os.write(self._descriptor, filled[done:])
                 except OSError as error:
-                    if error.errno != errno.EINVAL or not self._cache():
+                    if error.errno != errno.EINVAL or not self._use_cache():
                         raise
                 if done % mmap.PAGESIZE:  # the disk took a part that is no whole block
-                    self._cache()
+                    self._use_cache()
         self._filled = 0
 
-    def _cache(self) -> bool:
-        """Write as other files are from now on; return whether that is new."""
+    def _use_cache(self) -> bool:
+        """Write through the page cache from now on; return whether that is new."""
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         return bool(flags & os.O_DIRECT)
-
-
-def sync_file(descriptor: int) -> None:
-    """Wait until a file's bytes are on the disk."""
-    os.fsync(descriptor)
 
 
 @contextlib.contextmanager

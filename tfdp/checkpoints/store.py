@@ -140,22 +140,16 @@ class Store:
         try:
             part.mkdir()
             files = {}
-            with disk.Large(part / STATE) as large:
-                digest = tensors.write(large, specs, values)
-                large.finish()
-            files[STATE] = {"bytes": large.written, "sha256": digest}
+            with disk.DirectFile(part / STATE) as file:
+                digest = tensors.write(file, specs, values)
+                file.finish()
+            files[STATE] = {"bytes": file.written, "sha256": digest}
             text = (json.dumps(run, indent=1) + "\n").encode()
             files[RUN] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
             facts = {"format": FORMAT, "step": place.step, "phase": place.phase, "files": files}
             facts["sha256"] = _digest(facts)  # of all the rest of the manifest
-            for name, data in (
-                (RUN, text),
-                (MANIFEST, (json.dumps(facts, indent=1) + "\n").encode()),
-            ):
-                with open(part / name, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    disk.sync_file(file.fileno())
+            disk.write(part / RUN, text)
+            disk.write(part / MANIFEST, (json.dumps(facts, indent=1) + "\n").encode())
             disk.sync_folder(part)
             with self._lease.held():
                 os.rename(part, path)

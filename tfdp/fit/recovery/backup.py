@@ -354,9 +354,11 @@ class Backup:
             SystemExit: When this process was asked to end.
         """
         before = self._position
-        if not self._reserved and self._trainer.chief:
-            self._copies.reserve(*self._trainer.state_size(steps))
-        self._reserved = True
+        if not self._reserved:
+            self._reserved = True
+            arrays, size = self._trainer.state_size(steps)
+            if self._trainer.chief and arrays:
+                self._copies.reserve(arrays, size)
         self._position = Position(epoch, step, WITHIN, before.steps + done)
         self._since += done
         ends, late = asked

@@ -258,11 +258,6 @@ class ServerTrainer(trainer.Trainer):
         }
         return arrays, {"servers": json.dumps(plain)}
 
-    def state_size(self, steps: coordinator.Epochs) -> tuple[int, int]:
-        """Return zeros: tables in partitions are read while they are written, and not copied."""
-        del steps
-        return 0, 0
-
     def seeds(self, steps: coordinator.Epochs) -> Callable[[], None]:
         """Return what puts the model's seed generators back to where they are now."""
         states = keras_variables.seed_states(self.model)
