@@ -108,7 +108,7 @@ def test_a_model_with_missing_files_is_refused(without, place):
 def complete(place, errors=(), missing=(), rows=600):
     """An output folder as a job leaves it, made by hand."""
     out = place / "out"
-    (out / ".tfdp").mkdir(parents=True)
+    (out / ".tfdp").mkdir(parents=True, exist_ok=True)
     content = {
         "model": manifest.verify(place / "models" / "a" / "2"),
         "key": "k",
@@ -276,6 +276,19 @@ def test_workers_that_never_become_ready_end_the_job(place, play):
     assert str(raised.value) == (
         "Workers end before they have loaded the model: the last one exited with code 1. It said: "
         "no memory Log: worker-0.log. No part has been begun; the same command starts again."
+    )
+
+
+def test_a_worker_that_begins_and_fails_between_two_looks_has_begun(place, play):
+    def begin_and_fail():
+        complete(place, missing=[0, 2])
+        raise JobFailed("A part cannot be written to out: File too large.")
+
+    with pytest.raises(JobFailed) as raised:
+        play(begin_and_fail, batch_size=32)
+    assert str(raised.value) == (
+        "A part cannot be written to out: File too large. 1 of 3 parts are complete; the same "
+        "command goes on from there."
     )
 
 

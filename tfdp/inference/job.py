@@ -9,6 +9,7 @@ makes which part; what happens here is to see that they live, and what is there.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 from tfdp.inference import folder as folder_lib
 from tfdp.inference import input_files, signature
-from tfdp.inference.failures import JobFailed
+from tfdp.inference.failures import InferenceError, JobFailed
 from tfdp.inference.pool import Pool, Worker, last_words
 from tfdp.inference.progress_line import Progress
 from tfdp.inference.settings import (
@@ -235,6 +236,10 @@ class _Run:
             raise JobFailed(f"Shard {number} has ended {_DEATHS} workers: {said}")
 
     def _how_far(self) -> str:
+        # A worker may have written job.json and have failed since the last look. What the user
+        # reads is why the run stopped, not what this look may find wrong.
+        with contextlib.suppress(InferenceError):
+            self._look()
         if self._parts is None:
             return "No part has been begun; the same command starts again."
         count = self._parts.count
