@@ -14,6 +14,7 @@ import tensorflow as tf
 from fit import cases
 from tfdp import fit
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import split as split_lib
 
 SIZES = [6, 6, 5, 1]
 
@@ -200,16 +201,16 @@ def test_rows_are_split_evenly_and_in_order(rows, replicas, sizes, mirrored):
     ],
 )
 def test_a_row_stands_in_for_none(leaf, expected):
-    made = feed_lib._stand_in(tf.convert_to_tensor(leaf), tf.constant(True))
+    made = split_lib._stand_in(tf.convert_to_tensor(leaf), tf.constant(True))
     np.testing.assert_array_equal(made.numpy(), expected)
-    assert feed_lib.without_stand_in(made, 0).shape == leaf.shape
+    assert split_lib.without_stand_in(made, 0).shape == leaf.shape
 
 
 def test_a_row_stands_in_for_none_in_ragged_and_sparse_tensors():
     ragged = tf.ragged.constant([[[1], [2, 3]]], ragged_rank=2)[:0]
-    assert feed_lib._stand_in(ragged, tf.constant(True)).to_list() == [[]]
+    assert split_lib._stand_in(ragged, tf.constant(True)).to_list() == [[]]
     sparse = tf.SparseTensor(np.zeros((0, 2), "int64"), tf.zeros((0,)), [0, 5])
-    assert feed_lib._stand_in(sparse, tf.constant(True)).shape == (1, 5)
+    assert split_lib._stand_in(sparse, tf.constant(True)).shape == (1, 5)
 
 
 def test_an_empty_replica_meets_kernels_that_take_no_empty_batch(mirrored):

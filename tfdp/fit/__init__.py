@@ -6,7 +6,7 @@ Read in this order:
     trainer         fit, evaluate and predict as Keras has them: what both engines share
     call            the arguments of fit, evaluate and predict, and what they return
     callbacks, saving, evaluator    what runs beside the steps
-    feed, digest, random_state      the input, split over the replicas by rows
+    feed, split, digest, random_state   the input, split over the replicas by rows
     recovery/       a fit that was killed goes on where it was
     loss, metrics   why the sums over replicas are exact
     view, logs      what a step sees and assigns of the variables, and what it returns
@@ -19,7 +19,8 @@ Read in this order:
         replica         a replica's copies of the variables
         communication   how gradients travel
         transport, gloo, gloo_process   what carries them between workers: Gloo, or TensorFlow
-        agreement       do all tasks train the same?
+        agreement, differences      do all tasks train the same?
+        exchange, model_watch       how they tell each other; whether they make the same model
         gather          predictions of all replicas
 
     servers/        parameter servers
@@ -41,9 +42,10 @@ from tfdp.fit.dispatch import (
     set_server_options,
 )
 from tfdp.fit.recovery.callback import BackupAndRestore
-from tfdp.fit.replicas.agreement import same_everywhere, watch
 from tfdp.fit.replicas.communication import Communication
+from tfdp.fit.replicas.exchange import same_everywhere
 from tfdp.fit.replicas.gloo import binding as gloo_binding
+from tfdp.fit.replicas.model_watch import watch
 from tfdp.fit.replicas.transport import INSTALL as INSTALL_GLOO
 from tfdp.fit.replicas.transport import gloo_carrier
 from tfdp.fit.servers.coordinator import Options as ServerOptions

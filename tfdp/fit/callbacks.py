@@ -16,8 +16,8 @@ from typing import Any
 import keras
 
 from tfdp.fit import saving
-from tfdp.fit.recovery import backup
 from tfdp.fit.recovery import callback as callback_lib
+from tfdp.fit.recovery import settings
 
 _log = logging.getLogger("tfdp")
 
@@ -49,7 +49,7 @@ def prepare(callbacks: Any, chief: bool) -> list[keras.callbacks.Callback]:
     given = [callback_lib.in_place(c) for c in given]
     if chief:
         return given
-    kept = [c for c in given if not isinstance(c, backup.WRITE_ONLY)]
+    kept = [c for c in given if not isinstance(c, settings.WRITE_ONLY)]
     return [_RestoreOnly(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in kept]
 
 

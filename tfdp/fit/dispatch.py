@@ -21,9 +21,9 @@ import tensorflow as tf
 
 from tfdp.compat import compiled, distribute, keras_variables
 from tfdp.fit import evaluator, saving
-from tfdp.fit.replicas import agreement
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import engine as replicas_engine
+from tfdp.fit.replicas import model_watch
 from tfdp.fit.servers import coordinator, partitions
 from tfdp.fit.servers import engine as servers_engine
 
@@ -229,7 +229,7 @@ def _prepare(strategy: tf.distribute.Strategy) -> None:
     _prepared.add(strategy)
     if isinstance(strategy, tf.distribute.MirroredStrategy):
         distribute.use_fresh_collective_keys(strategy)
-    agreement.watch(strategy)
+    model_watch.watch(strategy)
 
 
 def _check(model: keras.Model, strategy: tf.distribute.Strategy) -> None:

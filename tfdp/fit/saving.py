@@ -9,6 +9,7 @@ Inside fit the callbacks decide who writes: see `callbacks.chief_writes`.
 
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import weakref
@@ -18,12 +19,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdp.compat import distribute
-from tfdp.fit.replicas import agreement
+from tfdp.compat import coordination, distribute
+from tfdp.fit.replicas import exchange
 
 METHODS = ("save", "save_weights", "export")
 
 _log = logging.getLogger("tfdp")
+_SAVE = "tfdp/save"
+# How long the chief may take to come to the place where another task saves already.
+_SAVE_SECONDS = 30.0
+_OTHER_PLACE_SECONDS = 1.0
+_saves: dict[str, int] = {}  # how often this task has saved to a path
 _fitting: "weakref.WeakSet[keras.Model]" = weakref.WeakSet()
 
 
@@ -55,13 +61,69 @@ def save(
     if model in _fitting or not isinstance(path, str | os.PathLike):
         return write()
     place = os.path.abspath(os.fspath(path))
-    if agreement.is_chief(strategy):
-        with agreement.writing(strategy, place):
+    if exchange.is_chief(strategy):
+        with _writing(strategy, place):
             return write()
-    if not agreement.wait_until_written(strategy, place):
+    if not _wait_until_written(strategy, place):
         return write()
     _say_once()
     return None
+
+
+@contextlib.contextmanager
+def _writing(strategy: tf.distribute.Strategy, path: str) -> Iterator[None]:
+    """Tells the others, on the chief, that a path is being written, and when it has been."""
+    if exchange.members(strategy) is None:
+        yield
+        return
+    number = _saves.setdefault(path, 0)
+    _saves[path] += 1
+    coordination.share_text(f"{_SAVE}/number/{sum(_saves.values())}", path)
+    coordination.share_text(_save_key(path, number, "begun"), path)
+    try:
+        yield
+    finally:
+        # Also where that fails: then the chief's error tells, and the others wait for no file.
+        coordination.share_text(_save_key(path, number, "ended"), path)
+
+
+def _wait_until_written(strategy: tf.distribute.Strategy, path: str) -> bool:
+    """Waits, on another task than the chief, until the chief has written a path.
+
+    Returns:
+        False if the chief writes elsewhere (it may have ended since), or does not come to write it
+        within some seconds.
+
+    Raises:
+        AgreementError: If the chief is lost meanwhile.
+    """
+    tasks = exchange.members(strategy)
+    if tasks is None:
+        return False
+    chief = tasks[1][0]
+    number = _saves.setdefault(path, 0)
+    _saves[path] += 1
+    written = None
+    try:
+        # A chief that has saved as often as this task may have saved elsewhere.
+        written = coordination.shared_text(f"{_SAVE}/number/{sum(_saves.values())}", _SAVE_SECONDS)
+        begun = written == path or (
+            coordination.shared_text(_save_key(path, number, "begun"), _OTHER_PLACE_SECONDS)
+            is not None
+        )
+    except tf.errors.OpError as error:
+        if written is not None:
+            return False  # it has saved elsewhere, and has ended since
+        raise exchange.AgreementError(
+            f"{chief} ended or was lost before it had saved {path}: {error.message.splitlines()[0]}"
+        ) from error
+    if begun:
+        exchange.wait(_save_key(path, number, "ended"), [chief], f"save({path!r}) to its end")
+    return begun
+
+
+def _save_key(path: str, number: int, what: str) -> str:
+    return f"{_SAVE}/{hashlib.sha256(path.encode()).hexdigest()}/{number}/{what}"
 
 
 @functools.cache

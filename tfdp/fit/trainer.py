@@ -22,6 +22,7 @@ from tfdp.fit import call, evaluator, predictions
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit.recovery import backup as backup_lib
 from tfdp.fit.recovery import preemption
+from tfdp.fit.recovery import settings as settings_lib
 
 Logs: TypeAlias = dict[str, Any]
 Callbacks: TypeAlias = keras.callbacks.CallbackList
@@ -179,7 +180,7 @@ class Trainer(abc.ABC):
                 callbacks = callbacks_lib.prepare(callbacks, self.chief)
                 initial_epoch = self._find_backup(callbacks, initial_epoch, stack)
             if self.backup is not None:
-                data = self.backup.starting(data)
+                data = self.backup.resume.starting(data)
             feed = self.feed(data, trains=True)
             stack.callback(feed.close)
             steps = self.prepare("fit", feed)
@@ -203,7 +204,7 @@ class Trainer(abc.ABC):
         self, callbacks: list[Any], initial_epoch: int, stack: contextlib.ExitStack
     ) -> int:
         """Look for a checkpoint to go on from; return the first epoch."""
-        settings = backup_lib.of(callbacks)
+        settings = settings_lib.of(callbacks)
         if settings is None:
             preemption.end_at_once()
             return initial_epoch
@@ -211,7 +212,7 @@ class Trainer(abc.ABC):
         self.backup = backup_lib.Backup(settings, self, ask)
         stack.callback(setattr, self, "backup", None)
         stack.callback(self.backup.close)
-        return self.backup.find(initial_epoch).epoch
+        return self.backup.resume.find(initial_epoch).epoch
 
     def _fit(
         self,
@@ -231,16 +232,16 @@ class Trainer(abc.ABC):
             backup.opens(steps, feed, evaluation, callbacks)
         callbacks.on_train_begin()
         if backup is not None:
-            backup.restore()
+            backup.resume.restore()
         logs: Logs = {}
         points = callbacks_lib.SavePoints(callbacks.callbacks)
         first = self.first_epoch(steps, callbacks, epochs.start)
-        if backup is not None and backup.stopped:  # it had come to its end
+        if backup is not None and backup.resume.position.stopped:  # it had come to its end
             model.stop_training, first = True, epochs.stop
         for epoch in range(first, epochs.stop):
             self.begin_epoch(steps)
             callbacks.on_epoch_begin(epoch)
-            trained = backup.enter(epoch, steps) if backup is not None else None
+            trained = backup.resume.enter(epoch, steps) if backup is not None else None
             if trained is None:
                 logs, ended = self.train_epoch(steps, feed, callbacks, points, epoch)
                 if backup is not None:

@@ -1,6 +1,8 @@
 """A fit that was killed goes on where it was: at its step, with its weights, its callbacks.
 
-    backup          what is saved when; what is read at the beginning
+    settings        what a BackupAndRestore asks for; where a checkpoint stands
+    backup          what is saved when
+    resume          what is read at the beginning
     callback_state  what callbacks remember from epoch to epoch
     writer          one file is written while training goes on
     preemption      SIGTERM: save, and end

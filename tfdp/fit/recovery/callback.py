@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from tfdp.error import Error
-from tfdp.fit.recovery import backup
+from tfdp.fit.recovery import settings
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -64,8 +64,8 @@ def in_place(callback: keras.callbacks.Callback) -> keras.callbacks.Callback:
     """
     if type(callback) not in (BackupAndRestore, keras.callbacks.BackupAndRestore):
         return callback
-    return backup.InPlace(
-        backup.Settings(
+    return settings.InPlace(
+        settings.Settings(
             str(callback.backup_dir),
             callback.save_freq or 0,
             getattr(callback, "save_seconds", None),

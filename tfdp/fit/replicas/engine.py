@@ -21,7 +21,8 @@ from tfdp.fit import call as call_lib
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import digest, predictions, random_state, trainer
 from tfdp.fit import feed as feed_lib
-from tfdp.fit.replicas import agreement, gather, snapshot, transport
+from tfdp.fit import split as split_lib
+from tfdp.fit.replicas import agreement, exchange, gather, snapshot, transport
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import loop as loop_lib
 from tfdp.fit.replicas import replica as replica_lib
@@ -60,18 +61,18 @@ class SyncTrainer(trainer.Trainer):
         """Return the batches, split over the replicas."""
         del trains
         given = data.x if feed_lib.is_distributed(data.x) else data.adapter()
-        of_all = functools.partial(agreement.of_all, self.strategy, "batches of its shard")
+        of_all = functools.partial(exchange.of_all, self.strategy, "batches of its shard")
         return feed_lib.Feed(self.strategy, self._first, given, data.most_steps, of_all)
 
     def prepare(
-        self, method: str, feed: feed_lib.Feed | feed_lib.Whole, labelled: bool = True
+        self, method: str, feed: feed_lib.Feed | split_lib.Whole, labelled: bool = True
     ) -> loop_lib.Loop:
         """Build the model from the feed's spec; return the loop of what is compiled now."""
         model = self.model
         transport.choose(self.strategy, self.communication, method)
         if not compiled.is_built(model, compiled=labelled):
             with self.strategy.scope():
-                compiled.build(model, feed_lib.build_spec(feed.spec), compiled=labelled)
+                compiled.build(model, split_lib.build_spec(feed.spec), compiled=labelled)
         key = (
             *compiled.compiled_state(model),
             compiled.is_built(model),
@@ -122,7 +123,7 @@ class SyncTrainer(trainer.Trainer):
 
     def share(self, text: str) -> str:
         """Give the chief's text to all processes."""
-        return agreement.from_chief(self.strategy, text) if self._several else text
+        return exchange.from_chief(self.strategy, text) if self._several else text
 
     def snapshot(
         self, loop: loop_lib.Loop, copy: snapshot.Copy
@@ -254,7 +255,7 @@ class SyncTrainer(trainer.Trainer):
         """Predict one global batch, as `keras.Model.predict_on_batch`."""
         whole, loop = self._whole("predict", x)
         loop.replicas.begin()
-        if isinstance(whole, feed_lib.Whole):
+        if isinstance(whole, split_lib.Whole):
             parts = loop.on_batch("predict", whole)
         else:
             whole.begin_epoch()
@@ -271,7 +272,7 @@ class SyncTrainer(trainer.Trainer):
         else:
             loop.replicas.begin()
         logs = None
-        if isinstance(whole, feed_lib.Whole):
+        if isinstance(whole, split_lib.Whole):
             logs = loop.on_batch(kind, whole)
         else:
             whole.begin_epoch()
@@ -349,20 +350,20 @@ class SyncTrainer(trainer.Trainer):
 
     def _whole(
         self, kind: str, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None
-    ) -> tuple[feed_lib.Whole | feed_lib.Feed, loop_lib.Loop]:
+    ) -> tuple[split_lib.Whole | feed_lib.Feed, loop_lib.Loop]:
         """Return one batch, all that was given, and the loop that takes it.
 
         Tasks compare what they were given at the first call, the second, the fourth and so on.
         """
         batch = data_adapters.whole_batch(x, y, sample_weight, class_weight)
-        whole: feed_lib.Whole | feed_lib.Feed
+        whole: split_lib.Whole | feed_lib.Feed
         if batch is None:  # a sparse matrix, say
             count = max(1, int(np.shape(keras.tree.flatten(x)[0])[0]))
             whole = self.feed(
                 call_lib.Data(x, y, sample_weight, batch_size=count, class_weight=class_weight)
             )
         else:
-            whole = feed_lib.Whole(self.strategy, self._first, batch)
+            whole = split_lib.Whole(self.strategy, self._first, batch)
         loop = self.prepare(f"{kind}_on_batch", whole, labelled=kind != "predict")
         if whole.split.has_digests:
             calls = self._calls_on_batch = self._calls_on_batch + 1

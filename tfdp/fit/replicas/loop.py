@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfdp.compat import distribute
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import retrace
+from tfdp.fit import split as split_lib
 from tfdp.fit.replicas import communication, snapshot
 from tfdp.fit.replicas import replica as replica_lib
 from tfdp.fit.replicas import step as step_lib
@@ -52,7 +53,7 @@ class Loop:
         feed.took(done)
         return done
 
-    def on_batch(self, kind: str, whole: feed_lib.Whole) -> Any:
+    def on_batch(self, kind: str, whole: split_lib.Whole) -> Any:
         """Take one step of `kind` ("train", "test", "predict") on a batch that is there.
 
         Returns:
@@ -193,7 +194,7 @@ class Loop:
     # -- graphs -----------------------------------------------------------------------------
 
     def _function(
-        self, kind: str, split: feed_lib.Split, single: bool, exact: bool
+        self, kind: str, split: split_lib.Split, single: bool, exact: bool
     ) -> Callable[..., Any]:
         key = (kind, split, single, exact)
         if key not in self._functions:
@@ -241,7 +242,7 @@ class Loop:
         except (StopIteration, tf.errors.OutOfRangeError):
             return False, None
 
-    def _ahead(self, split: feed_lib.Split, iterator: Any) -> tuple[tf.Tensor, Any]:
+    def _ahead(self, split: split_lib.Split, iterator: Any) -> tuple[tf.Tensor, Any]:
         """Return whether any replica has another element, and this process's, an Optional."""
         optional = iterator.get_next_as_optional()
         present = optional.has_value()
@@ -252,7 +253,7 @@ class Loop:
         return present, optional
 
     def _until_end(
-        self, one: Any, split: feed_lib.Split, iterator: Any, limit: tf.Tensor
+        self, one: Any, split: split_lib.Split, iterator: Any, limit: tf.Tensor
     ) -> tf.Tensor:
         """Take batches while there are any: no step runs beside the data."""
 
@@ -273,18 +274,18 @@ class Loop:
         return tf.while_loop(cond, body, first, parallel_iterations=1)[0]
 
 
-def _value(split: feed_lib.Split, iterator: Any, optional: Any) -> Any:
+def _value(split: split_lib.Split, iterator: Any, optional: Any) -> Any:
     """Return the element of an Optional: one without rows where this process's data has ended."""
     if not split.ends_apart:
         return optional.get_value()
     return tf.cond(
         optional.has_value(),
         optional.get_value,
-        lambda: feed_lib.without_rows(iterator.element_spec),
+        lambda: split_lib.without_rows(iterator.element_spec),
     )
 
 
-def _counted(one: Any, split: feed_lib.Split, iterator: Any, limit: tf.Tensor) -> tf.Tensor:
+def _counted(one: Any, split: split_lib.Split, iterator: Any, limit: tf.Tensor) -> tf.Tensor:
     def body(step: tf.Tensor) -> tuple[tf.Tensor]:
         one(split, iterator.get_next())
         return (step + 1,)

@@ -20,10 +20,10 @@ import tensorflow as tf
 
 from tfdp.compat import compiled, distribute, keras_optimizers, keras_variables
 from tfdp.fit import digest
-from tfdp.fit import feed as feed_lib
 from tfdp.fit import gradients as gradients_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
+from tfdp.fit import split as split_lib
 from tfdp.fit import view as view_lib
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import replica as replica_lib
@@ -105,7 +105,7 @@ class Steps:
 
     # -- in cross-replica context -----------------------------------------------------------
 
-    def train(self, split: feed_lib.Split, element: Any) -> None:
+    def train(self, split: split_lib.Split, element: Any) -> None:
         """Train every replica on its part of an element of a feed's iterator."""
         data = self._parts(split, element)
         if self._user_train is None:
@@ -119,13 +119,13 @@ class Steps:
             for local, (values, rows) in enumerate(self._local_results(logs)):
                 self.replicas.put_logs("train", values, rows, local)
 
-    def test(self, split: feed_lib.Split, element: Any) -> None:
+    def test(self, split: split_lib.Split, element: Any) -> None:
         """Add every replica's part of an element to the metrics."""
         data = self._parts(split, element)
         with self._installed():
             self.strategy.run(self._test_on_replica, args=(split, data))
 
-    def predict(self, split: feed_lib.Split, element: Any) -> tuple[Any, ...]:
+    def predict(self, split: split_lib.Split, element: Any) -> tuple[Any, ...]:
         """Return the predictions of each of this process's replicas, in the order of rows."""
         data = self._parts(split, element)
         return self._local_results(self.strategy.run(self._predict_on_replica, args=(split, data)))
@@ -134,7 +134,7 @@ class Steps:
         """Return the logs of "train" or "test" steps out of the metrics' present values."""
         return self.replicas.logs.results(kind, self.model.get_metrics_result())
 
-    def _parts(self, split: feed_lib.Split, element: Any) -> Any:
+    def _parts(self, split: split_lib.Split, element: Any) -> Any:
         """Return an element in the replicas' parts; what was read goes into the digests."""
         data = split.parts(element)
         if split.has_digests:
@@ -170,7 +170,7 @@ class Steps:
 
     # -- on a replica -----------------------------------------------------------------------
 
-    def _train_on_replica(self, split: feed_lib.Split, data: Any) -> None:
+    def _train_on_replica(self, split: split_lib.Split, data: Any) -> None:
         local = self.replicas.here()
         batch, totals = self._prepare(split, data, local, self._loss, training=True)
         packs, updates = self.call(("train", split, local), self._gradients)(
@@ -186,7 +186,7 @@ class Steps:
             self._nominal_rows.assign(rows)
         self.replicas.write(updates, local)
 
-    def _test_on_replica(self, split: feed_lib.Split, data: Any) -> None:
+    def _test_on_replica(self, split: split_lib.Split, data: Any) -> None:
         local = self.replicas.here()
         forward = self._user_test if self._has_test_step else self._loss
         batch, totals = self._prepare(split, data, local, forward, training=False)
@@ -196,7 +196,7 @@ class Steps:
         self.replicas.write(updates, local)
         self.replicas.agree_on(self._differing["test", split, local], loss_lib.share(totals))
 
-    def _predict_on_replica(self, split: feed_lib.Split, data: Any) -> Any:
+    def _predict_on_replica(self, split: split_lib.Split, data: Any) -> Any:
         local = self.replicas.here()
         stand_in = self.replicas.may_stand_in
         batch, mine = split.batch(data, local, stand_in)
@@ -205,12 +205,12 @@ class Steps:
         )
         self.replicas.write(updates, local)
         if split.may_be_empty and stand_in:
-            outputs = feed_lib.without_stand_in(outputs, mine)
+            outputs = split_lib.without_stand_in(outputs, mine)
         return outputs
 
     def _prepare(
         self,
-        split: feed_lib.Split,
+        split: split_lib.Split,
         data: Any,
         local: int,
         forward: Callable[..., Any],
@@ -260,7 +260,7 @@ class Steps:
 
     def _gradients(
         self,
-        split: feed_lib.Split,
+        split: split_lib.Split,
         local: int,
         batch: Any,
         mine: Any,
@@ -323,7 +323,7 @@ class Steps:
 
     def _measures(
         self,
-        split: feed_lib.Split,
+        split: split_lib.Split,
         local: int,
         batch: Any,
         mine: Any,
@@ -347,7 +347,7 @@ class Steps:
         return updates
 
     def _predictions(
-        self, split: feed_lib.Split, local: int, batch: Any, mine: Any
+        self, split: split_lib.Split, local: int, batch: Any, mine: Any
     ) -> tuple[Any, dict[str, Any]]:
         """Return the predictions, and what to assign: random layers draw anew for each batch."""
         with distribute.hide_replica_count(), self.replicas.enter(local, batch) as view:

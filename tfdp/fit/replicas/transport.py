@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.compat import coordination
-from tfdp.fit.replicas import agreement, gloo
+from tfdp.fit.replicas import exchange, gloo
 
 _log = logging.getLogger("tfdp")
 
@@ -154,7 +154,7 @@ def choose(strategy: tf.distribute.Strategy, communication: Any, call: str) -> N
     implementation = communication.implementation
     if implementation not in ("gloo", "auto"):
         return
-    tasks = agreement.members(strategy)
+    tasks = exchange.members(strategy)
     if tasks is None:
         if implementation == "gloo" and strategy.num_replicas_in_sync > 1:
             raise ValueError(_refusal(_unmeant(strategy)))
@@ -177,7 +177,7 @@ def gloo_carrier(strategy: tf.distribute.Strategy) -> Carrier | None:
 
     Every task calls it.
     """
-    tasks = agreement.members(strategy)
+    tasks = exchange.members(strategy)
     if tasks is not None and strategy not in _carriers:
         _decide(strategy, "doctor", "auto", *tasks)
     return _carriers.get(strategy)
@@ -190,10 +190,10 @@ def _decide(strategy: Any, call: str, implementation: str, me: str, names: list[
     problem = unmeant
     if not unmeant and gloo.binding() is None:
         problem = f"it is not installed: {INSTALL}"
-    found = agreement.first_problem(strategy, call, option, problem)
+    found = exchange.first_problem(strategy, call, option, problem)
     if not found:
         problem = _connect(strategy, me, names)
-        found = agreement.first_problem(strategy, call, option, problem)
+        found = exchange.first_problem(strategy, call, option, problem)
     if not found:
         _log.info("Gradients and sums travel by Gloo.")
         return ""

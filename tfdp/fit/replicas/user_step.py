@@ -18,11 +18,11 @@ import keras
 import tensorflow as tf
 
 from tfdp.compat import distribute, graphs, keras_optimizers, keras_variables
-from tfdp.fit import feed as feed_lib
 from tfdp.fit import gradients as gradients_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import optimizers, retrace
+from tfdp.fit import split as split_lib
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import replica as replica_lib
 
@@ -32,7 +32,7 @@ _OWN_UPDATE = ("Must not nest tf.distribute.Strategy scopes", "inside strategy.s
 
 class _Replica(NamedTuple):
     local: int
-    split: feed_lib.Split
+    split: split_lib.Split
     totals: loss_lib.Totals
     graph: Any
     keys: Any
@@ -85,7 +85,7 @@ class UserTrainStep:
                 "dict too), so that its gradients are summed over the replicas."
             ) from error
 
-    def on_replica(self, split: feed_lib.Split, data: Any) -> Any:
+    def on_replica(self, split: split_lib.Split, data: Any) -> Any:
         """Run the train_step on this replica; return (logs, rows) when that is done eagerly."""
         steps, replicas = self._steps, self._steps.replicas
         local = replicas.here()
@@ -98,7 +98,7 @@ class UserTrainStep:
         return call(("train", split, local), self._run)(split, local, batch, mine, whole)
 
     def _run(
-        self, split: feed_lib.Split, local: int, batch: Any, mine: Any, whole: Any
+        self, split: split_lib.Split, local: int, batch: Any, mine: Any, whole: Any
     ) -> tuple[Any, Any] | None:
         steps, replicas = self._steps, self._steps.replicas
         totals = loss_lib.Totals(mine, whole)

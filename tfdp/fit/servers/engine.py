@@ -21,6 +21,7 @@ from tfdp.error import Error
 from tfdp.fit import call, optimizers, random_state, trainer
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import split as split_lib
 from tfdp.fit.servers import (
     coordinator,
     partitions,
@@ -90,7 +91,7 @@ class ServerTrainer(trainer.Trainer):
             with self.strategy.scope():
                 compiled.build(
                     model,
-                    feed_lib.build_spec(feed.spec),
+                    split_lib.build_spec(feed.spec),
                     compiled=labelled,
                     optimizer=False,
                 )

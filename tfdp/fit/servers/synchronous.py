@@ -18,11 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.compat import compiled, distribute, graphs, keras_optimizers, parameter_server
-from tfdp.fit import feed as feed_lib
 from tfdp.fit import gradients as gradients_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import optimizers, retrace
+from tfdp.fit import split as split_lib
 from tfdp.fit import view as view_lib
 from tfdp.fit.servers import decisions, partitions, scheduled, worker_step
 
@@ -58,13 +58,13 @@ class Summed:
 
     def step(self, work: scheduled.Work, number: int, batch: Any) -> np.ndarray:
         """Train on one batch; return its report."""
-        batch, rows = feed_lib.of_equal_rows(batch)
+        batch, rows = split_lib.of_equal_rows(batch)
         rows = int(rows)
         count = max(1, min(self._parts, rows))
         bounds = [part * rows // count for part in range(count + 1)]
         parts = [
             worker_step.flatten(
-                keras.tree.map_structure(lambda t, a=a, b=b: feed_lib.cut(t, a, b), batch)
+                keras.tree.map_structure(lambda t, a=a, b=b: split_lib.cut(t, a, b), batch)
             )
             for a, b in itertools.pairwise(bounds)
         ]
@@ -102,7 +102,7 @@ class Summed:
         """Return the gradients of a part's share of the loss, its report, and state to add."""
         steps = self._steps
         batch = worker_step.unflatten(self._spec, leaves)
-        mine = feed_lib.rows(batch)
+        mine = split_lib.rows(batch)
         totals = loss_lib.Totals(
             mine, rows, divisors if self._sums_divisors else None, ask=self._sum_divisors
         )
@@ -230,7 +230,7 @@ class Summed:
     def _collect(self, number: tf.Tensor, rows: tf.Tensor, *leaves: Any) -> tf.Tensor:
         """Return the divisors of a part's losses, of those that need their own."""
         batch = worker_step.unflatten(self._spec, leaves)
-        totals = loss_lib.Totals(feed_lib.rows(batch), rows)
+        totals = loss_lib.Totals(split_lib.rows(batch), rows)
         with (
             distribute.leave_strategy(),
             self._installed(),

@@ -30,10 +30,10 @@ from tfdp.compat import (
     keras_variables,
     parameter_server,
 )
-from tfdp.fit import feed as feed_lib
 from tfdp.fit import logs as logs_lib
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import optimizers, retrace
+from tfdp.fit import split as split_lib
 from tfdp.fit.servers import decisions, partitions
 
 # Far apart, so that the draws of one step never meet another's.
@@ -471,7 +471,7 @@ def _is_absent(leaf: Any) -> bool:
 
 
 def _rows(batch: Any) -> Any:
-    return feed_lib.rows(batch)
+    return split_lib.rows(batch)
 
 
 def _localise(variable: keras.Variable) -> None:
