@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tfdp import cli
+from tfdp.launch import platforms
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -123,9 +124,12 @@ MISTAKES = [
     ),
     (
         "launch --workers=1001 -- script.py",
-        ["--workers=1001 --ps=0 makes 1001 tasks on one machine. Use at most 1000."],
+        ["--workers=1001 --ps=0 makes 1001 tasks. Use at most 1000."],
     ),
-    ("launch --platform=slurm -- script.py", ["--platform='slurm': use local."]),
+    (
+        "launch --platform=cloud -- script.py",
+        ["flag --platform=cloud: value should be one of <local>"],
+    ),
     # doctor
     ("doctor now", ["'now': tfdp doctor takes flags only."]),
     ("doctor --wait=0", ["--wait=0.0: use a number of seconds from 1 to 3600."]),
@@ -443,19 +447,13 @@ def test_help_of_a_verb_names_every_flag(verb, asked):
 
 
 def test_flags_of_the_verbs():
-    cluster = [
-        "chief",
-        "cores",
-        "dry_run",
-        "evaluator",
-        "isolate",
-        "log_dir",
-        "log_megabytes",
-        "logs_kept",
-    ]
-    cluster += ["max_restarts", "min_workers", "platform", "preempt_seconds", "ps"]
+    cluster = ["chief", "cores", "dry_run", "env", "evaluator", "gpus_per_task", "isolate"]
+    cluster += ["job_name", "log_dir", "log_megabytes", "logs_kept", "max_restarts"]
+    cluster += ["min_workers", "output", "platform", "preempt_seconds", "ps"]
     cluster += ["trust_network", "workers"]
-    assert sorted(flags_of("launch")) == cluster
+    for platform in platforms.NAMES[1:]:
+        platforms.module(platform).define(lambda _, name, *rest: cluster.append(name))
+    assert sorted(flags_of("launch")) == sorted(cluster)
     assert sorted(flags_of("train")) == sorted([*cluster, "config", "resume"])
     assert sorted(flags_of("doctor")) == [
         *("chief", "dir", "json", "ps", "trust_network", "wait", "workers"),

@@ -57,7 +57,7 @@ FLAGS = [
     ("--workers=1.5", "--workers=1.5", "invalid literal"),
     ("--workers=", "--workers=", "invalid literal"),
     ("--workers=1001", "makes 1001 tasks", "Use at most 1000"),
-    ("--workers=99999999999999999999", "tasks on one machine", "Use at most 1000"),
+    ("--workers=99999999999999999999", "makes 99999999999999999999 tasks", "Use at most 1000"),
     ("--ps=1", "--ps=1 needs --chief", "Add --chief, or leave out --ps"),
     ("--chief --ps=-1", "--ps=-1 is not a whole number from 0 up", "Use --ps=0 or more"),
     ("--chief --ps=1000", "makes 1002 tasks", "Use at most 1000"),
@@ -71,7 +71,7 @@ FLAGS = [
     ("--max_restarts=always", "--max_restarts=always", "invalid literal"),
     ("--logs-kept=-1", "--logs_kept=-1", "use 0 or more"),
     ("--log-megabytes=0", "--log_megabytes=0", "use 1 or more"),
-    ("--platform=kubernetes", "--platform='kubernetes'", "use local"),
+    ("--platform=cloud", "--platform=cloud", "one of <local"),
     ("--dryrun", "Unknown command line flag 'dryrun'", "dry_run"),
     ("--isolated", "Unknown command line flag 'isolated'", "isolate"),
 ]
@@ -282,6 +282,11 @@ def broken_flags(draw):
     return flags
 
 
+def made_of_flags(flags):
+    shape = {name: value for name, value in flags.items() if name != "ports"}
+    return plan.local_cluster(cluster_lib.Shape(**shape), flags["ports"])
+
+
 def test_ten_thousand_bad_settings_are_each_refused_by_name():
     draw = random.Random(20251)
     messages = set()
@@ -290,7 +295,7 @@ def test_ten_thousand_bad_settings_are_each_refused_by_name():
             call, setting = cluster_lib.parse, broken_config(draw)
         else:
             setting = {"ports": [], **broken_flags(draw)}
-            call = lambda flags: plan.local_cluster(**flags)  # noqa: E731
+            call = made_of_flags
         try:
             call(setting)
         except ClusterError as error:

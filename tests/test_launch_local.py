@@ -16,7 +16,11 @@ from tfdp.launch import local, process
 from tfdp.launch.plan import TaskProcess
 
 # Every stub begins with these names; none needs more than the standard library.
-HEAD = "import os, signal, subprocess, sys\nsay = lambda text: print(text, flush=True)\n"
+# One write for a line: print() would write its end apart, and another task could come between.
+HEAD = (
+    "import os, signal, subprocess, sys\n"
+    "say = lambda text: os.write(1, str(text).encode() + b'\\n')\n"
+)
 WAIT = HEAD + "signal.pause()\n"
 IGNORE_SIGTERM = HEAD + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 

@@ -2,7 +2,7 @@ import pathlib
 
 import pytest
 
-from tfdp.cluster import Cluster, ClusterError, Task
+from tfdp.cluster import Cluster, ClusterError, Shape, Task
 from tfdp.launch import plan
 from tfdp.launch.plan import TaskProcess
 
@@ -24,10 +24,11 @@ def refusal(function, *arguments, **named):
         ({"workers": 1, "evaluator": True}, 2),
     ],
 )
-def test_count_tasks(asked, count):
-    assert plan.count_tasks(**asked) == count
-    cluster = plan.local_cluster(ports=range(2000, 2000 + count), **asked)
-    assert len(cluster.tasks) == count
+def test_a_shape_has_its_tasks_in_order(asked, count):
+    shape = Shape(**asked)
+    assert len(shape) == count
+    assert plan.local_cluster(shape, range(2000, 2000 + count)).tasks == shape.tasks
+    assert Shape.parse(str(shape)) == shape
 
 
 @pytest.mark.parametrize(
@@ -54,17 +55,37 @@ def test_count_tasks(asked, count):
         ),
         (
             {"workers": 10**6},
-            "--workers=1000000 --ps=0 makes 1000000 tasks on one machine. Use at most 1000.",
+            "--workers=1000000 --ps=0 makes 1000000 tasks. Use at most 1000.",
         ),
     ],
 )
 def test_what_cannot_be_launched(asked, message):
-    assert refusal(plan.count_tasks, **asked) == message
-    assert refusal(plan.local_cluster, ports=[], **asked) == message
+    assert refusal(Shape, **asked) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "worker=two",
+            "'worker=two' does not say how many tasks a cluster has. Write it like "
+            "chief=1,worker=2,ps=1,evaluator=1.",
+        ),
+        ("chief=2,worker=1", "'chief=2,worker=1': a cluster has one chief at most."),
+        (
+            "ps=1,worker=1",
+            "--ps=1 needs --chief: the chief coordinates the workers of parameter servers. "
+            "Add --chief, or leave out --ps.",
+        ),
+    ],
+)
+def test_a_shape_is_read_from_text(text, message):
+    assert refusal(Shape.parse, text) == message
 
 
 def test_local_cluster():
-    cluster = plan.local_cluster(workers=2, chief=True, ps=1, evaluator=True, ports=[1, 2, 3, 4, 5])
+    shape = Shape(2, chief=True, ps=1, evaluator=True)
+    cluster = plan.local_cluster(shape, [1, 2, 3, 4, 5])
     assert cluster == Cluster(
         chief=("127.0.0.1:1",),
         worker=("127.0.0.1:2", "127.0.0.1:3"),
@@ -74,13 +95,13 @@ def test_local_cluster():
 
 
 def test_local_cluster_needs_its_ports():
-    assert refusal(plan.local_cluster, workers=2, ports=[1]) == (
-        "2 tasks need 2 ports, but 1 were given."
+    assert refusal(plan.local_cluster, Shape(2), [1]) == (
+        "2 tasks need 2 addresses, but 1 were given."
     )
 
 
 def test_whole_plan():
-    cluster = plan.local_cluster(workers=2, evaluator=True, ports=[2001, 2002, 2003])
+    cluster = plan.local_cluster(Shape(2, evaluator=True), [2001, 2002, 2003])
     processes = plan.plan(
         cluster,
         ["train.py", "--name=a b"],
@@ -140,7 +161,7 @@ def test_whole_plan():
 @pytest.mark.parametrize("evaluator", [False, True])
 def test_all_tasks_hear_of_an_evaluator(evaluator):
     ports = range(2000, 2002 + evaluator)
-    cluster = plan.local_cluster(workers=2, evaluator=evaluator, ports=ports)
+    cluster = plan.local_cluster(Shape(2, evaluator=evaluator), ports)
     processes = plan.plan(cluster, ["train.py"], seed=7)
     heard = [process.environment.get("TFDP_EVALUATOR") for process in processes]
     assert heard == (["1"] * 3 if evaluator else [None] * 2)
@@ -163,7 +184,7 @@ def test_all_tasks_hear_of_an_evaluator(evaluator):
     ],
 )
 def test_gpus(asked, gpus, visible):
-    cluster = plan.local_cluster(ports=range(2000, 2000 + len(visible)), **asked)
+    cluster = plan.local_cluster(Shape(**asked), range(2000, 2000 + len(visible)))
     processes = plan.plan(cluster, ["a.py"], seed=0, gpus=gpus)
     assert [p.environment.get("CUDA_VISIBLE_DEVICES") for p in processes] == visible
     assert [gpu for p in processes for gpu in plan.gpus_of(p)] == list(gpus)
@@ -191,7 +212,7 @@ def test_gpus(asked, gpus, visible):
     ],
 )
 def test_what_cannot_be_planned(arguments, message):
-    cluster = plan.local_cluster(workers=2, ports=[1, 2])
+    cluster = plan.local_cluster(Shape(2), [1, 2])
     assert refusal(plan.plan, cluster, **{"script": ["a.py"], "seed": 0, **arguments}) == message
 
 

@@ -24,10 +24,10 @@ from tfdp.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from tfdp import callbacks, layers
-    from tfdp.cluster import is_chief
     from tfdp.error import Error
     from tfdp.fit import Communication, disable, enable
     from tfdp.inference.rows import predict
+    from tfdp.launch.discovery import is_chief
     from tfdp.launch.progress import report_progress
     from tfdp.serving.export import export
     from tfdp.strategies import strategy
@@ -38,7 +38,7 @@ _HOMES = {
     "disable": "tfdp.fit",
     "enable": "tfdp.fit",
     "export": "tfdp.serving.export",
-    "is_chief": "tfdp.cluster",
+    "is_chief": "tfdp.launch.discovery",
     "predict": "tfdp.inference.rows",
     "report_progress": "tfdp.launch.progress",
     "strategy": "tfdp.strategies",

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 
 from tfdp import cluster as cluster_lib
 from tfdp.compat import on_import
-from tfdp.launch import endings, memory, network, progress, rendezvous, seeds, task_start
+from tfdp.launch import discovery, endings, memory, network, progress, rendezvous, seeds, task_start
 
 # "I0000 00:00:... port.cc:153] oneDNN custom operations are on. ...", what announces it, and
 # CUDA's error 303: there is no driver, as on every machine without a GPU.
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
         os.environ[network.TRUST_VARIABLE] = "1"
         argv = argv[1:]
     try:
+        discovery.begin(os.environ)
         found = cluster_lib.from_environment(os.environ)
     except cluster_lib.ClusterError as error:
         _refuse(str(error))

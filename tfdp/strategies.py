@@ -15,7 +15,7 @@ from tfdp import cluster as cluster_lib
 from tfdp import fit
 from tfdp.compat import collectives, distribute
 from tfdp.error import Error
-from tfdp.launch import rendezvous, seeds
+from tfdp.launch import discovery, rendezvous, seeds
 
 _log = logging.getLogger("tfdp")
 
@@ -64,6 +64,7 @@ def strategy(
         ClusterError: If TF_CONFIG is bad, the strategy does not fit its cluster, a task of it is
             missing, or has other settings.
     """
+    discovery.begin(os.environ)
     found = cluster_lib.from_environment(os.environ)
     if name not in ("auto", *NAMES):
         raise Error(f"strategy({name!r}): use one of {', '.join(('auto', *NAMES))}.")

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from cluster import processes
-from tfdp.cluster import Task
+from tfdp.cluster import Shape, Task
 from tfdp.launch import machine, plan
 
 pytestmark = pytest.mark.cluster
@@ -115,8 +115,7 @@ def test_fit_resumes_when_workers_read_for_themselves(tmp_path, environment):
 @contextlib.contextmanager
 def by_hand(folder, environment, epochs):
     """The tasks of a cluster without a launcher; yields their processes by task."""
-    ports = machine.free_ports(plan.count_tasks(workers=1, chief=True, ps=1))
-    cluster = plan.local_cluster(workers=1, chief=True, ps=1, ports=ports)
+    cluster = plan.local_cluster(Shape(1, chief=True, ps=1), machine.free_ports(3))
     started = {}
     try:
         for one in plan.plan(cluster, [SCRIPT, str(epochs)], seed=1, log_dir=folder):

@@ -1,7 +1,6 @@
 """Runs a plan on this machine: starts its tasks, shows their output, ends them together.
 
-    ports = machine.free_ports(plan.count_tasks(workers=2))
-    cluster = plan.local_cluster(workers=2, ports=ports)
+    cluster = plan.local_cluster(Shape(workers=2), machine.free_ports(2))
     processes = plan.plan(cluster, ["train.py"], seed=7, gpus=machine.gpus(os.environ))
     sys.exit(local.run(processes, "runs/a"))
 

@@ -1,6 +1,7 @@
 """What to run: one TaskProcess for each task of a cluster. Pure: nothing is started or looked up.
 
-    cluster = local_cluster(workers=2, ports=machine.free_ports(count_tasks(workers=2)))
+    shape = Shape(workers=2)
+    cluster = local_cluster(shape, machine.free_ports(len(shape)))
     processes = plan(cluster, ["train.py", "--lr=0.1"], seed=7, gpus=("0", "1"), log_dir="runs/a")
     processes[1].command      # ("/usr/bin/python3", "-m", "tfdp.run", "train.py", "--lr=0.1")
     processes[1].environment  # TF_CONFIG, CUDA_VISIBLE_DEVICES="1", TFDP_SEED="7", ...
@@ -16,11 +17,8 @@ import types
 from collections.abc import Mapping, Sequence
 
 from tfdp import batching
-from tfdp.cluster import EVALUATOR_VARIABLE, Cluster, ClusterError, Task
+from tfdp.cluster import EVALUATOR_VARIABLE, Cluster, ClusterError, Shape, Task
 from tfdp.launch import cores as cores_lib
-
-# Far above what one machine trains with, far below what exhausts its ports and processes.
-_MOST_TASKS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,59 +75,17 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def count_tasks(*, workers: int, chief: bool = False, ps: int = 0, evaluator: bool = False) -> int:
-    """Checks what was asked for on the command line, and says how many tasks (and ports) it takes.
-
-    Raises:
-      ClusterError: The combination cannot train; one line that names the flag.
-    """
-    for flag, value, lowest in (("workers", workers, 1), ("ps", ps, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-            why = " (the chief and the evaluator come on top)" if flag == "workers" else ""
-            raise ClusterError(
-                f"--{flag}={value!r} is not a whole number from {lowest} up{why}. "
-                f"Use --{flag}={lowest} or more."
-            )
-    if ps and not chief:
-        raise ClusterError(
-            f"--ps={ps} needs --chief: the chief coordinates the workers of parameter servers. "
-            f"Add --chief, or leave out --ps."
-        )
-    count = workers + bool(chief) + ps + bool(evaluator)
-    if count > _MOST_TASKS:
-        raise ClusterError(
-            f"--workers={workers} --ps={ps} makes {count} tasks on one machine. "
-            f"Use at most {_MOST_TASKS}."
-        )
-    return count
-
-
-def local_cluster(
-    *,
-    workers: int,
-    ports: Sequence[int],
-    chief: bool = False,
-    ps: int = 0,
-    evaluator: bool = False,
-) -> Cluster:
+def local_cluster(shape: Shape, ports: Sequence[int]) -> Cluster:
     """A cluster on this machine, reached over the loopback interface.
 
     Args:
-      workers: How many train, a chief not counted.
-      ports: One for each task, taken in the order chief, workers, parameter servers, evaluator.
-      chief: Whether there is one.
-      ps: How many parameter servers.
-      evaluator: Whether there is one.
+      shape: How many tasks of each kind.
+      ports: One for each task, taken in the order of shape.tasks.
 
     Raises:
-      ClusterError: See count_tasks.
+      ClusterError: Too few or too many ports.
     """
-    count = count_tasks(workers=workers, chief=chief, ps=ps, evaluator=evaluator)
-    if len(ports) != count:
-        raise ClusterError(f"{count} tasks need {count} ports, but {len(ports)} were given.")
-    addresses = iter([f"127.0.0.1:{port}" for port in ports])
-    sizes = {"chief": int(chief), "worker": workers, "ps": ps, "evaluator": int(evaluator)}
-    return Cluster(**{job: tuple(next(addresses) for _ in range(n)) for job, n in sizes.items()})
+    return shape.cluster([f"127.0.0.1:{port}" for port in ports])
 
 
 def plan(

@@ -52,9 +52,8 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     try:
         found = cluster_lib.from_environment(os.environ)
         if found is None:
-            shape = {"workers": values.workers, "chief": values.chief, "ps": values.ps}
-            ports = machine.free_ports(plan.count_tasks(**shape))
-            cluster = plan.local_cluster(ports=ports, **shape)
+            shape = cluster_lib.Shape(values.workers, values.chief, values.ps)
+            cluster = plan.local_cluster(shape, machine.free_ports(len(shape)))
             mine = list(cluster.tasks)
         else:
             cluster, task = found

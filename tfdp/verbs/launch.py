@@ -4,13 +4,16 @@ define_cluster(values, workers=1)               # the flags of a cluster
 launch_tasks(values, ["train.py"], "runs/a")    # its exit code
 """
 
+import dataclasses
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
+from tfdp.launch import platforms
 from tfdp.verbs import UsageError
 
 SYNOPSIS = (
@@ -35,7 +38,16 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
     add(flags.DEFINE_bool, "chief", False, "Start a chief beside the workers.")
     add(flags.DEFINE_integer, "ps", 0, "Parameter servers to start; needs --chief.")
     add(flags.DEFINE_bool, "evaluator", False, "Start an evaluator.")
-    add(flags.DEFINE_string, "platform", "local", "Where the tasks run: local.")
+    flags.DEFINE_enum(
+        "platform",
+        "local",
+        list(platforms.NAMES),
+        "Where the tasks run: on this machine, or on hosts that another program hands out.",
+        flag_values=values,
+    )
+    add(flags.DEFINE_multi_string, "env", [], "NAME=VALUE, or NAME as it is here: for each task.")
+    add(flags.DEFINE_string, "job_name", "", "What the platform calls the run.")
+    add(flags.DEFINE_integer, "gpus_per_task", 0, "GPUs of each task that trains, elsewhere.")
     add(flags.DEFINE_string, "log_dir", "", "Folder of the tasks' logs; default: in runs/.")
     add(flags.DEFINE_integer, "log_megabytes", 100, "A larger log is continued in a new file.")
     add(flags.DEFINE_integer, "logs_kept", 3, "Full logs of a task that are kept.")
@@ -57,7 +69,8 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
         25.0,
         "Seconds that tasks have to save what they have when the launcher gets SIGTERM.",
     )
-    add(flags.DEFINE_bool, "dry_run", False, "Print each task's command and TF_CONFIG; start none.")
+    add(flags.DEFINE_bool, "dry_run", False, "Print what would be started; start nothing.")
+    add(flags.DEFINE_string, "output", "", "Write that to a file in place of starting it.")
     flags.DEFINE_enum(
         "cores",
         "divide",
@@ -77,6 +90,8 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
         False,
         "Allow addresses in the cluster that the whole internet may reach.",
     )
+    for name in platforms.NAMES[1:]:
+        platforms.module(name).define(add)
 
 
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
@@ -106,12 +121,11 @@ def launch_tasks(
     Raises:
         UsageError: If the flags make no cluster, or there is no such script.
     """
-    from tfdp import cluster as cluster_lib
     from tfdp import run as run_lib
-    from tfdp.launch import isolation, local, machine, network, output, plan
+    from tfdp.cluster import Shape
+    from tfdp.error import Error
+    from tfdp.launch.platforms import job as job_lib
 
-    if values.platform != "local":
-        raise UsageError(f"--platform={values.platform!r}: use local.")
     for name in ("max_restarts", "min_workers", "logs_kept", "log_megabytes", "preempt_seconds"):
         least = int(name == "log_megabytes")
         value = getattr(values, name)
@@ -122,27 +136,65 @@ def launch_tasks(
             f"--min_workers={values.min_workers} is more than --workers={values.workers}. "
             f"Use at most that many."
         )
-    if values.trust_network:
-        os.environ[network.TRUST_VARIABLE] = "1"  # for the tasks, which look at the addresses
     problem = run_lib.check_script(script)
     if problem:
         raise UsageError(problem)
-    shape = {
-        "workers": values.workers,
-        "chief": values.chief,
-        "ps": values.ps,
-        "evaluator": values.evaluator,
-    }
     if seed is None:
         given = os.environ.get("TFDP_SEED", "")
         if given and not (given.isdecimal() and int(given) < 1 << 31):
             raise UsageError(f"TFDP_SEED={given!r}: use a number from 0 to 2147483647.")
         seed = int(given) if given else int.from_bytes(os.urandom(4), "little") >> 1
-    run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    try:
+        variables, secrets = job_lib.read_variables(values.env, os.environ)
+        job = job_lib.Job(
+            name=job_lib.platform_name(values.job_name or os.path.basename(log_dir)),
+            shape=Shape(values.workers, values.chief, values.ps, values.evaluator),
+            script=tuple(script),
+            seed=seed,
+            log_dir=os.path.abspath(log_dir),
+            directory=os.getcwd(),
+            environment=variables,
+            secrets=secrets,
+            run=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            gpus_per_task=values.gpus_per_task,
+            max_restarts=values.max_restarts,
+            preempt_seconds=values.preempt_seconds,
+            trust_network=values.trust_network,
+        )
+        if values.platform == "local":
+            return _on_this_machine(values, job, log_dir)
+        return _on_platform(values, job)
+    except (Error, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _on_platform(values: flags.FlagValues, job: Any) -> int:
+    platform = platforms.module(values.platform)
+    if values.dry_run or values.output:
+        text = platform.render(job, values)
+        if values.output:
+            with open(values.output, "w") as file:
+                file.write(text)
+        else:
+            sys.stdout.write(text)
+        return 0
+    return platform.launch(job, values)
+
+
+def _on_this_machine(values: flags.FlagValues, job: Any, log_dir: str) -> int:
+    from tfdp import cluster as cluster_lib
+    from tfdp.launch import isolation, local, machine, network, output, plan
+
+    if values.trust_network:
+        os.environ[network.TRUST_VARIABLE] = "1"  # for the tasks, which look at the addresses
+    gpus = machine.gpus(os.environ)
+    cores = machine.cores() if values.cores == "divide" else []
+    if values.isolate and not values.dry_run:
+        _isolate()
 
     def make_cluster(left_out: int = 0) -> cluster_lib.Cluster:
-        fewer = {**shape, "workers": values.workers - left_out}
-        return plan.local_cluster(ports=machine.free_ports(plan.count_tasks(**fewer)), **fewer)
+        fewer = dataclasses.replace(job.shape, workers=job.shape.workers - left_out)
+        return plan.local_cluster(fewer, machine.free_ports(len(fewer)))
 
     def make_plan(
         cluster: cluster_lib.Cluster, left_out: Sequence[plan.TaskProcess] = ()
@@ -151,31 +203,29 @@ def launch_tasks(
         unused = {gpu for process in left_out for gpu in plan.gpus_of(process)}
         return plan.plan(
             cluster,
-            script,
-            seed=seed,
+            job.script,
+            seed=job.seed,
             gpus=tuple(gpu for gpu in gpus if gpu not in unused),
             log_dir=log_dir,
-            directory=os.getcwd(),
-            run=run_name,
+            directory=job.directory,
+            environ=job.environment,
+            run=job.run,
             cores=cores,
         )
 
-    try:
-        plan.count_tasks(**shape)
-        gpus = machine.gpus(os.environ)
-        cores = machine.cores() if values.cores == "divide" else []
-        if values.isolate and not values.dry_run:
-            _isolate()
-        cluster = make_cluster()
-        processes = make_plan(cluster)
-    except (cluster_lib.ClusterError, OSError) as error:
-        raise UsageError(str(error)) from error
-    where = f"{cluster} on this machine, seed {seed}. Logs: {log_dir}"
-    if values.dry_run:
+    cluster = make_cluster()
+    processes = make_plan(cluster)
+    where = f"{cluster} on this machine, seed {job.seed}. Logs: {log_dir}"
+    if values.dry_run or values.output:
         from tfdp.launch import dry_run, redaction
 
-        print(output.printable(f"# {where} (dry run: nothing is started)").decode(), end="")
-        print(dry_run.render(processes, redaction.Redactor(os.environ)))
+        text = output.printable(f"# {where} (dry run: nothing is started)").decode()
+        text += dry_run.render(processes, redaction.Redactor(os.environ)) + "\n"
+        if values.output:
+            with open(values.output, "w") as file:
+                file.write(text)
+        else:
+            print(text, end="")
         return 0
     print(output.printable(where).decode(), end="", flush=True)
     shares = [len(process.cpus) for process in processes if process.cpus]

@@ -69,7 +69,12 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     if not config_flag.is_good(values, "train"):
         return 2
     from tfdp import train
+    from tfdp.launch import discovery
 
+    try:
+        discovery.begin(os.environ)
+    except Error as error:
+        raise UsageError(str(error)) from error
     run_dir = values.config.run_dir
     if run_dir and os.path.exists(os.path.join(run_dir, train.COMPLETE)):
         print(

@@ -1,0 +1,101 @@
+"""Which task of which cluster is this process, where a platform has started it? Makes TF_CONFIG.
+
+    discovery.begin(os.environ)     # sets TF_CONFIG where there is none and a platform tells
+
+The first of these counts:
+
+    TF_CONFIG
+    TFDP_CLUSTER: the addresses of all tasks by job, as JSON, the same text in every task; and the
+        number of this task, in the order chief, workers, parameter servers, evaluator, in
+        TFDP_TASK_INDEX or in JOB_COMPLETION_INDEX (an Indexed Job of Kubernetes)
+    Slurm's variables of a step of several tasks (see platforms/slurm_step.py); TFDP_TASKS tells how
+        many of them are what, as in "chief=1,worker=2,ps=1"; without it all are workers
+
+So one artefact serves all tasks of a cluster.
+"""
+
+import json
+import os
+from collections.abc import Mapping, MutableMapping
+
+from tfdp.cluster import Cluster, ClusterError, Place, Shape, from_environment
+from tfdp.launch.platforms import slurm_step
+
+CLUSTER_VARIABLE = "TFDP_CLUSTER"
+INDEX_VARIABLE = "TFDP_TASK_INDEX"
+TASKS_VARIABLE = "TFDP_TASKS"
+# The number of a task, in the order in which they are looked for.
+_INDEX_VARIABLES = (INDEX_VARIABLE, "JOB_COMPLETION_INDEX")
+
+
+def begin(environ: MutableMapping[str, str]) -> None:
+    """Set TF_CONFIG, where there is none and a platform says which task this is.
+
+    Raises:
+        ClusterError: What the platform says makes no cluster.
+    """
+    if "TF_CONFIG" not in environ:
+        found = find(environ)
+        if found is not None:
+            environ["TF_CONFIG"] = found.cluster.tf_config(found.task)
+
+
+def find(environ: Mapping[str, str]) -> Place | None:
+    """Return which task this is by what a platform says, TF_CONFIG aside; None where none does.
+
+    Raises:
+        ClusterError: What it says makes no cluster.
+    """
+    if text := environ.get(CLUSTER_VARIABLE, ""):
+        return _of_cluster(text, environ)
+    step = slurm_step.find(environ)
+    if step is None:
+        return None
+    shape = Shape(workers=step.count)
+    if text := environ.get(TASKS_VARIABLE, ""):
+        shape = Shape.parse(text)
+    if len(shape) != step.count:
+        raise ClusterError(
+            f"{TASKS_VARIABLE}={text} needs {len(shape)} tasks, and the Slurm step has "
+            f"{step.count}. Start it with --ntasks={len(shape)}."
+        )
+    return Place(shape.cluster(step.addresses), shape.tasks[step.index])
+
+
+def is_chief(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Say whether this task is the one that writes files: the chief, else worker:0, or alone.
+
+    Raises:
+        ClusterError: TF_CONFIG, or what the platform says in its place, is bad.
+    """
+    begin(environ)
+    found = from_environment(environ)
+    return found is None or found.is_chief
+
+
+def _of_cluster(text: str, environ: Mapping[str, str]) -> Place:
+    example = f'{CLUSTER_VARIABLE}=\'{{"worker": ["a:2222", "b:2222"]}}\''
+    try:
+        jobs = json.loads(text)
+        cluster = Cluster(**jobs)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ClusterError):
+            raise ClusterError(f"{CLUSTER_VARIABLE}: {error}") from None
+        raise ClusterError(
+            f"{CLUSTER_VARIABLE} does not hold the addresses of a cluster. Write it like {example}."
+        ) from None
+    for name in _INDEX_VARIABLES:
+        if number := environ.get(name, ""):
+            break
+    else:
+        raise ClusterError(
+            f"{CLUSTER_VARIABLE} is set, and neither {' nor '.join(_INDEX_VARIABLES)} says which "
+            f"task this is. Set {INDEX_VARIABLE} to its number, from 0 to {len(cluster.tasks) - 1} "
+            f"(chief, workers, parameter servers, evaluator)."
+        )
+    if not number.isdecimal() or int(number) >= len(cluster.tasks):
+        raise ClusterError(
+            f"{name}={number!r} is not the number of a task: the cluster has {cluster}. Count from "
+            f"0 to {len(cluster.tasks) - 1} (chief, workers, parameter servers, evaluator)."
+        )
+    return Place(cluster, cluster.tasks[int(number)])

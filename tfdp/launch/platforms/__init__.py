@@ -1,0 +1,27 @@
+"""Where the tasks of a cluster run: beside this machine, one file for each platform.
+
+    ssh             hosts that are reached by ssh
+    slurm           an allocation of Slurm; slurm_step: what its tasks see of it
+    kubernetes      a cluster of pods
+    ray             a cluster of Ray
+
+Each of them has
+
+    define(add)                     its flags
+    render(job, values) -> str      pure: the artefact, which runs without tfdp's launcher
+    launch(job, values) -> int      start it with the platform's own program, watch it, return its
+                                    exit code
+
+What is asked for is one `job.Job` for all. None of them decides anything that `plan` decides, so
+that a task is the same wherever it runs.
+"""
+
+import importlib
+from typing import Any
+
+NAMES: tuple[str, ...] = ("local",)
+
+
+def module(name: str) -> Any:
+    """Return the module of a platform."""
+    return importlib.import_module(f"tfdp.launch.platforms.{name}")
