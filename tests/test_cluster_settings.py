@@ -12,6 +12,7 @@ from tfdp import address
 from tfdp import cluster as cluster_lib
 from tfdp.cluster import Cluster, ClusterError, Task
 from tfdp.launch import plan
+from tfdp.launch.shape import Shape
 
 # Runs each command line of stdin in this one process, and tells how it ended. "run" stands for
 # python -m tfdp.run.
@@ -284,7 +285,7 @@ def broken_flags(draw):
 
 def made_of_flags(flags):
     shape = {name: value for name, value in flags.items() if name != "ports"}
-    return plan.local_cluster(cluster_lib.Shape(**shape), flags["ports"])
+    return plan.local_cluster(Shape(**shape), flags["ports"])
 
 
 def test_ten_thousand_bad_settings_are_each_refused_by_name():

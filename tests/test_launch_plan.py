@@ -2,9 +2,10 @@ import pathlib
 
 import pytest
 
-from tfdp.cluster import Cluster, ClusterError, Shape, Task
+from tfdp.cluster import Cluster, ClusterError, Task
 from tfdp.launch import plan
 from tfdp.launch.plan import TaskProcess
+from tfdp.launch.shape import Shape
 
 
 def refusal(function, *arguments, **named):

@@ -15,7 +15,7 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tfdp import address
@@ -24,10 +24,8 @@ from tfdp.error import Error
 # Names the run to the training tasks and their evaluator, where there is one.
 EVALUATOR_VARIABLE = "TFDP_EVALUATOR"
 
-_JOBS = ("chief", "worker", "ps", "evaluator")
+JOBS = ("chief", "worker", "ps", "evaluator")
 _STRATEGIES = ("one_device", "mirrored", "multi_worker", "parameter_server")
-# Far above what anybody trains with, far below what exhausts ports and processes.
-_MOST_TASKS = 1000
 _EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -48,7 +46,7 @@ class Task:
     index: int
 
     def __post_init__(self) -> None:
-        if self.type not in _JOBS:
+        if self.type not in JOBS:
             raise ClusterError(_unknown_job("task type", self.type))
         if not isinstance(self.index, int) or isinstance(self.index, bool):
             raise ClusterError(
@@ -80,7 +78,7 @@ class Cluster:
     evaluator: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for job in _JOBS:
+        for job in JOBS:
             addresses = getattr(self, job)
             if not isinstance(addresses, tuple | list):
                 raise ClusterError(
@@ -134,7 +132,7 @@ class Cluster:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """All tasks: chief, workers, parameter servers, evaluator."""
-        return tuple(Task(job, index) for job in _JOBS for index in range(len(getattr(self, job))))
+        return tuple(Task(job, index) for job in JOBS for index in range(len(getattr(self, job))))
 
     @property
     def num_workers_in_sync(self) -> int:
@@ -208,99 +206,6 @@ class Cluster:
         self.address(task)
         return json.dumps(
             {"cluster": self.spec(task), "task": {"type": task.type, "index": task.index}}
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """How many tasks of each kind a cluster has; str(Shape(2, chief=True)) is "chief=1,worker=2".
-
-    Attributes:
-      workers: How many train, a chief not counted.
-      chief: Whether there is one.
-      ps: How many parameter servers.
-      evaluator: Whether there is one.
-
-    Raises:
-      ClusterError: The combination cannot train; one line that names the flag.
-    """
-
-    workers: int
-    chief: bool = False
-    ps: int = 0
-    evaluator: bool = False
-
-    def __post_init__(self) -> None:
-        for flag, value, lowest in (("workers", self.workers, 1), ("ps", self.ps, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                why = " (the chief and the evaluator come on top)" if flag == "workers" else ""
-                raise ClusterError(
-                    f"--{flag}={value!r} is not a whole number from {lowest} up{why}. "
-                    f"Use --{flag}={lowest} or more."
-                )
-        if self.ps and not self.chief:
-            raise ClusterError(
-                f"--ps={self.ps} needs --chief: the chief coordinates the workers of parameter "
-                f"servers. Add --chief, or leave out --ps."
-            )
-        if (count := sum(self.counts.values())) > _MOST_TASKS:
-            raise ClusterError(
-                f"--workers={self.workers} --ps={self.ps} makes {count} tasks. "
-                f"Use at most {_MOST_TASKS}."
-            )
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many tasks each job has, in the order of their numbers."""
-        counts = (int(self.chief), self.workers, self.ps, int(self.evaluator))
-        return dict(zip(_JOBS, counts, strict=True))
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """All tasks in the order of their numbers: chief, workers, parameter servers, evaluator."""
-        return tuple(Task(job, n) for job, count in self.counts.items() for n in range(count))
-
-    def __len__(self) -> int:
-        return sum(self.counts.values())
-
-    def __str__(self) -> str:
-        return ",".join(f"{job}={count}" for job, count in self.counts.items() if count)
-
-    @classmethod
-    def parse(cls, text: str) -> "Shape":
-        """Reads what str() writes.
-
-        Raises:
-          ClusterError: It is no such text.
-        """
-        pairs = [part.partition("=") for part in text.split(",")]
-        counts = {job: number for job, _, number in pairs}
-        if len(counts) < len(pairs) or not all(
-            job in _JOBS and number.isdecimal() for job, number in counts.items()
-        ):
-            raise ClusterError(
-                f"{_show(text)} does not say how many tasks a cluster has. Write it like "
-                f"chief=1,worker=2,ps=1,evaluator=1."
-            )
-        numbers = [int(counts.get(job, 0)) for job in _JOBS]
-        for job, number in zip(_JOBS, numbers, strict=True):
-            if job in ("chief", "evaluator") and number > 1:
-                raise ClusterError(f"{_show(text)}: a cluster has one {job} at most.")
-        return cls(numbers[1], bool(numbers[0]), numbers[2], bool(numbers[3]))
-
-    def cluster(self, addresses: Sequence[str]) -> Cluster:
-        """The cluster of this shape, of one address for each task in their order.
-
-        Raises:
-          ClusterError: Too few or too many, or the addresses are bad.
-        """
-        if len(addresses) != len(self):
-            raise ClusterError(
-                f"{len(self)} tasks need {len(self)} addresses, but {len(addresses)} were given."
-            )
-        left = iter(addresses)
-        return Cluster(
-            **{job: tuple(next(left) for _ in range(n)) for job, n in self.counts.items()}
         )
 
 
@@ -511,7 +416,7 @@ def _cluster(jobs: Any) -> Cluster:
     if not isinstance(jobs, dict):
         raise ClusterError(f'"cluster" is {_show(jobs)}, not an object. Write it like {_EXAMPLE}.')
     for job in jobs:
-        if job not in _JOBS:
+        if job not in JOBS:
             raise ClusterError(_unknown_job("job", job))
     return Cluster(**{job: _dense(job, addresses) for job, addresses in jobs.items()})
 
@@ -549,8 +454,8 @@ def _unknown_job(what: str, name: Any) -> str:
     if name == "master":
         return f'The {what} "master" is that of TensorFlow 1. Call it "chief".'
     return (
-        f"The {what} {_show(name)} is unknown.{_did_you_mean(name, _JOBS)} "
-        f"Use one of {', '.join(_JOBS)}."
+        f"The {what} {_show(name)} is unknown.{_did_you_mean(name, JOBS)} "
+        f"Use one of {', '.join(JOBS)}."
     )
 
 

@@ -11,8 +11,9 @@ import sys
 import pytest
 
 from cluster import processes
-from tfdp.cluster import Shape, Task
+from tfdp.cluster import Task
 from tfdp.launch import machine, plan
+from tfdp.launch.shape import Shape
 
 pytestmark = pytest.mark.cluster
 

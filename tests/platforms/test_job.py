@@ -1,8 +1,8 @@
 import pytest
 
-from tfdp.cluster import Shape
 from tfdp.error import Error
 from tfdp.launch.platforms import job as job_lib
+from tfdp.launch.shape import Shape
 
 
 def test_variables_are_given_or_taken_from_here():

@@ -18,8 +18,9 @@ import json
 import os
 from collections.abc import Mapping, MutableMapping
 
-from tfdp.cluster import Cluster, ClusterError, Place, Shape, from_environment
+from tfdp.cluster import Cluster, ClusterError, Place, from_environment
 from tfdp.launch.platforms import slurm_step
+from tfdp.launch.shape import Shape
 
 CLUSTER_VARIABLE = "TFDP_CLUSTER"
 INDEX_VARIABLE = "TFDP_TASK_INDEX"

@@ -17,8 +17,9 @@ import types
 from collections.abc import Mapping, Sequence
 
 from tfdp import batching
-from tfdp.cluster import EVALUATOR_VARIABLE, Cluster, ClusterError, Shape, Task
+from tfdp.cluster import EVALUATOR_VARIABLE, Cluster, ClusterError, Task
 from tfdp.launch import cores as cores_lib
+from tfdp.launch.shape import Shape
 
 
 @dataclasses.dataclass(frozen=True)

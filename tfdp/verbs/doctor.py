@@ -44,6 +44,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     from tfdp import cluster as cluster_lib
     from tfdp.diagnose import report as report_lib
     from tfdp.launch import local, machine, network, plan
+    from tfdp.launch import shape as shape_lib
 
     if positional or script:
         raise UsageError(f"{(positional + script)[0]!r}: tfdp doctor takes flags only.")
@@ -52,7 +53,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     try:
         found = cluster_lib.from_environment(os.environ)
         if found is None:
-            shape = cluster_lib.Shape(values.workers, values.chief, values.ps)
+            shape = shape_lib.Shape(values.workers, values.chief, values.ps)
             cluster = plan.local_cluster(shape, machine.free_ports(len(shape)))
             mine = list(cluster.tasks)
         else:

@@ -122,9 +122,9 @@ def launch_tasks(
         UsageError: If the flags make no cluster, or there is no such script.
     """
     from tfdp import run as run_lib
-    from tfdp.cluster import Shape
     from tfdp.error import Error
     from tfdp.launch.platforms import job as job_lib
+    from tfdp.launch.shape import Shape
 
     for name in ("max_restarts", "min_workers", "logs_kept", "log_megabytes", "preempt_seconds"):
         least = int(name == "log_megabytes")

@@ -9,9 +9,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from tfdp.cluster import EVALUATOR_VARIABLE, Shape
+from tfdp.cluster import EVALUATOR_VARIABLE
 from tfdp.error import Error
 from tfdp.launch import network
+from tfdp.launch.shape import Shape
 
 
 @dataclasses.dataclass(frozen=True)
