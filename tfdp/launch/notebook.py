@@ -70,7 +70,7 @@ def notebook_launcher(
     name = getattr(function, "__name__", type(function).__name__)
     shape = Shape(workers)
     call = _pickled(name, function, tuple(args))
-    folder = log_dir or os.path.join("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = os.fspath(log_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     with tempfile.TemporaryDirectory(prefix="tfdp-notebook-") as aside:
         result = pathlib.Path(aside, "result")
         pathlib.Path(aside, "call").write_bytes(call)
