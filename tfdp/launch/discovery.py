@@ -19,6 +19,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 
 from tfdp.cluster import Cluster, ClusterError, Place, from_environment
+from tfdp.launch import plan
 from tfdp.launch.platforms import slurm_step
 from tfdp.launch.shape import Shape
 
@@ -32,13 +33,23 @@ _INDEX_VARIABLES = (INDEX_VARIABLE, "JOB_COMPLETION_INDEX")
 def begin(environ: MutableMapping[str, str]) -> None:
     """Set TF_CONFIG, where there is none and a platform says which task this is.
 
+    Where a platform shows the same GPUs to several tasks, CUDA_VISIBLE_DEVICES becomes the share
+    of this one.
+
     Raises:
-        ClusterError: What the platform says makes no cluster.
+        ClusterError: What the platform says makes no cluster, or its GPUs do not divide.
     """
-    if "TF_CONFIG" not in environ:
-        found = find(environ)
-        if found is not None:
-            environ["TF_CONFIG"] = found.cluster.tf_config(found.task)
+    if "TF_CONFIG" in environ:
+        return
+    found = find(environ)
+    if found is None:
+        return
+    if not environ.get(CLUSTER_VARIABLE) and (step := _step(environ)) is not None:
+        training = {found.cluster.tasks.index(task) for task in plan.training(found.cluster)}
+        gpus = slurm_step.visible_gpus(environ, step, training)
+        if gpus is not None:
+            environ["CUDA_VISIBLE_DEVICES"] = gpus
+    environ["TF_CONFIG"] = found.cluster.tf_config(found.task)
 
 
 def find(environ: Mapping[str, str]) -> Place | None:
@@ -49,7 +60,7 @@ def find(environ: Mapping[str, str]) -> Place | None:
     """
     if text := environ.get(CLUSTER_VARIABLE, ""):
         return _of_cluster(text, environ)
-    step = slurm_step.find(environ)
+    step = _step(environ)
     if step is None:
         return None
     shape = Shape(workers=step.count)
@@ -72,6 +83,11 @@ def is_chief(environ: MutableMapping[str, str] = os.environ) -> bool:
     begin(environ)
     found = from_environment(environ)
     return found is None or found.is_chief
+
+
+def _step(environ: Mapping[str, str]) -> slurm_step.Step | None:
+    # With TFDP_TASKS even one task is a cluster: that of a launcher.
+    return slurm_step.find(environ, always=bool(environ.get(TASKS_VARIABLE)))
 
 
 def _of_cluster(text: str, environ: Mapping[str, str]) -> Place:

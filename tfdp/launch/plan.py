@@ -129,7 +129,7 @@ def plan(
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise ClusterError(f"seed={seed!r} is not a whole number from 0 to {2**31 - 1}. Use one.")
     visible = _divide_gpus(cluster, gpus)
-    computing = _computing(cluster)
+    computing = training(cluster)
     shares = cores_lib.divide(cores, len(computing)) if not gpus else []
     cpus = dict(zip(computing, shares, strict=False))
     return [
@@ -165,7 +165,7 @@ def log_name(task: Task) -> str:
     return f"{task.type}-{task.index}.log"
 
 
-def _computing(cluster: Cluster) -> list[Task]:
+def training(cluster: Cluster) -> list[Task]:
     """The tasks that train: the chief of parameter servers only coordinates."""
     return [
         task
@@ -178,7 +178,7 @@ def _divide_gpus(cluster: Cluster, gpus: Sequence[str]) -> dict[Task, str]:
     """CUDA_VISIBLE_DEVICES for each task; nothing where there are no GPUs."""
     if not gpus:
         return {}
-    computing = _computing(cluster)
+    computing = training(cluster)
     shown, tasks = ",".join(gpus), len(computing)
     if len(gpus) < tasks:
         raise ClusterError(
