@@ -69,6 +69,7 @@ class Ending:
       out_of_memory: Whether the kernel has ended a process for want of memory at that time.
       is_signal: Whether the code stands for a signal.
       was_stopped: Whether it was stopped (SIGSTOP) when another failed.
+      host: Where it ran; empty for this machine.
     """
 
     task: Task
@@ -78,6 +79,7 @@ class Ending:
     out_of_memory: bool = False
     is_signal: bool = False
     was_stopped: bool = False
+    host: str = ""
 
 
 def guess_cause(ending: Ending) -> str:
@@ -112,16 +114,16 @@ def guess_cause(ending: Ending) -> str:
 
 def table(endings: Sequence[Ending]) -> list[str]:
     """The lines of the table: a head, and a row for each task, those that failed first."""
-    rows = [("task", "ended", "cause", "last line")]
+    with_hosts = any(ending.host for ending in endings)
+    rows = [("task", *(["host"] if with_hosts else []), "ended", "cause", "last line")]
     in_order = sorted(endings, key=lambda ending: bool(ending.dismissed) or not ending.code)
     for ending in in_order[:_MOST_ROWS]:
-        rows.append(
-            (str(ending.task), _how(ending), guess_cause(ending), _last_line(ending.output))
-        )
-    rows = [(row[0], row[1], _cell(row[2]), _cell(row[3])) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        host = [_cell(ending.host)] if with_hosts else []
+        cause, line = guess_cause(ending), _last_line(ending.output)
+        rows.append((str(ending.task), *host, _how(ending), _cell(cause), _cell(line)))
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     lines = [
-        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[3]])
+        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[-1]])
         for row in rows
     ]
     if len(in_order) > _MOST_ROWS:

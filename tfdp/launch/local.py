@@ -98,7 +98,7 @@ def run(
     )
     supervisor = Supervisor(screen, wake_read, settings)
     try:
-        with _signals_sent_to(wake_write):
+        with signals_sent_to(wake_write):
             try:
                 code, reason = supervisor.run(processes, pathlib.Path(log_dir))
             finally:
@@ -127,10 +127,10 @@ def _descriptor(given: IO[Any] | None, default: IO[str] | None, number: int) -> 
 
 
 @contextlib.contextmanager
-def _signals_sent_to(fd: int) -> Iterator[None]:
+def signals_sent_to(fd: int, numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
     """Has the signals that end the launcher written to a pipe, as bytes, in place of acting."""
     # One that is ignored stays so (nohup), and so does one that Python cannot give back (None).
-    taken = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    taken = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = [signal.signal(number, lambda *_: None) for number in taken]
     fd_before = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
     try:
