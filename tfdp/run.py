@@ -20,6 +20,7 @@ import os
 import pathlib
 import re
 import runpy
+import signal
 import sys
 import tempfile
 import traceback
@@ -72,7 +73,12 @@ def main(argv: list[str]) -> None:
     except cluster_lib.ClusterError as error:
         _refuse(str(error))
 
-    if found is not None and found.cluster.only_serves(found.task):
+    serves = found is not None and found.cluster.only_serves(found.task)
+    if found is not None and "SLURM_STEP_ID" in os.environ and (serves or found.is_evaluator):
+        # Slurm tells all tasks of a step at once that its time is over. The chief saves what the
+        # servers hold as long as they live, and they end after it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if found is not None and serves:
         # Only here, when the cluster is known to be good: TensorFlow takes seconds to import.
         import_tensorflow()
         from tfdp import server
