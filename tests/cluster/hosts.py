@@ -44,7 +44,7 @@ class Network:
     """Hosts 0, 1, ... and the switch between them."""
 
     def __init__(self, count):
-        self._names = [f"tfdp-{os.getpid()}-{index}" for index in range(count)]
+        self.names = [f"tfdp-{os.getpid()}-{index}" for index in range(count)]
         self._switch = f"tfdp-{os.getpid()}-switch"
         self.addresses = [f"{SUBNET}.{index + 1}" for index in range(count)]
         self._started = []
@@ -53,7 +53,7 @@ class Network:
         _ip("netns", "add", self._switch)
         _ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
         _ip("-n", self._switch, "link", "set", "br0", "up")
-        for index, name in enumerate(self._names):
+        for index, name in enumerate(self.names):
             _ip("netns", "add", name)
             # Both ends are made in namespaces: none of this is seen by the machine itself.
             _ip(
@@ -71,13 +71,13 @@ class Network:
         for process in self._started:
             process.kill()
             process.wait(timeout=30)
-        for name in (*self._names, self._switch):
+        for name in (*self.names, self._switch):
             with contextlib.suppress(subprocess.CalledProcessError):
                 _ip("netns", "del", name)
 
     def start(self, index, command, **named):
         """Starts a process on a host; it is ended with the network."""
-        process = subprocess.Popen(["ip", "netns", "exec", self._names[index], *command], **named)
+        process = subprocess.Popen(["ip", "netns", "exec", self.names[index], *command], **named)
         self._started.append(process)
         return process
 
