@@ -30,7 +30,12 @@ SERVERS = "docs/servers.md"
 # What is printed ("text") is no code.
 LANGUAGES = ("python", "sh", "text")
 # Programs that are not tfdp's: their lines cannot be tried here.
-EXEMPT = (".", "nft", "pip", "tensorflow_model_server")
+EXEMPT = (
+    *(".", "nft", "pip", "tensorflow_model_server"),
+    *("salloc", "sbatch", "scancel", "scontrol", "srun", "mkdir"),
+)
+# Flags of theirs that the text names, written as those of absl.
+EXEMPT_FLAGS = {"--distribution", "--mem", "--resv_ports", "--signal"}
 SECONDS = 240
 
 # What the pages' commands find in their folder.
@@ -223,7 +228,7 @@ def spans():
 
 
 def test_flags_in_the_text_exist():
-    known = {"--help"}
+    known = {"--help", *EXEMPT_FLAGS}
     for verb in cli.VERBS.values():
         values = cli.flags.FlagValues()
         verb.define(values, [])
