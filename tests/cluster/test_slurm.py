@@ -294,6 +294,16 @@ def test_in_salloc_the_tasks_start_again_at_once(cluster, tmp_path):
     )
 
 
+def test_in_a_shell_of_srun_the_tasks_share_its_cpus(cluster, tmp_path):
+    """As in srun --pty bash, whose step holds all CPUs of the job."""
+    words = ["srun", "--ntasks=1", "--cpus-per-task=2", *LAUNCH, "--workers=2"]
+    done = run(cluster, [*words, "--cpus_per_task=1", "--", PLACED], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for worker in range(2):
+        told = json.loads((tmp_path / "logs" / f"worker-{worker}.log").read_text())
+        assert told["task"] == f"worker:{worker}"
+
+
 def test_a_host_that_goes_down_starts_the_job_again(cluster, tmp_path):
     words = [*LAUNCH, "--workers=2", "--tasks_per_node=1", "--", PATIENT, "ignore"]
     try:

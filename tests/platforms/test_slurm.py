@@ -311,6 +311,16 @@ def test_gpus_that_cannot_be_given_are_one_line(shape, asked, message):
     assert str(raised.value) == message
 
 
+def test_a_machine_without_slurm_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Error) as raised:
+        slurm.launch(job(Shape(2)), types.SimpleNamespace(**VALUES))
+    assert str(raised.value) == (
+        "--platform=slurm: srun is not found here. Start the command on a host where Slurm's "
+        "commands are installed, such as the login node of the cluster."
+    )
+
+
 # Of srun --label --verbose, version 22.05, with --distribution=cyclic.
 SAID = """\
 srun: jobid 2: nodes(3):`tf[1-3]', cpu counts: 2(x1),1(x2)

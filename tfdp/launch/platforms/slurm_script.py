@@ -137,13 +137,14 @@ def task_environment(job: Job, run: str) -> dict[str, str]:
     }
 
 
-def srun(job: Job, wish: Wish, in_batch: bool) -> list[str]:
+def srun(job: Job, wish: Wish, in_batch: bool, in_step: bool = False) -> list[str]:
     """Return the command that starts the tasks, up to their own.
 
     Args:
         job: Which tasks.
         wish: How they are placed.
         in_batch: Whether a batch script has asked for all that already: srun inherits it.
+        in_step: Whether a step, such as that of `srun --pty bash`, holds the CPUs: they are shared.
     """
     words = [
         "srun",
@@ -153,6 +154,8 @@ def srun(job: Job, wish: Wish, in_batch: bool) -> list[str]:
         f"--wait={_WAIT_SECONDS}",
         "--export=ALL",
     ]
+    if in_step:
+        words.append("--overlap")
     if not in_batch:
         words += _placement(job, wish)
         words += wish.arguments

@@ -87,7 +87,8 @@ class Step:
 
     def run(self, variables: Mapping[str, str]) -> tuple[int, str]:
         """Run the step to its end; return its exit code, and the last line to say."""
-        command = slurm_script.srun(self._job, self._wish, self._in_batch)
+        in_step = bool(variables.get("SLURM_STEP_ID"))
+        command = slurm_script.srun(self._job, self._wish, self._in_batch, in_step)
         self._process = subprocess.Popen(
             # Labels say whose line it is, and verbose lines where each task runs and how it ends.
             [*command, "--label", "--verbose", *self._job.command],
