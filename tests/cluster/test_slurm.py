@@ -196,6 +196,18 @@ def test_gpus_go_to_the_tasks_that_train(cluster, tmp_path):
     }
 
 
+def test_gpus_that_slurm_divides_are_left_as_they_are(cluster, tmp_path):
+    words = ["salloc", "--quiet", "--ntasks=2", "--gpus-per-task=2", *LAUNCH, "--workers=2"]
+    done = run(
+        cluster, [*words, "--gpus_per_task=2", "--", PLACED], tmp_path, CUDA_VISIBLE_DEVICES=""
+    )
+    assert done.returncode == 0, done.stderr
+    told = [
+        json.loads((tmp_path / "logs" / f"worker-{worker}.log").read_text()) for worker in range(2)
+    ]
+    assert [(one["node"], one["gpus"]) for one in told] == [("tf1", "0,1"), ("tf1", "2,3")]
+
+
 def test_a_job_trains_as_the_launcher_does_and_saves_when_told(cluster, tmp_path, expected):
     """sbatch; two tasks on one host and one on another; scancel --signal=TERM; goes on."""
     words = ["train", "--platform=slurm", "--workers=3", "--nodes=2", "--tasks_per_node=2"]
@@ -348,6 +360,21 @@ def test_scancel_and_ctrl_c_end_all(cluster, tmp_path):
             cluster.wait_for_no_tasks()
         job = cluster.job(number)
         assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_nothing_is_left_of_a_job_whose_launcher_is_killed(cluster, tmp_path):
+    words = [*LAUNCH, "--workers=2", "--nodes=2", "--max_restarts=3", "--", PATIENT, "ignore"]
+    with launched(cluster, words, tmp_path) as launcher:
+        wait_for(launcher, tmp_path / "logs" / "worker-1.log", "waits.")
+        (there,) = (
+            pid
+            for pid, command in cluster.pids("tf1").items()
+            if "-m tfdp launch" in command and "srun" not in command
+        )
+        os.kill(there, signal.SIGKILL)
+        out, err = launcher.communicate(timeout=SECONDS)
+        assert launcher.returncode == 137, out + err
+        cluster.wait_for_no_tasks()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
