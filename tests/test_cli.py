@@ -128,7 +128,7 @@ MISTAKES = [
     ),
     (
         "launch --platform=cloud -- script.py",
-        ["flag --platform=cloud: value should be one of <local|slurm>"],
+        [f"flag --platform=cloud: value should be one of <{'|'.join(platforms.NAMES)}>"],
     ),
     # doctor
     ("doctor now", ["'now': tfdp doctor takes flags only."]),

@@ -11,6 +11,7 @@ and tc; `missing()` says what is not there.
 
 import contextlib
 import os
+import pathlib
 import subprocess
 
 SUBNET = "10.213.97"
@@ -80,6 +81,16 @@ class Network:
         process = subprocess.Popen(["ip", "netns", "exec", self.names[index], *command], **named)
         self._started.append(process)
         return process
+
+    def name_hosts(self, lines):
+        """Gives every host a hosts file of these lines; returns the files, to be removed."""
+        files = []
+        for name in self._names:
+            file = pathlib.Path("/etc/netns", name, "hosts")  # `ip netns exec` puts it in place
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(f"{line}\n" for line in lines))
+            files.append(file)
+        return files
 
     def cut(self, index):
         """Cuts a host's link: packets vanish, nobody is told."""

@@ -7,7 +7,8 @@ The first of these counts:
     TF_CONFIG
     TFDP_CLUSTER: the addresses of all tasks by job, as JSON, the same text in every task; and the
         number of this task, in the order chief, workers, parameter servers, evaluator, in
-        TFDP_TASK_INDEX or in JOB_COMPLETION_INDEX (an Indexed Job of Kubernetes)
+        TFDP_TASK_INDEX or in JOB_COMPLETION_INDEX (an Indexed Job of Kubernetes), to which
+        TFDP_FIRST_INDEX is added where a job holds the tasks from that number on
     Slurm's variables of a step of several tasks (see platforms/slurm_step.py); TFDP_TASKS tells how
         many of them are what, as in "chief=1,worker=2,ps=1"; without it all are workers
 
@@ -25,6 +26,7 @@ from tfdp.launch.shape import Shape
 
 CLUSTER_VARIABLE = "TFDP_CLUSTER"
 INDEX_VARIABLE = "TFDP_TASK_INDEX"
+FIRST_VARIABLE = "TFDP_FIRST_INDEX"
 TASKS_VARIABLE = "TFDP_TASKS"
 # The number of a task, in the order in which they are looked for.
 _INDEX_VARIABLES = (INDEX_VARIABLE, "JOB_COMPLETION_INDEX")
@@ -110,9 +112,12 @@ def _of_cluster(text: str, environ: Mapping[str, str]) -> Place:
             f"task this is. Set {INDEX_VARIABLE} to its number, from 0 to {len(cluster.tasks) - 1} "
             f"(chief, workers, parameter servers, evaluator)."
         )
-    if not number.isdecimal() or int(number) >= len(cluster.tasks):
+    first = environ.get(FIRST_VARIABLE, "") or "0"
+    total = int(first) + int(number) if first.isdecimal() and number.isdecimal() else -1
+    if not 0 <= total < len(cluster.tasks):
+        name = name if first == "0" else f"{FIRST_VARIABLE}={first}, {name}"
         raise ClusterError(
             f"{name}={number!r} is not the number of a task: the cluster has {cluster}. Count from "
             f"0 to {len(cluster.tasks) - 1} (chief, workers, parameter servers, evaluator)."
         )
-    return Place(cluster, cluster.tasks[int(number)])
+    return Place(cluster, cluster.tasks[total])

@@ -2,7 +2,8 @@
 
     ssh             hosts that are reached by ssh
     slurm           an allocation of Slurm; slurm_step: what its tasks see of it
-    kubernetes      a cluster of pods
+    kubernetes      a cluster of pods; kubernetes_objects: what a run is made of;
+                    kubernetes_watch: what becomes of it
     ray             a cluster of Ray
 
 Each of them has
@@ -19,7 +20,7 @@ that a task is the same wherever it runs.
 import importlib
 from typing import Any
 
-NAMES: tuple[str, ...] = ("local", "slurm")
+NAMES: tuple[str, ...] = ("local", "slurm", "kubernetes")
 
 
 def module(name: str) -> Any:

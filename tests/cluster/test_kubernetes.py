@@ -1,0 +1,195 @@
+"""The real kubectl against a server for tests, whose pods are processes on hosts of their own.
+
+No real controller is here: see platforms/kubernetes_server.
+"""
+
+import csv
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+from platforms import kubernetes_server
+
+from cluster import hosts, processes
+
+REASON = hosts.missing()
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(bool(REASON), reason=REASON or "permitted"),
+]
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGITS = [
+    *(f"--config={ROOT / 'configs' / 'digits.py'}:quick", "--config.training.epochs=2"),
+    *("--config.data.global_batch_size=64", "--config.model.dropout=0.0"),
+]
+# What an index does at its first start, and at the others: exits with a code, or well.
+ENDS = """
+import os, pathlib, sys, time
+from tfdp.launch import discovery
+index = int(os.environ["JOB_COMPLETION_INDEX"]) + int(os.environ.get("TFDP_FIRST_INDEX", 0))
+mark = pathlib.Path(f"began-{index}")
+first = not mark.exists()
+mark.touch()
+print("token", len(os.environ["TOKEN"]), "level", os.environ["LEVEL"], flush=True)
+code = int(sys.argv[1])
+if first and code:
+    if index == 0 and code != 143:  # it sees a moment later that the other one is gone
+        time.sleep(1)
+        sys.exit(138)
+    sys.exit(code)
+"""
+ENDLESS = "import time\nprint('here', flush=True)\ntime.sleep(600)\n"
+
+
+@pytest.fixture(scope="module")
+def network():
+    with hosts.network(5) as made:
+        yield made
+
+
+@pytest.fixture
+def start(network, tmp_path, environment):
+    """Starts an API server for a run, and gives what runs tfdp against it."""
+    opened = []
+
+    def make(names):
+        manager = kubernetes_server.serve(network, tmp_path, names)
+        server = manager.__enter__()
+        opened.append(manager)
+        return server
+
+    def words(verb, *given):
+        python = f"--kubernetes_python={sys.executable}"
+        place = [f"--kubernetes_directory={tmp_path}", "--log_dir=logs", "--job_name=run"]
+        return [verb, "--platform=kubernetes", "--image=none", python, *place, *given]
+
+    make.words = words
+    make.folder = tmp_path
+    make.environment = lambda server: {
+        **environment,
+        "KUBECONFIG": server.config,
+        "TOKEN": "s3cret-value",
+    }
+    yield make
+    for manager in opened:
+        manager.__exit__(None, None, None)
+
+
+def losses(folder):
+    with open(folder / "history.csv") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_the_digits_are_trained_as_here(start, environment):
+    server = start(["run-0.run", "run-1.run"])
+    folder = start.folder
+    done = processes.run(
+        start.words("train", "--workers=2", *DIGITS, f"--config.run_dir={folder}/there"),
+        folder,
+        start.environment(server),
+        seconds=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 workers on Kubernetes as job run, seed 0. Logs: " in done.stdout
+    assert "Test accuracy" in done.stdout
+    here = processes.run(
+        ["train", "--workers=2", *DIGITS, "--config.run_dir=here", "--log_dir=here-logs"],
+        folder,
+        environment,
+        seconds=240,
+    )
+    assert here.returncode == 0, here.stderr
+    assert losses(folder / "there") == pytest.approx(losses(folder / "here"), rel=1e-5)
+    assert sorted(os.listdir(folder / "logs")) == ["worker-0.log", "worker-1.log"]
+    assert len(server.started) == 2
+
+
+def test_parameter_servers_are_a_jobset_that_ends_with_its_chief(start):
+    names = [f"run-{task}.run" for task in ("chief-0-0", "worker-0-0", "worker-0-1")]
+    names += [f"run-{task}.run" for task in ("ps-0-0", "ps-0-1")]
+    server = start(names)
+    cluster = ["--chief", "--workers=2", "--ps=2"]
+    done = processes.run(
+        start.words("train", *cluster, *DIGITS, f"--config.run_dir={start.folder}/there"),
+        start.folder,
+        start.environment(server),
+        seconds=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Test accuracy" in done.stdout
+    assert len(server.started) == 5
+    assert server.running() == []
+    assert len(losses(start.folder / "there")) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "expected", "pods"),
+    [(138, 1, 0, 4), (143, 0, 0, 4), (2, 3, 2, None), (1, 0, 1, None)],
+)
+def test_exit_codes_decide_whether_it_starts_again(start, code, restarts, expected, pods):
+    server = start(["run-0.run", "run-1.run"])
+    (start.folder / "ends.py").write_text(ENDS)
+    flags = ["--workers=2", f"--max_restarts={restarts}", "--env=TOKEN", "--env=LEVEL=a $(b)"]
+    done = processes.run(
+        start.words("launch", *flags, "--", "ends.py", str(code)),
+        start.folder,
+        start.environment(server),
+        seconds=90,
+    )
+    assert done.returncode == expected, done.stderr
+    if pods:
+        assert len(server.started) == pods
+        assert "token 12 level a $(b)" in done.stdout
+    else:
+        assert done.stderr.splitlines()[-1] == (
+            f"tfdp: worker:1 exited with code {code}. Log: {start.folder}/logs/worker-1.log"
+        )
+        assert f"tfdp: worker:1 (pod {server.started[1]}) ended with code {code} (Error)." in (
+            done.stderr
+        )
+    shown = done.stdout + done.stderr
+    assert "s3cret" not in shown
+
+
+def test_ctrl_c_removes_everything(start):
+    server = start(["run-0.run", "run-1.run"])
+    (start.folder / "endless.py").write_text(ENDLESS)
+    words = start.words("launch", "--workers=2", "--env=TOKEN", "--", "endless.py")
+    with processes.started(words, start.folder, start.environment(server)) as launcher:
+        processes.wait_for_text(start.folder / "logs" / "worker-1.log", "here", 60, launcher)
+        second = processes.run(words, start.folder, start.environment(server))
+        assert (second.returncode, second.stdout) == (2, "")
+        assert second.stderr == (
+            "tfdp: There is a run named run already. Choose another --job_name, or remove it: "
+            "kubectl delete job.batch run\n"
+        )
+        os.killpg(launcher.pid, signal.SIGINT)
+        launcher.communicate(timeout=30)
+    assert launcher.returncode == 130
+    until = time.monotonic() + 10
+    while server.running() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert server.running() == []
+    assert [key for key in server.objects if key[0] != "pods"] == []
+
+
+def test_what_was_made_goes_on_without_the_launcher(start):
+    server = start(["run-0.run", "run-1.run"])
+    (start.folder / "ends.py").write_text(ENDS)
+    words = start.words("launch", "--workers=2", "--detach", "--env=TOKEN", "--env=LEVEL=1")
+    done = processes.run([*words, "--", "ends.py", "0"], start.folder, start.environment(server))
+    assert done.returncode == 0, done.stderr
+    assert "To end it: kubectl delete job.batch run" in done.stdout
+    until = time.monotonic() + 60
+    while "status" not in server.objects["jobs", "run"] and time.monotonic() < until:
+        time.sleep(0.1)
+    assert server.objects["jobs", "run"]["status"]["conditions"][0]["type"] == "Complete"
+
+
+def test_kubectl_is_the_real_one():
+    assert shutil.which("kubectl")
