@@ -69,6 +69,7 @@ class Ending:
       out_of_memory: Whether the kernel has ended a process for want of memory at that time.
       is_signal: Whether the code stands for a signal.
       was_stopped: Whether it was stopped (SIGSTOP) when another failed.
+      host: Where it ran; empty for this machine.
     """
 
     task: Task
@@ -78,6 +79,7 @@ class Ending:
     out_of_memory: bool = False
     is_signal: bool = False
     was_stopped: bool = False
+    host: str = ""
 
 
 def guess_cause(ending: Ending) -> str:
@@ -115,9 +117,7 @@ def table(endings: Sequence[Ending]) -> list[str]:
     rows = [("task", "ended", "cause", "last line")]
     in_order = sorted(endings, key=lambda ending: bool(ending.dismissed) or not ending.code)
     for ending in in_order[:_MOST_ROWS]:
-        rows.append(
-            (str(ending.task), _how(ending), guess_cause(ending), _last_line(ending.output))
-        )
+        rows.append((_who(ending), _how(ending), guess_cause(ending), _last_line(ending.output)))
     rows = [(row[0], row[1], _cell(row[2]), _cell(row[3])) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
@@ -139,6 +139,10 @@ def oom_kills() -> int:
         if found:
             return int(found[1])
     return 0
+
+
+def _who(ending: Ending) -> str:
+    return f"{ending.task} on {ending.host}" if ending.host else str(ending.task)
 
 
 def _how(ending: Ending) -> str:

@@ -56,10 +56,13 @@ class Redactor:
 
     Args:
       environs: The environments whose secrets must not be shown.
+      secrets: Values that must not be shown, whatever their names are.
     """
 
-    def __init__(self, *environs: Mapping[str, str]) -> None:
+    def __init__(self, *environs: Mapping[str, str], secrets: Iterable[str] = ()) -> None:
         found: set[str] = set()
+        for value in secrets:
+            found.update((value, *value.splitlines()))
         for environ in environs:
             for name, value in environ.items():
                 # The name of a file that holds a secret is none.

@@ -19,7 +19,7 @@ that a task is the same wherever it runs.
 import importlib
 from typing import Any
 
-NAMES: tuple[str, ...] = ("local",)
+NAMES: tuple[str, ...] = ("local", "ssh")
 
 
 def module(name: str) -> Any:
