@@ -9,7 +9,6 @@ closed or silent, which is when the script, its ssh or the link has ended.
 """
 
 import json
-import shlex
 from collections.abc import Sequence
 
 from tfdp import cluster as cluster_lib
@@ -31,12 +30,14 @@ logs={logs}
 mkdir -p -- "$logs" || exit
 {sync}
 # What each host is told over standard input. It ends the task when nothing comes any more.
-program={program}
+IFS= read -r -d '' program <<'PROGRAM'
+{program}
+PROGRAM
 
-# The number of the task and the secrets, the program, then a sign of life each second.
+# {told}
 tell() {{
   printf 'export {index}=%q\\n' "$1"
-{secrets}  printf '%s\\n' "$program"
+{gpus}{secrets}  printf '%s\\n' "$program"
   while kill -0 $$ 2>/dev/null; do echo; sleep 1; done
 }}
 
@@ -110,9 +111,7 @@ def render(
     variables = {name: value for name, value in job.environment.items() if name not in job.secrets}
     variables |= job.task_environment()
     variables[discovery.CLUSTER_VARIABLE] = json.dumps({k: v for k, v in spec.items() if v})
-    if job.gpus_per_task:
-        # Which they are is known only there: with one task on each host, all of them.
-        variables.setdefault("TFDP_GPUS_PER_TASK", str(job.gpus_per_task))
+    gpus = _gpus(job, cluster, placed) if job.gpus_per_task else {}
     command = (ssh.python, *job.command[1:])
     program = _PROGRAM.format(
         directory=_home(directory),
@@ -129,28 +128,40 @@ def render(
         ssh=" ".join(map(quote, ssh.words("")[1:-2])),
         logs=quote(job.log_dir),
         sync=_sync(job, names, ssh, directory) if sync else "",
-        program=quote_lines(program),
+        program=program,
+        told=f"The number of the task{', its GPUs' * bool(gpus)}{', the secrets' * bool(secrets)}, "
+        f"the program, then a sign of life each second.",
+        gpus="  printf 'export CUDA_VISIBLE_DEVICES=%q\\n' \"$2\"\n" if gpus else "",
         index=discovery.INDEX_VARIABLE,
         secrets="".join(
             f"  printf 'export {name}=%q\\n' \"${{{name}?Set it.}}\"\n" for name in secrets
         ),
         order=f"In the order of their numbers: {', '.join(map(str, job.shape.tasks))}.",
         tasks="\n".join(
-            f'tell {number} | ssh "${{ssh[@]}}" {quote(host.name)} exec bash -s'
+            f"tell {number}{f' {gpus[task]}' if gpus else ''} "
+            f'| ssh "${{ssh[@]}}" {quote(host.name)} exec bash -s'
             f"{_log(task, number)} & {_list(task, job)}+=($!)"
             for number, (task, host) in enumerate(zip(job.shape.tasks, placed, strict=True))
         ),
     )
 
 
-def quote_lines(text: str) -> str:
-    """Return a text of several lines as one word for bash that can be read as it stands."""
-    return shlex.quote(text)
-
-
 def _home(path: str) -> str:
     """A path there, where a leading ~/ is the user's folder."""
     return "~/" + quote(path[2:]) if path.startswith("~/") and path != "~/" else quote(path)
+
+
+def _gpus(
+    job: Job, cluster: cluster_lib.Cluster, placed: Sequence[hosts.Host]
+) -> dict[cluster_lib.Task, str]:
+    """The GPUs of each task, by their numbers: which a host has is not known here."""
+    most = [str(number) for number in range(job.gpus_per_task * len(placed))]
+    return hosts.share_gpus(
+        dict(zip(job.shape.tasks, placed, strict=True)),
+        plan.computing(cluster),
+        {host.name: most for host in placed},
+        job.gpus_per_task,
+    )
 
 
 def _log(task: cluster_lib.Task, number: int) -> str:
