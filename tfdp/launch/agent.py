@@ -1,6 +1,6 @@
 """What runs on another host for a launcher that reaches it over a pair of pipes, as ssh gives them.
 
-    ssh HOST python -m tfdp.launch.agent look     # answers questions about the host
+    ssh HOST python -m tfdp.launch.agent look     # answers a question about the host
     ssh HOST python -m tfdp.launch.agent run      # starts one task, and passes on what it writes
 
 What is to be done comes as a line of JSON on standard input, and never in the argument list: any
@@ -32,18 +32,18 @@ _GRACE_SECONDS = 2.0
 # Above, what the task writes is left in its pipes: it has to wait, as for a stopped terminal.
 _ROOM_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
+_LOOK_SECONDS = 60
 # The most a pipe can hold: what is left in it when its task has ended.
 _PIPE_BYTES = 1 << 20
 
 
 def main(argv: list[str]) -> None:
-    """Answer questions ("look") or run a task ("run")."""
+    """Answer a question ("look"), or run a task ("run")."""
     os.write(1, frames.MARKER)
     if argv == ["look"]:
-        for line in sys.stdin.buffer:
-            answer = json.dumps(look(json.loads(line), os.environ))
-            sys.stdout.buffer.write(frames.encode(frames.ANSWER, answer.encode()))
-            sys.stdout.buffer.flush()
+        signal.alarm(_LOOK_SECONDS)  # nobody waits longer: a disk hangs, or the link is cut
+        answer = json.dumps(look(json.loads(_first_line()), os.environ))
+        os.write(1, frames.encode(frames.ANSWER, answer.encode()))
     else:
         _Agent(json.loads(_first_line())).run()
 

@@ -89,6 +89,7 @@ def main() -> NoReturn:
         bufsize=0,
         # A signal to this process's group is passed on in words; ssh must live on for that.
         start_new_session=True,
+        preexec_fn=task_start.die_with_parent,
     )
     assert ssh.stdin
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

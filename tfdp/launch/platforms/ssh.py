@@ -284,9 +284,9 @@ def reach(
     with ssh_hosts.connect(list(tasks), ssh) as (ssh, connections):
 
         def ask() -> dict[str, dict[str, Any]]:
-            return ssh_hosts.ask(connections, questions, ssh.python, seconds=5.0)[0]
+            return ssh_hosts.ask(connections, questions, ssh, seconds=5.0)[0]
 
-        facts, problems = ssh_hosts.ask(connections, questions, ssh.python)
+        facts, problems = ssh_hosts.ask(connections, questions, ssh)
         if values.sync and not problems:
             targets = {name: answer["directory"] for name, answer in facts.items()}
             problems = ssh_hosts.copy(directory, targets, ssh)

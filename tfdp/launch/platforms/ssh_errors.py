@@ -64,7 +64,10 @@ def explain(name: str, code: int | None, said: str, python: str) -> str:
             f"{name}: there is no Python {shown} ({last or f'code {code}'}). Name one that is "
             f"there with --remote_python."
         )
-    return f"{name}: {shown} -m tfdp.launch.agent failed with code {code} ({last})."
+    return (
+        f"{name}: {shown} -m tfdp.launch.agent failed with code {code} ({last}). It needs Python "
+        f"3.11 or later, and tfdp."
+    )
 
 
 def lost(task: str, name: str, why: str) -> str:

@@ -1,29 +1,28 @@
 """A connection to each host, and what the agents there find out.
 
-    with connect(("a", "me@b"), Ssh(("-p", "2222"), "/venv/bin/python")) as connections:
-        facts, problems = ask(connections, question)
+    with connect(("a", "me@b"), Ssh(("-p", "2222"), "/venv/bin/python")) as (ssh, connections):
+        facts, problems = ask(connections, questions, ssh)
 
-One ssh for each host answers questions (tfdp.launch.agent look), and carries all other connections
-to that host as well (ControlMaster): a host is asked once for a key, whatever runs there. It ends
-when its standard input is closed, which is when the launcher ends, however that comes.
+One ssh for each host carries all that is done there (ControlMaster): a host is asked once for a
+key, whatever runs there. It dies with the launcher, however that ends.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
-import selectors
 import shlex
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from tfdp.error import Error
-from tfdp.launch import frames
+from tfdp.launch import frames, task_start
 from tfdp.launch.platforms import ssh_errors
 
 # Never a question that nobody answers, and never two minutes of silence after a failure. Forwarded
@@ -35,7 +34,7 @@ OPTIONS = (
 )
 # To connect, and to start Python on a slow disk. ssh itself gives up after ConnectTimeout.
 _ANSWER_SECONDS = 60.0
-_END_SECONDS = 3.0
+_POLL_SECONDS = 0.02
 # A socket's path has 108 bytes, of which ssh takes some while it makes it.
 _LONGEST_FOLDER = 60
 
@@ -54,19 +53,23 @@ class Ssh:
     python: str
     sockets: str = ""
 
+    def socket(self, name: str) -> str:
+        """Return the path of a host's connection, short whatever the host is called."""
+        return f"{self.sockets}/{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
     def words(self, name: str, master: str = "no") -> list[str]:
         """Return ssh with its options, without the host."""
         shared = (
-            ["-o", f"ControlMaster={master}", "-o", f"ControlPath={self.sockets}/{_file(name)}"]
+            ["-o", f"ControlMaster={master}", "-o", f"ControlPath={self.socket(name)}"]
             if self.sockets
             else []
         )
         return ["ssh", *self.arguments, *OPTIONS, *shared, "-o", "ControlPersist=no"]
 
-    def agent(self, name: str, what: str, master: str = "no") -> list[str]:
+    def agent(self, name: str, what: str) -> list[str]:
         """Return the command that runs an agent on a host."""
         command = f"exec {remote_word(self.python)} -m tfdp.launch.agent {what}"
-        return [*self.words(name, master), name, command]
+        return [*self.words(name), name, command]
 
 
 def remote_word(path: str) -> str:
@@ -78,26 +81,22 @@ def remote_word(path: str) -> str:
 
 @dataclasses.dataclass(eq=False)
 class Connection:
-    """A host that is asked.
+    """A host.
 
     Attributes:
-        name: The host.
-        process: The ssh.
-        said: What it writes to standard error.
-        reader: What comes back.
-        problem: Why it does not answer; "" while it does.
+        name: Its name.
+        process: The ssh that carries all that is done there.
+        problem: Why the host is not reached, or does not answer; "" while it does.
     """
 
     name: str
     process: subprocess.Popen[bytes]
-    said: IO[bytes]
-    reader: frames.Reader = dataclasses.field(default_factory=frames.Reader)
     problem: str = ""
 
 
 @contextlib.contextmanager
 def connect(names: Sequence[str], ssh: Ssh) -> Iterator[tuple[Ssh, list[Connection]]]:
-    """Connect to all hosts at once. Those that are not reached say so when they are asked.
+    """Connect to all hosts at once. Those that are not reached have a problem.
 
     Args:
         names: The hosts, each once.
@@ -119,28 +118,38 @@ def connect(names: Sequence[str], ssh: Ssh) -> Iterator[tuple[Ssh, list[Connecti
     connections: list[Connection] = []
     try:
         for name in names:
-            said = tempfile.TemporaryFile()
-            process = subprocess.Popen(
-                ssh.agent(name, "look", master="yes"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                bufsize=0,
-                # Ctrl-C is for the launcher, which ends the tasks over these connections.
-                start_new_session=True,
-            )
-            connections.append(Connection(name, process, said))
+            words = [*ssh.words(name, master="yes"), "-N", name]
+            connections.append(Connection(name, _start(words)))
+        _wait(connections, ssh)
         yield ssh, connections
     finally:
         for connection in connections:
-            _close(connection)
+            connection.process.kill()
+            connection.process.communicate()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(connections: Sequence[Connection], ssh: Ssh) -> None:
+    """Wait until all are connected, which their sockets show, or have failed."""
+    until = time.monotonic() + _ANSWER_SECONDS
+    waiting = list(connections)
+    while waiting:
+        for connection in list(waiting):
+            code = connection.process.poll()
+            is_late = time.monotonic() >= until
+            if code is not None or is_late:
+                said = b"" if code is None else _rest(connection.process)
+                text = said.decode(errors="replace")
+                connection.problem = ssh_errors.explain(connection.name, code, text, ssh.python)
+            if connection.problem or os.path.exists(ssh.socket(connection.name)):
+                waiting.remove(connection)
+        time.sleep(_POLL_SECONDS if waiting else 0.0)
 
 
 def ask(
     connections: Sequence[Connection],
     questions: Mapping[str, Mapping[str, Any]],
-    python: str,
+    ssh: Ssh,
     seconds: float = _ANSWER_SECONDS,
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Ask all hosts at once.
@@ -148,64 +157,63 @@ def ask(
     Args:
         connections: The hosts.
         questions: What each is asked, see agent.look.
-        python: The interpreter there, for what is said about it.
+        ssh: How they are reached.
         seconds: How long to wait.
 
     Returns:
-        The answers by host; and a line for each host that does not answer.
+        The answers by host; and a line for each host that is not reached, or does not answer.
     """
-    answers: dict[str, dict[str, Any]] = {}
-    selector = selectors.DefaultSelector()
+    running = []
     for connection in connections:
-        if connection.problem:
-            continue
-        assert connection.process.stdin
-        assert connection.process.stdout
-        with contextlib.suppress(OSError):  # it has ended: said below
-            line = json.dumps(questions[connection.name]) + "\n"
-            connection.process.stdin.write(line.encode())
-        selector.register(connection.process.stdout, selectors.EVENT_READ, connection)
+        if not connection.problem:
+            question = json.dumps(questions[connection.name]) + "\n"
+            process = _start(ssh.agent(connection.name, "look"), question)
+            running.append((connection, process))
+    answers: dict[str, dict[str, Any]] = {}
     until = time.monotonic() + seconds
-    while selector.get_map() and (left := until - time.monotonic()) > 0:
-        for key, _ in selector.select(left):
-            connection = key.data
-            data = os.read(key.fd, 1 << 16)
-            found = [text for kind, text in connection.reader.feed(data) if kind == frames.ANSWER]
-            if found:
-                answers[connection.name] = json.loads(found[-1])
-            if found or not data:
-                selector.unregister(key.fileobj)
-            if not data:
-                connection.problem = _explain(connection, python)
-    for key in list(selector.get_map().values()):
-        key.data.problem = _explain(key.data, python)
-    selector.close()
+    for connection, process in running:
+        code = None
+        try:
+            out, said = process.communicate(timeout=max(0.1, until - time.monotonic()))
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, said = process.communicate()
+        reader = frames.Reader()
+        found = [payload for kind, payload in reader.feed(out) if kind == frames.ANSWER]
+        if found:
+            answers[connection.name] = json.loads(found[-1])
+            continue
+        shown = said if code == 255 else reader.before + b"\n" + said
+        text = shown.decode(errors="replace")
+        connection.problem = ssh_errors.explain(connection.name, code, text, ssh.python)
     return answers, [one.problem for one in connections if one.problem]
 
 
-def _explain(connection: Connection, python: str) -> str:
-    code = None
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        code = connection.process.wait(timeout=1.0)
-    connection.said.seek(0)
-    said = connection.said.read()[-4096:].decode(errors="replace")
-    if code != 255:
-        said = connection.reader.before.decode(errors="replace") + "\n" + said
-    return ssh_errors.explain(connection.name, code, said, python)
+def _rest(process: subprocess.Popen[bytes]) -> bytes:
+    """Return the last of what a process that has ended wrote to standard error."""
+    assert process.stderr
+    os.set_blocking(process.stderr.fileno(), False)
+    with contextlib.suppress(BlockingIOError):
+        return os.read(process.stderr.fileno(), 1 << 16)
+    return b""
 
 
-def _close(connection: Connection) -> None:
-    assert connection.process.stdin
-    with contextlib.suppress(OSError):
-        connection.process.stdin.close()
-    try:
-        connection.process.wait(timeout=_END_SECONDS)
-    except subprocess.TimeoutExpired:  # its link is cut, say
-        connection.process.kill()
-        connection.process.wait()
-    assert connection.process.stdout
-    connection.process.stdout.close()
-    connection.said.close()
+def _start(words: Sequence[str], question: str = "") -> subprocess.Popen[bytes]:
+    """Start an ssh that dies with this process, and reads a question from standard input."""
+    with tempfile.TemporaryFile() as file:
+        file.write(question.encode())
+        file.seek(0)
+        return subprocess.Popen(
+            words,
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Ctrl-C is for the launcher, which ends the tasks over these connections.
+            start_new_session=True,
+            # It closes all that it inherits: no pipe can kill it.
+            preexec_fn=task_start.die_with_parent,
+        )
 
 
 def copy(directory: str, targets: Mapping[str, str], ssh: Ssh) -> list[str]:
@@ -255,10 +263,3 @@ def rsync(directory: str, target: str, name: str, ssh: Ssh) -> list[str]:
         *("--exclude=.git", "--exclude=.venv", "--rsh", shell),
         *(str(pathlib.Path(directory)) + "/", f"{place}:{target}/"),
     ]
-
-
-def _file(name: str) -> str:
-    """Return a name for the socket of a host, short whatever the host is called."""
-    import hashlib
-
-    return hashlib.sha256(name.encode()).hexdigest()[:12]
