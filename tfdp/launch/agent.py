@@ -54,8 +54,8 @@ def look(question: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, A
     Args:
         question: directory: where tasks would run; make_directory: whether to make it; script: the
             file that they would run there, "" for none; ports: those that they would take;
-            free_ports: how many others to look for; mark: a file that shows that a folder is
-            shared, "" for none.
+            free_ports: how many others to look for; mark: a file in it that shows that the folder
+            is shared, "" for none.
         environ: The environment that tasks would have.
     """
     directory = pathlib.Path(question["directory"]).expanduser().absolute()
@@ -86,7 +86,7 @@ def look(question: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, A
         "directory": str(directory),
         "has_directory": directory.is_dir(),
         "script_digest": digest,
-        "sees_mark": bool(question["mark"]) and os.path.exists(question["mark"]),
+        "sees_mark": bool(question["mark"]) and (directory / question["mark"]).exists(),
     }
 
 

@@ -11,6 +11,8 @@ Each of them has
     render(job, values) -> str      pure: the artefact, which runs without tfdp's launcher
     launch(job, values) -> int      start it with the platform's own program, watch it, return its
                                     exit code
+    reach(shape, values, ...)       where hosts are known before a run: look at them, for launch and
+                                    for tfdp doctor
 
 What is asked for is one `job.Job` for all. None of them decides anything that `plan` decides, so
 that a task is the same wherever it runs.

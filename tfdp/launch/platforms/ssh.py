@@ -258,7 +258,7 @@ def reach(
         directory: The folder here.
         python: The interpreter here.
         script: The file that is run, "" for none.
-        mark: A file that is seen where its folder is shared, "" for none.
+        mark: A file in it that is seen where the folder is shared, "" for none.
 
     Raises:
         Error: The flags name no hosts, or too few; or there is no ssh here.
