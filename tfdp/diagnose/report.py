@@ -17,6 +17,8 @@ _CLOCK_SECONDS = 2.0
 _LEAST_DISK_GIGABYTES = 5.0
 # A link that takes so many times as long as most is worth a word: all wait for it.
 _SLOW_TIMES = 3.0
+# What is told of a host where no task could be started.
+_SHOWN = ("host", "python", "tensorflow", "keras", "tfdp")
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -254,12 +255,20 @@ def copy(directory: str, targets: Mapping[str, str], ssh: Ssh) -> list[str]:
 
 def rsync(directory: str, target: str, name: str, ssh: Ssh) -> list[str]:
     """Return the command that copies a folder to a host."""
-    # rsync reads these words itself: quotes keep blanks, and a quote is doubled.
-    shell = " ".join("'" + word.replace("'", "''") + "'" for word in ssh.words(name))
+    shell = " ".join(map(_rsync_word, ssh.words(name)))
     user, at, host = name.rpartition("@")
+    # It begins in the user's folder, and no shell replaces ~.
+    there = target.removeprefix("~/") or "."
     place = f"{user}{at}[{host}]" if ":" in host else name
     return [
-        *("rsync", "--archive", "--compress", "--protect-args", "--filter=:- .gitignore"),
+        *("rsync", "--archive", "--compress", "--protect-args", "--mkpath"),
+        "--filter=:- .gitignore",
         *("--exclude=.git", "--exclude=.venv", "--rsh", shell),
-        *(str(pathlib.Path(directory)) + "/", f"{place}:{target}/"),
+        *(str(pathlib.Path(directory)) + "/", f"{place}:{there}/"),
     ]
+
+
+def _rsync_word(word: str) -> str:
+    """A word of --rsh, which rsync reads itself: quotes keep blanks, and a quote is doubled."""
+    is_plain = re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII)
+    return word if is_plain else "'" + word.replace("'", "''") + "'"
