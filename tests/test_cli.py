@@ -128,7 +128,7 @@ MISTAKES = [
     ),
     (
         "launch --platform=cloud -- script.py",
-        ["flag --platform=cloud: value should be one of <local>"],
+        [f"flag --platform=cloud: value should be one of <{'|'.join(platforms.NAMES)}>"],
     ),
     # doctor
     ("doctor now", ["'now': tfdp doctor takes flags only."]),
@@ -455,9 +455,11 @@ def test_flags_of_the_verbs():
         platforms.module(platform).define(lambda _, name, *rest: cluster.append(name))
     assert sorted(flags_of("launch")) == sorted(cluster)
     assert sorted(flags_of("train")) == sorted([*cluster, "config", "resume"])
-    assert sorted(flags_of("doctor")) == [
-        *("chief", "dir", "json", "ps", "trust_network", "wait", "workers"),
-    ]
+    doctor = ["chief", "dir", "json", "platform", "ps", "trust_network", "wait", "workers"]
+    for module in map(platforms.module, platforms.NAMES[1:]):
+        if hasattr(module, "reach"):
+            module.define(lambda _, name, *rest: doctor.append(name))
+    assert sorted(flags_of("doctor")) == sorted(doctor)
 
 
 @pytest.mark.parametrize(("argv", "code"), [([], 2), (["help"], 0), (["--help"], 0), (["-h"], 0)])

@@ -1,7 +1,8 @@
 """Hosts with an sshd each, in network namespaces without a loopback in common.
 
     with ssh_hosts.network(folder, 3, environment) as network:
-        done = network.tfdp(["launch", "--platform=ssh", network.hosts(2, 2, 1), "--", "a.py"], folder)
+        words = network.words("launch", network.hosts(2, 2, 1), "--workers=5", "--", "a.py")
+        done = network.run(words, folder)
         network.cut(1)
 
 Host 0, 1, ... take tasks; the launcher runs on one more, the last. Keys, configurations and the
@@ -13,7 +14,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import time
 
 from cluster import hosts, processes
@@ -160,6 +160,3 @@ def network(folder, count, environment, sshd=True):
         yield made
     finally:
         made.tear_down()
-
-
-PYTHON = sys.executable

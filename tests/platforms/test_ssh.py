@@ -5,6 +5,8 @@ The whole scripts stand in artefacts/. To write them anew after a change, and re
     python tests/platforms/test_ssh.py
 """
 
+import json
+import os
 import pathlib
 import subprocess
 
@@ -238,9 +240,8 @@ def test_rsync_is_told_which_ssh(tmp_path):
     shell = ssh_hosts.Ssh(("-i", "/my 'keys"), "python")
     words = ssh_hosts.rsync("/a b", "/c d", "me@fd00::1", shell)
     assert words[-2:] == ["/a b/", "me@[fd00::1]:/c d/"]
-    assert words[words.index("--rsh") + 1].startswith(
-        "'ssh' '-i' '/my ''keys' '-o' 'BatchMode=yes'"
-    )
+    shell = words[words.index("--rsh") + 1]
+    assert shell.startswith("ssh -i '/my ''keys' -o BatchMode=yes -o ConnectTimeout=10 ")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +255,16 @@ def test_rsync_is_told_which_ssh(tmp_path):
 )
 def test_paths_there_are_quoted(path, word):
     assert ssh_hosts.remote_word(path) == word
+
+
+def test_a_relay_that_is_given_no_agent_says_what_ssh_said():
+    process = TaskProcess(Task("worker", 0), "b", ("python", "-m", "a"))
+    given = relay.environment(["sh", "-c", "echo gone >&2; exit 255"], "b", process)
+    done = subprocess.run(
+        relay.COMMAND, env={**os.environ, **given}, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (138, "")
+    assert done.stderr == "tfdp: b: ssh failed (gone). Try by hand: ssh b true\n"
 
 
 def reached(first_port=0, **different):
@@ -298,8 +309,6 @@ def test_workers_that_were_given_up_free_no_slot():
 
 
 def test_each_task_has_its_cores_and_gpus():
-    import json
-
     shape = Shape(3)
     found = reached()
     placed = found.place(shape)

@@ -140,8 +140,9 @@ def share_gpus(
     for name, count in tasks.items():
         if len(gpus[name]) < count * per_task:
             raise Error(
-                f"{name} has {len(gpus[name])} GPUs, but its {count} task{'s'[: count > 1]} that "
-                f"train need {count * per_task} (--gpus_per_task={per_task}). Place fewer there."
+                f"{name} has too few GPUs: {len(gpus[name])}, and {count} "
+                f"{'tasks that train there need' if count > 1 else 'task that trains there needs'} "
+                f"{count * per_task} (--gpus_per_task={per_task}). Place fewer tasks there."
             )
     left = {name: iter(ids) for name, ids in gpus.items()}
     # "-1" hides all GPUs. An empty value does too, but something on the way may lose it.
