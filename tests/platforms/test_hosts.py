@@ -145,8 +145,8 @@ def test_gpus_of_each_host_are_shared(tasks, gpus, per_task, visible):
         (
             {"a": "01", "b": "0"},
             2,
-            "b has too few GPUs: 1, and 1 task that trains there needs 2 (--gpus_per_task=2). Place "
-            "fewer tasks there.",
+            "b has too few GPUs: 1, and 1 task that trains there needs 2 (--gpus_per_task=2). "
+            "Place fewer tasks there.",
         ),
     ],
 )
