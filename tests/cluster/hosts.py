@@ -10,10 +10,12 @@ and tc; `missing()` says what is not there.
 """
 
 import contextlib
+import itertools
 import os
 import subprocess
 
 SUBNET = "10.213.97"
+_numbers = itertools.count()
 
 
 def missing():
@@ -44,8 +46,10 @@ class Network:
     """Hosts 0, 1, ... and the switch between them."""
 
     def __init__(self, count):
-        self._names = [f"tfdp-{os.getpid()}-{index}" for index in range(count)]
-        self._switch = f"tfdp-{os.getpid()}-switch"
+        # Several networks of one process are strangers to each other, with the same addresses.
+        name = f"tfdp-{os.getpid()}-{next(_numbers)}"
+        self._names = [f"{name}-{index}" for index in range(count)]
+        self._switch = f"{name}-switch"
         self.addresses = [f"{SUBNET}.{index + 1}" for index in range(count)]
         self._started = []
 

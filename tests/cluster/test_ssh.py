@@ -79,7 +79,8 @@ def test_parameter_servers_on_three_hosts(network, tmp_path):
     for task, host in placed.items():
         assert f"[{task}] {task} serves at {network.addresses[host]}:" in done.stdout
     assert "Test accuracy:" in done.stdout
-    assert network.processes("tfdp") == {}
+    # The servers are ended with the training, on their hosts too.
+    assert network.left_after(SECONDS) == {}
 
 
 def start_endless(network, folder):
@@ -248,8 +249,8 @@ def test_the_doctor_finds_hosts_ready(network, tmp_path):
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory, environment):
     """Hosts of which only the first takes a task: each of the others has a fault of its own."""
-    folder = tmp_path_factory.mktemp("broken ssh")
-    python = folder / "python"
+    folder = tmp_path_factory.mktemp("faults")
+    python = folder / "my python"
     python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
     python.chmod(0o755)
     for name, text in {
@@ -294,7 +295,7 @@ def test_each_host_with_a_fault_is_one_line(broken):
     assert len(lines) == len(expected), done.stderr
     for line, begin in zip(lines, expected, strict=True):
         assert line.startswith(begin)
-    assert broken.processes("tfdp.launch") == {}
+    assert broken.left_after(SECONDS) == {}
     # The doctor says the same, and starts nothing either.
     words = broken.words("doctor", *words, "--json")
     done = broken.run(words, broken.project, seconds=60)
