@@ -248,7 +248,7 @@ def test_the_doctor_finds_hosts_ready(network, tmp_path):
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory, environment):
-    """Hosts of which only the first takes a task: each of the others has a fault of its own."""
+    """Hosts of which the first takes a task. The others have a fault each; the last, no files."""
     folder = tmp_path_factory.mktemp("faults")
     python = folder / "my python"
     python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
@@ -261,8 +261,9 @@ def broken(tmp_path_factory, environment):
         (folder / name).chmod(0o755)
     (folder / "project").mkdir()
     (folder / "empty").mkdir()
+    (folder / "copy").mkdir()
     (folder / "project" / "a.py").write_text("print(1)\n")
-    with ssh_hosts.network(folder / "ssh", 7, environment, sshd=False) as made:
+    with ssh_hosts.network(folder / "ssh", 8, environment, sshd=False) as made:
         made.start_sshd(0)
         made.start_sshd(1, keys="nobody")
         # Nobody listens on host 2.
@@ -270,7 +271,11 @@ def broken(tmp_path_factory, environment):
         made.start_sshd(4, before=f"mount --bind '{folder}/none' '{python}'")
         made.start_sshd(5, before=f"mount --bind '{folder}/empty' '{folder}/project'")
         made.start_sshd(6)
-        made.start(6, [sys.executable, "-m", "http.server", "4000"])
+        said = folder / "server.log"
+        with open(said, "wb") as log:
+            server = made.start(6, [sys.executable, "-um", "http.server", "4000"], stdout=log)
+        processes.wait_for_text(said, "Serving HTTP", 30, server)
+        made.start_sshd(7, before=f"mount --bind '{folder}/copy' '{folder}/project'")
         made.python = python
         made.project = folder / "project"
         yield made
@@ -289,7 +294,7 @@ def test_each_host_with_a_fault_is_one_line(broken):
         f"tfdp: {at[2]}: the host is not reached by ssh (",
         f"tfdp: {at[3]}: '{broken.python}' has no tfdp (",
         f"tfdp: {at[4]}: there is no Python '{broken.python}' (",
-        f"tfdp: {at[5]}: there is no a.py in '{broken.project}'. Share the folder",
+        f"tfdp: {at[5]}: there is no a.py in {broken.project}. Share the folder",
         f"tfdp: {at[6]}: port 4000 is taken by another program there. Choose others",
     ]
     assert len(lines) == len(expected), done.stderr
@@ -317,11 +322,11 @@ def test_the_folder_is_copied_where_it_is_not_shared(broken):
     for name in (".git", ".venv"):
         (folder / name).mkdir()
         (folder / name / "x").touch()
-    host = f"--hosts={broken.addresses[5]}:2"
+    host = f"--hosts={broken.addresses[7]}:2"
     words = [host, "--workers=2", "--sync", "--", "ssh_task.py", "tell"]
     done = broken.run(broken.words("launch", *words), folder, seconds=60)
     assert done.returncode == 0, done.stderr
     assert len(rows(done.stdout)) == 2
-    # What host 5 sees as the project is this folder.
-    there = sorted(path.name for path in (folder.parent / "empty").iterdir())
+    # What that host sees as the project is this folder.
+    there = sorted(path.name for path in (folder.parent / "copy").iterdir())
     assert there == [".gitignore", "a.py", "data.txt", "ssh_task.py"]

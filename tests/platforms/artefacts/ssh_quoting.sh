@@ -3,10 +3,10 @@
 # Made by tfdp launch --platform=ssh. It needs bash 5.1 and ssh here, bash and tfdp on the hosts.
 # Set these before you run it: HF_TOKEN.
 set -u
-ssh=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes)
+ssh=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes -o RequestTTY=no -o RemoteCommand=none)
 logs='/my logs'
 mkdir -p -- "$logs" || exit
-rsync --archive --compress --protect-args --mkpath '--filter=:- .gitignore' --exclude=.git --exclude=.venv --rsh 'ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes -o ControlPersist=no' '/my folder/it'"'"'s/' 'a:my runs/' || exit
+rsync --archive --compress --protect-args --mkpath '--filter=:- .gitignore' --exclude=.git --exclude=.venv --rsh 'ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes -o RequestTTY=no -o RemoteCommand=none -o ControlPersist=no' '/my folder/it'"'"'s/' 'a:my runs/' || exit
 
 # What each host is told over standard input. It ends the task when nothing comes any more.
 IFS= read -r -d '' program <<'PROGRAM'

@@ -2,7 +2,7 @@
 # digits: chief=1,worker=2,ps=2,evaluator=1 on a, me@b, fd00::3
 # Made by tfdp launch --platform=ssh. It needs bash 5.1 and ssh here, bash and tfdp on the hosts.
 set -u
-ssh=(-p 2200 -i '/my keys/id' -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes)
+ssh=(-p 2200 -i '/my keys/id' -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes -o RequestTTY=no -o RemoteCommand=none)
 logs=/shared/runs/a
 mkdir -p -- "$logs" || exit
 

@@ -26,12 +26,13 @@ from tfdp.error import Error
 from tfdp.launch import frames, task_start
 from tfdp.launch.platforms import ssh_errors
 
-# Never a question that nobody answers, and never two minutes of silence after a failure. Forwarded
-# ports of ~/.ssh/config would be taken by the first of several connections.
+# Never a question that nobody answers, and never two minutes of silence after a failure. Of what
+# ~/.ssh/config may set for a host, ports that are forwarded would be taken by the first of several
+# connections, and a terminal or a command would stand between the agent and the launcher.
 OPTIONS = (
     *("-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
     *("-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"),
-    *("-o", "ClearAllForwardings=yes"),
+    *("-o", "ClearAllForwardings=yes", "-o", "RequestTTY=no", "-o", "RemoteCommand=none"),
 )
 # To connect, and to start Python on a slow disk. ssh itself gives up after ConnectTimeout.
 _ANSWER_SECONDS = 60.0
