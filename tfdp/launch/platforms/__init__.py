@@ -3,7 +3,8 @@
     ssh             hosts that are reached by ssh
     slurm           an allocation of Slurm; slurm_step: what its tasks see of it
     kubernetes      a cluster of pods
-    ray             a cluster of Ray
+    ray             a cluster of Ray; ray_actor, ray_pipe, ray_bridge: how the launcher and the
+                    agents on its nodes come together; ray_script: a run as a program
 
 Each of them has
 
@@ -21,7 +22,7 @@ that a task is the same wherever it runs.
 import importlib
 from typing import Any
 
-NAMES: tuple[str, ...] = ("local", "ssh")
+NAMES = ("local", "ssh", "ray")
 
 
 def module(name: str) -> Any:
