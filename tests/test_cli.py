@@ -447,17 +447,19 @@ def test_help_of_a_verb_names_every_flag(verb, asked):
 
 
 def test_flags_of_the_verbs():
-    cluster = ["chief", "cores", "dry_run", "env", "evaluator", "gpus_per_task", "isolate"]
-    cluster += ["job_name", "log_dir", "log_megabytes", "logs_kept", "max_restarts"]
+    cluster = ["chief", "cores", "detach", "dry_run", "env", "evaluator", "gpus_per_task"]
+    cluster += ["isolate", "job_name", "log_dir", "log_megabytes", "logs_kept", "max_restarts"]
     cluster += ["min_workers", "output", "platform", "preempt_seconds", "ps"]
     cluster += ["trust_network", "workers"]
     for platform in platforms.NAMES[1:]:
         platforms.module(platform).define(lambda _, name, *rest: cluster.append(name))
     assert sorted(flags_of("launch")) == sorted(cluster)
     assert sorted(flags_of("train")) == sorted([*cluster, "config", "resume"])
-    assert sorted(flags_of("doctor")) == [
-        *("chief", "dir", "json", "ps", "trust_network", "wait", "workers"),
-    ]
+    doctor = ["chief", "dir", "json", "platform", "ps", "trust_network", "wait", "workers"]
+    for module in map(platforms.module, platforms.NAMES[1:]):
+        if hasattr(module, "reach"):
+            module.define(lambda _, name, *rest: doctor.append(name))
+    assert sorted(flags_of("doctor")) == sorted(doctor)
 
 
 @pytest.mark.parametrize(("argv", "code"), [([], 2), (["help"], 0), (["--help"], 0), (["-h"], 0)])

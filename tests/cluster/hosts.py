@@ -10,11 +10,13 @@ and tc; `missing()` says what is not there.
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import subprocess
 
 SUBNET = "10.213.97"
+_numbers = itertools.count()
 
 
 def missing():
@@ -45,8 +47,10 @@ class Network:
     """Hosts 0, 1, ... and the switch between them."""
 
     def __init__(self, count):
-        self.names = [f"tfdp-{os.getpid()}-{index}" for index in range(count)]
-        self._switch = f"tfdp-{os.getpid()}-switch"
+        # Several networks of one process are strangers to each other, with the same addresses.
+        name = f"tfdp-{os.getpid()}-{next(_numbers)}"
+        self.names = [f"{name}-{index}" for index in range(count)]
+        self._switch = f"{name}-switch"
         self.addresses = [f"{SUBNET}.{index + 1}" for index in range(count)]
         self._started = []
 
@@ -85,7 +89,7 @@ class Network:
     def name_hosts(self, lines):
         """Gives every host a hosts file of these lines; returns the files, to be removed."""
         files = []
-        for name in self._names:
+        for name in self.names:
             file = pathlib.Path("/etc/netns", name, "hosts")  # `ip netns exec` puts it in place
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(f"{line}\n" for line in lines))

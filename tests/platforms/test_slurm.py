@@ -411,7 +411,7 @@ def test_the_table_of_endings_has_the_hosts():
         endings.Ending(Task("worker", 1), 3, b"oh\n", host="tf1"),
     ]
     assert endings.table(rows) == [
-        "task      host  ended    cause                        last line",
-        "worker:1  tf1   code 3   ended itself with that code  oh",
-        "worker:0  tf10  by tfdp  ended by tfdp",
+        "task              ended    cause                        last line",
+        "worker:1 on tf1   code 3   ended itself with that code  oh",
+        "worker:0 on tf10  by tfdp  ended by tfdp",
     ]

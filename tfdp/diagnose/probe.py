@@ -2,7 +2,8 @@
 
 python -m tfdp.diagnose.probe OUT.json DIRECTORY SECONDS     (with a TF_CONFIG)
 
-Writes what it found out to OUT.json, step by step: a task that is killed leaves what it had.
+Writes what it found out to OUT.json, step by step: a task that is killed leaves what it had. With -
+in its place each step is a line on standard output, after MARK.
 """
 
 import contextlib
@@ -18,19 +19,24 @@ from tfdp import cluster as cluster_lib
 from tfdp.diagnose import facts as facts_lib
 from tfdp.launch import rendezvous, task_start
 
+MARK = "tfdp-probe: "
+
 
 def main(argv: list[str]) -> None:
     """Look at this task, at the others, and at what lies between them."""
     task_start.tie_to_launcher(os.environ)
-    out, directory, seconds = pathlib.Path(argv[0]), argv[1], float(argv[2])
+    out, directory, seconds = argv[0], argv[1], float(argv[2])
     found = cluster_lib.from_environment(os.environ)
     assert found is not None
     cluster, task = found
     result: dict[str, Any] = {"task": str(task)}
 
     def save() -> None:
-        part = out.with_suffix(".part")
-        part.write_text(json.dumps(result))
+        if out == "-":
+            print(MARK + json.dumps(result), flush=True)
+            return
+        part = out.removesuffix(".json") + ".part"
+        pathlib.Path(part).write_text(json.dumps(result))
         os.replace(part, out)
 
     facts = facts_lib.collect(directory)

@@ -8,7 +8,7 @@ report.exit_code    # 0, or 1 when something stands in the way
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfdp.cluster import Cluster
@@ -17,6 +17,8 @@ _CLOCK_SECONDS = 2.0
 _LEAST_DISK_GIGABYTES = 5.0
 # A link that takes so many times as long as most is worth a word: all wait for it.
 _SLOW_TIMES = 3.0
+# What is told of a host where no task could be started.
+_SHOWN = ("host", "python", "tensorflow", "keras", "tfdp")
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -134,6 +136,66 @@ def make(cluster: Cluster, results: Mapping[str, Mapping[str, Any]]) -> Report:
         ),
     ]
     return Report(str(cluster), tasks, tuple(checks), tuple(rows), _slowest(rows))
+
+
+def look(
+    facts: Mapping[str, Mapping[str, Any]],
+    problems: Sequence[str],
+    has_mark: bool,
+    is_copied: bool,
+) -> list[Check]:
+    """Say what was found out about hosts before any task was started there.
+
+    Args:
+        facts: What each host that answers says, by name; see launch.agent.look.
+        problems: What stands in the way of a run, a line for each.
+        has_mark: Whether a file was written here for the hosts to see.
+        is_copied: Whether the folder is copied to them before each run.
+    """
+    checks = [Check(PROBLEM, "hosts", line) for line in problems]
+    if not problems:
+        checks.append(Check(OK, "hosts", "Every host is reached, and has the same versions."))
+    if is_copied or not has_mark or not facts:
+        return checks
+    alone = [name for name, found in facts.items() if not found["sees_mark"]]
+    if alone:
+        checks.append(
+            Check(
+                WARNING,
+                "shared_folder",
+                f"{_few(alone)} {'does' if len(alone) == 1 else 'do'} not see what this machine "
+                f"wrote into the run's folder. Use a shared folder, or --sync.",
+            )
+        )
+    else:
+        checks.append(Check(OK, "shared_folder", "Every host sees what this machine writes."))
+    return checks
+
+
+def unreached(
+    shape: object, facts: Mapping[str, Mapping[str, Any]], checks: Sequence[Check]
+) -> Report:
+    """Make the report where no task could be started; facts and checks are those of `look`."""
+    hosts = {
+        name: {
+            **{
+                key: _version(found[key])
+                for key in ("host", "python", "tensorflow", "keras", "tfdp")
+            },
+            "gpus": ", ".join(found["gpus"]),
+        }
+        for name, found in facts.items()
+    }
+    return Report(str(shape), hosts, tuple(checks), (), None)
+
+
+def _version(text: str) -> str:
+    return "none" if text.startswith("not installed") else text
+
+
+def with_checks(report: Report, checks: Sequence[Check]) -> Report:
+    """Return a report with more checks, which come first."""
+    return dataclasses.replace(report, checks=(*checks, *report.checks))
 
 
 def _machine(facts: Mapping[str, str]) -> str:

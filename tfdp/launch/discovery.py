@@ -47,7 +47,7 @@ def begin(environ: MutableMapping[str, str]) -> None:
     if found is None:
         return
     if not environ.get(CLUSTER_VARIABLE) and (step := _step(environ)) is not None:
-        training = {found.cluster.tasks.index(task) for task in plan.training(found.cluster)}
+        training = {found.cluster.tasks.index(task) for task in plan.computing(found.cluster)}
         gpus = slurm_step.visible_gpus(environ, step, training)
         if gpus is not None:
             environ["CUDA_VISIBLE_DEVICES"] = gpus

@@ -114,16 +114,14 @@ def guess_cause(ending: Ending) -> str:
 
 def table(endings: Sequence[Ending]) -> list[str]:
     """The lines of the table: a head, and a row for each task, those that failed first."""
-    with_hosts = any(ending.host for ending in endings)
-    rows = [("task", *(["host"] if with_hosts else []), "ended", "cause", "last line")]
+    rows = [("task", "ended", "cause", "last line")]
     in_order = sorted(endings, key=lambda ending: bool(ending.dismissed) or not ending.code)
     for ending in in_order[:_MOST_ROWS]:
-        host = [_cell(ending.host)] if with_hosts else []
-        cause, line = guess_cause(ending), _last_line(ending.output)
-        rows.append((str(ending.task), *host, _how(ending), _cell(cause), _cell(line)))
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+        rows.append((_who(ending), _how(ending), guess_cause(ending), _last_line(ending.output)))
+    rows = [(row[0], row[1], _cell(row[2]), _cell(row[3])) for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
-        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[-1]])
+        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[3]])
         for row in rows
     ]
     if len(in_order) > _MOST_ROWS:
@@ -141,6 +139,10 @@ def oom_kills() -> int:
         if found:
             return int(found[1])
     return 0
+
+
+def _who(ending: Ending) -> str:
+    return f"{ending.task} on {ending.host}" if ending.host else str(ending.task)
 
 
 def _how(ending: Ending) -> str:

@@ -34,6 +34,8 @@ class TaskProcess:
       log: The file that its output is appended to; None for none.
       directory: The folder it runs in; None for the one its platform starts it in.
       cpus: The CPUs of its host that it runs on; () for all that there are.
+      secrets: Names of variables of its environment whose values are never shown, beside those
+        whose names say so.
     """
 
     task: Task
@@ -43,6 +45,7 @@ class TaskProcess:
     log: pathlib.Path | None = None
     directory: pathlib.Path | None = None
     cpus: tuple[int, ...] = ()
+    secrets: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.command or isinstance(self.command, str):
@@ -129,9 +132,9 @@ def plan(
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise ClusterError(f"seed={seed!r} is not a whole number from 0 to {2**31 - 1}. Use one.")
     visible = _divide_gpus(cluster, gpus)
-    computing = training(cluster)
-    shares = cores_lib.divide(cores, len(computing)) if not gpus else []
-    cpus = dict(zip(computing, shares, strict=False))
+    trains = computing(cluster)
+    shares = cores_lib.divide(cores, len(trains)) if not gpus else []
+    cpus = dict(zip(trains, shares, strict=False))
     return [
         TaskProcess(
             task=task,
@@ -165,7 +168,7 @@ def log_name(task: Task) -> str:
     return f"{task.type}-{task.index}.log"
 
 
-def training(cluster: Cluster) -> list[Task]:
+def computing(cluster: Cluster) -> list[Task]:
     """The tasks that train: the chief of parameter servers only coordinates."""
     return [
         task
@@ -178,8 +181,8 @@ def _divide_gpus(cluster: Cluster, gpus: Sequence[str]) -> dict[Task, str]:
     """CUDA_VISIBLE_DEVICES for each task; nothing where there are no GPUs."""
     if not gpus:
         return {}
-    computing = training(cluster)
-    shown, tasks = ",".join(gpus), len(computing)
+    trains = computing(cluster)
+    shown, tasks = ",".join(gpus), len(trains)
     if len(gpus) < tasks:
         raise ClusterError(
             f"{tasks} training tasks need a GPU each, but there are {len(gpus)} ({shown}). "
@@ -195,6 +198,6 @@ def _divide_gpus(cluster: Cluster, gpus: Sequence[str]) -> dict[Task, str]:
     # "-1" hides all GPUs. An empty value does too, but a scheduler on the way may lose it.
     visible = dict.fromkeys(cluster.tasks, "-1")
     left = iter(gpus)
-    for task, share in zip(computing, batching.split(len(gpus), tasks), strict=True):
+    for task, share in zip(trains, batching.split(len(gpus), tasks), strict=True):
         visible[task] = ",".join(next(left) for _ in range(share))
     return visible

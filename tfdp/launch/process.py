@@ -16,6 +16,7 @@ import os
 import pathlib
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from tfdp.cluster import Task
@@ -80,14 +81,45 @@ def start(plan: TaskProcess, output: TaskOutput, *, on_terminal: bool = False) -
     Raises:
       OSError: It cannot be started.
     """
+    process, lifeline = spawn(
+        plan.command,
+        directory=plan.directory,
+        environment=plan.environment,
+        cpus=plan.cpus,
+        on_terminal=on_terminal,
+    )
+    assert process.stdout
+    assert process.stderr
+    pipes: dict[int, IO[bytes]] = {STDOUT: process.stdout, STDERR: process.stderr}
+    for pipe in pipes.values():
+        os.set_blocking(pipe.fileno(), False)
+    return Running(plan.task, process, output, pipes, lifeline, _open_pidfd(process.pid))
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    directory: str | os.PathLike[str] | None,
+    environment: Mapping[str, str],
+    cpus: Sequence[int] = (),
+    on_terminal: bool = False,
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Starts a program whose whole group dies with this process; see start.
+
+    Returns:
+      The process, with pipes for what it writes; and the descriptor whose closing kills it.
+
+    Raises:
+      OSError: It cannot be started.
+    """
     lifeline_end, lifeline = os.pipe()
     try:
         process = subprocess.Popen(
-            plan.command,
-            cwd=plan.directory,
+            command,
+            cwd=directory,
             env={
                 **os.environ,
-                **plan.environment,
+                **environment,
                 task_start.PID_VARIABLE: str(os.getpid()),
                 task_start.FD_VARIABLE: str(lifeline_end),
                 task_start.TERMINAL_VARIABLE: "1" if on_terminal else "",
@@ -103,21 +135,16 @@ def start(plan: TaskProcess, output: TaskOutput, *, on_terminal: bool = False) -
             pass_fds=(lifeline_end,),
         )
         _kill_group_when_closed(lifeline_end, process.pid)
-        if plan.cpus:
+        if cpus:
             # At once, so that every thread that it starts inherits it. It may have ended by now.
             with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(process.pid, plan.cpus)
+                os.sched_setaffinity(process.pid, cpus)
     except OSError:
         os.close(lifeline)
         raise
     finally:
         os.close(lifeline_end)
-    assert process.stdout
-    assert process.stderr
-    pipes: dict[int, IO[bytes]] = {STDOUT: process.stdout, STDERR: process.stderr}
-    for pipe in pipes.values():
-        os.set_blocking(pipe.fileno(), False)
-    return Running(plan.task, process, output, pipes, lifeline, _open_pidfd(process.pid))
+    return process, lifeline
 
 
 def exit_code(returncode: int) -> tuple[int, str]:

@@ -56,7 +56,7 @@ class Redactor:
 
     Args:
       environs: The environments whose secrets must not be shown.
-      secrets: Values that must not be shown whatever their names are.
+      secrets: Values that must not be shown, whatever their names are.
     """
 
     def __init__(self, *environs: Mapping[str, str], secrets: Iterable[str] = ()) -> None:

@@ -46,7 +46,7 @@ def join(environ: Mapping[str, str]) -> None:
         network.refuse_public(found.cluster)
     if not timeout:
         return
-    facts = {name: _version(names) for name, names in _PACKAGES.items()}
+    facts = versions()
     facts["seed of the launcher (TFDP_SEED)"] = environ.get("TFDP_SEED") or "none"
     meet(*found, facts, timeout_seconds=timeout, trust_network=trusts)
     _has_joined = True
@@ -113,6 +113,11 @@ def survey(
     """
     meeting = Meeting(cluster, task, facts, float("inf"), True, _say, both_ways=True)
     return meeting.survey(timeout_seconds)
+
+
+def versions() -> dict[str, str]:
+    """What is installed here of TensorFlow, Keras and tfdp, found without importing them."""
+    return {name: _version(names) for name, names in _PACKAGES.items()}
 
 
 def _version(names: tuple[str, ...]) -> str:

@@ -28,6 +28,7 @@ from tfdp.launch.redaction import Redactor
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RESTART_VARIABLE = "TFDP_RESTART"
+_HERE = ("127.0.0.1", "localhost", "::1")
 _READ_BYTES = 1 << 16
 # The most a pipe can hold: what is left in it when its task has ended.
 _PIPE_BYTES = 1 << 20
@@ -82,6 +83,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._register(wake_fd, functools.partial(self._wake, wake_fd))
         self._plans: dict[Task, TaskProcess] = {}
+        self._hosts: dict[Task, str] = {}  # of those that run elsewhere
         self._logs: dict[Task, pathlib.Path] = {}
         self._outputs: dict[Task, TaskOutput] = {}
         self._alive: dict[Task, process.Running] = {}
@@ -109,7 +111,8 @@ class Supervisor:
         chief = min(self._logs, key=lambda task: (task.type != "chief", task != Task("worker", 0)))
         if any(task.type == "ps" for task in self._logs):
             self._servers = ("ps", "worker") if chief.type == "chief" else ("ps",)
-        redactor = Redactor(os.environ, *(plan.environment for plan in processes))
+        secrets = [plan.environment[name] for plan in processes for name in plan.secrets]
+        redactor = Redactor(os.environ, *(plan.environment for plan in processes), secrets=secrets)
         for task, path in self._logs.items():
             prefix = b"" if task == chief else f"[{task}] ".encode()
             try:
@@ -122,6 +125,7 @@ class Supervisor:
                 self._screen, prefix=prefix, log=log, redactor=redactor
             )
         self._plans = {plan.task: plan for plan in processes}
+        self._note_hosts()
         self._start(self._plans)
         self._loop()
         return self._result(log_dir)
@@ -150,7 +154,7 @@ class Supervisor:
             if why:
                 self._say(f"Given up: {why}.")
             code, how = process.exit_code(running.process.returncode)
-            return code, f"{running.task} {how}. Log: {self._logs[running.task]}"
+            return code, f"{self._name(running.task)} {how}. Log: {self._logs[running.task]}"
         if self.signal:
             name = signal.Signals(self.signal).name
             name += " (Ctrl-C)" if self.signal == signal.SIGINT else ""
@@ -269,6 +273,7 @@ class Supervisor:
             for task in set(self._plans) - set(renewed):
                 self._endings.pop(task, None)
             self._plans = {task: renewed[task] for task in self._plans if task in renewed}
+            self._note_hosts()
         self._start_again(self._group(), self._budgets[None])
 
     def _group(self) -> list[Task]:
@@ -341,6 +346,7 @@ class Supervisor:
             out_of_memory=endings.oom_kills() > self._oom_kills,
             is_signal=returncode < 0,
             was_stopped=before is not None and before.was_stopped,
+            host=self._hosts.get(running.task, ""),
         )
         if running.dismissed:
             return
@@ -368,7 +374,8 @@ class Supervisor:
         if not decision.restart and alone and task.type == "worker" and enough:
             # Its coordinator gives what it had to the others.
             self._say(
-                f"{task} {how}: {endings.guess_cause(self._endings[task])}. The training goes on "
+                f"{self._name(task)} {how}: {endings.guess_cause(self._endings[task])}. The "
+                f"training goes on "
                 f"with {len(others)} worker{'s'[: len(others) > 1]}. Log: {self._logs[task]}"
             )
             return
@@ -383,7 +390,7 @@ class Supervisor:
             return
         self._oom_kills = endings.oom_kills()
         self._say(
-            f"{task} {how}, {progress.describe(furthest)}: "
+            f"{self._name(task)} {how}, {progress.describe(furthest)}: "
             f"{endings.guess_cause(self._endings[task])}. "
             f"{'It starts' if alone else 'All tasks start'} again in {decision.delay_seconds:g} s "
             f"({decision.why})."
@@ -458,6 +465,15 @@ class Supervisor:
 
     def _register(self, fd: int, callback: Any) -> None:
         self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def _note_hosts(self) -> None:
+        for task, plan in self._plans.items():
+            if plan.host not in _HERE:
+                self._hosts[task] = plan.host
+
+    def _name(self, task: Task) -> str:
+        """A task, and where it runs when that is not here."""
+        return f"{task} on {self._hosts[task]}" if task in self._hosts else str(task)
 
     def _say(self, line: str) -> None:
         self._screen.write_lines(STDERR, printable(line))

@@ -23,6 +23,8 @@ FD_VARIABLE = "TFDP_LAUNCHER_FD"
 TERMINAL_VARIABLE = "TFDP_TERMINAL"
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# Loaded here: between fork and exec nothing should be.
+_LIBC = ctypes.CDLL(None)
 
 
 def tie_to_launcher(environ: MutableMapping[str, str]) -> bool:
@@ -38,9 +40,8 @@ def tie_to_launcher(environ: MutableMapping[str, str]) -> bool:
     fd = _pipe_end(environ.pop(FD_VARIABLE, ""))
     if not pid.isdecimal():
         return False
-    if sys.platform == "linux":
-        # For every other signal a busy interpreter, or TensorFlow, could stand in the way.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # For every other signal a busy interpreter, or TensorFlow, could stand in the way.
+    die_with_parent()
     # The launcher may have died before prctl: no signal will come then. A parent that is not the
     # launcher can also be a wrapper, such as a profiler: then the pipe knows whether it lives.
     if os.getppid() != int(pid) and (fd is None or _is_hung_up(fd)):
@@ -54,6 +55,16 @@ def tie_to_launcher(environ: MutableMapping[str, str]) -> bool:
             # user's script one of a process with several threads.
             threading.Thread(target=_watch, args=(fd,), daemon=True).start()
     return True
+
+
+def die_with_parent() -> None:
+    """Makes the kernel kill this process when the one that started it ends (on Linux).
+
+    It can be the preexec_fn of a subprocess, for a program that closes what it inherits, as ssh
+    does. Call it in a process with one thread.
+    """
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def claim_terminal(environ: MutableMapping[str, str]) -> None:

@@ -10,14 +10,18 @@ import os
 import pathlib
 import sys
 import tempfile
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
+from tfdp.launch import platforms
 from tfdp.verbs import UsageError
 
 SYNOPSIS = (
-    "tfdp doctor [--workers=N] [--chief] [--ps=M] [--json]\n\n"
+    "tfdp doctor [--workers=N] [--chief] [--ps=M] [--json]\n"
+    "tfdp doctor --platform=ssh --hosts=a:2,b --workers=3\n\n"
     "Look at the cluster that would be used, before a run: versions, ports, clocks, GPUs,\n"
     "disk, and how fast the tasks exchange. In a process that has a TF_CONFIG it is that\n"
     "task: start it on every machine at the same time."
@@ -37,6 +41,11 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     add(flags.DEFINE_bool, "json", False, "Print the report as JSON.")
     add(flags.DEFINE_float, "wait", 10.0, "Seconds to wait for the other tasks.")
     add(flags.DEFINE_bool, "trust_network", False, "Allow addresses that the internet may reach.")
+    found = [name for name in platforms.NAMES[1:] if hasattr(platforms.module(name), "reach")]
+    text = "Where the tasks would run: on this machine, or on hosts that can be asked."
+    flags.DEFINE_enum("platform", "local", ["local", *found], text, flag_values=values)
+    for name in found:
+        platforms.module(name).define(add)
 
 
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
@@ -50,6 +59,8 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         raise UsageError(f"{(positional + script)[0]!r}: tfdp doctor takes flags only.")
     if not 0 < values.wait <= 3600:
         raise UsageError(f"--wait={values.wait}: use a number of seconds from 1 to 3600.")
+    if values.platform != "local":
+        return _on_platform(values)
     try:
         found = cluster_lib.from_environment(os.environ)
         if found is None:
@@ -89,7 +100,10 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         if code >= 128 and code != 137:
             return code  # Ctrl-C
         results = _results(pathlib.Path(folder), processes)
-    report = report_lib.make(cluster, results)
+    return _print(values, report_lib.make(cluster, results))
+
+
+def _print(values: flags.FlagValues, report: Any) -> int:
     if values.json:
         print(json.dumps(report.json(), indent=2))
     else:
@@ -97,8 +111,77 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     return report.exit_code
 
 
+def _on_platform(values: flags.FlagValues) -> int:
+    """Ask the hosts, and run the probe as each task of the cluster there."""
+    from tfdp.diagnose import report as report_lib
+    from tfdp.error import Error
+    from tfdp.launch import local, network, plan
+    from tfdp.launch import shape as shape_lib
+
+    try:
+        shape = shape_lib.Shape(values.workers, values.chief, values.ps)
+        with contextlib.ExitStack() as stack:
+            mark = stack.enter_context(_mark(values.dir))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tfdp-doctor-"))
+            reached = stack.enter_context(
+                platforms.module(values.platform).reach(
+                    shape, values, os.getcwd(), sys.executable, mark=mark
+                )
+            )
+            looked = report_lib.look(reached.facts, reached.problems, bool(mark), values.sync)
+            if reached.problems:
+                return _print(values, report_lib.unreached(shape, reached.facts, looked))
+            placed = reached.place(shape)
+            cluster = reached.cluster(shape, placed)
+            if not values.trust_network:
+                network.refuse_public(cluster)
+            gpus = reached.gpus(cluster, placed, None, 0)
+            words = ("-m", "tfdp.diagnose.probe", "-", values.dir, str(values.wait))
+            processes = [
+                plan.TaskProcess(
+                    whole.task, whole.host, (reached.ssh.python, *words), whole.environment
+                )
+                for whole in plan.plan(cluster, ["-"], seed=0)
+            ]
+            relays = reached.relays(processes, placed, gpus, divide_cores=False)
+            with open(os.devnull, "wb") as nothing:
+                code = local.run(relays, folder, stdout=nothing, stderr=nothing)
+            if code >= 128 and code not in (137, 138):
+                return code  # Ctrl-C
+            results = _results(pathlib.Path(folder), relays)
+            for one in relays:
+                facts = results.get(str(one.task), {}).get("facts", {})
+                facts["host"] = f"{one.host} ({facts.get('host', '?')})"
+            report = report_lib.make(cluster, results)
+    except (Error, OSError) as error:
+        raise UsageError(str(error)) from error
+    return _print(values, report_lib.with_checks(report, looked))
+
+
+@contextlib.contextmanager
+def _mark(directory: str) -> Iterator[str]:
+    """Write a file into the run's folder, for other hosts to see; yields its path, or ""."""
+    path = os.path.join(directory, f".tfdp-doctor-{uuid.uuid4().hex}")
+    is_new = not os.path.exists(directory)
+    try:
+        os.makedirs(directory, exist_ok=True)
+        pathlib.Path(path).touch()
+    except OSError:
+        path = ""  # the tasks say whether they can write there
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        if is_new:
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
+
 def _results(folder: pathlib.Path, processes: Any) -> dict[str, dict[str, Any]]:
     """What the probes have written, by task; a probe that broke down says so itself."""
+    from tfdp.diagnose import probe
+
     results: dict[str, dict[str, Any]] = {}
     for process in processes:
         name = str(process.task)
@@ -110,6 +193,12 @@ def _results(folder: pathlib.Path, processes: Any) -> dict[str, dict[str, Any]]:
             results[name] = result
         log = path.with_suffix(".log")
         last = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        told = [line for line in last if line.startswith(probe.MARK)]
+        if told:
+            result = json.loads(told[-1].removeprefix(probe.MARK))
+            for other in result.pop("results", []):
+                results.setdefault(other["task"], other)
+            results[name] = result
         if last and any("Traceback" in line for line in last):
             results.setdefault(name, {"task": name})["problem"] = last[-1][:300]
     return results

@@ -19,7 +19,8 @@ from tfdp.verbs import UsageError
 SYNOPSIS = (
     "tfdp launch --workers=N [--chief] [--ps=M] [--evaluator] -- SCRIPT.py ARGS\n"
     "tfdp launch --workers=N -- -m MODULE ARGS\n\n"
-    "Start a cluster on this machine: each task runs the script with its own TF_CONFIG."
+    "Start a cluster, on this machine or with --platform=ssh, slurm, kubernetes or ray elsewhere:\n"
+    "each task runs the script with its own TF_CONFIG."
 )
 
 
@@ -70,6 +71,7 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
         "Seconds that tasks have to save what they have when the launcher gets SIGTERM.",
     )
     add(flags.DEFINE_bool, "dry_run", False, "Print what would be started; start nothing.")
+    add(flags.DEFINE_bool, "detach", False, "Slurm, Kubernetes: return at once; the run goes on.")
     add(flags.DEFINE_string, "output", "", "Write that to a file in place of starting it.")
     flags.DEFINE_enum(
         "cores",

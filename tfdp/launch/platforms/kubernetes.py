@@ -43,7 +43,6 @@ def define(add: Callable[..., Any]) -> None:
         "auto",
         "Kubernetes: job, jobset, tfjob or trainjob; auto: job, and jobset with parameter servers.",
     )
-    add(flags.DEFINE_bool, "detach", False, "Return as soon as the run is made; it goes on.")
     add(flags.DEFINE_string, "kubernetes_cpu", "", "Kubernetes: CPUs of a pod, like 4 or 500m.")
     add(flags.DEFINE_string, "kubernetes_memory", "", "Kubernetes: memory of a pod, like 8Gi.")
     add(flags.DEFINE_string, "kubernetes_python", "python", "Kubernetes: Python in the image.")

@@ -47,7 +47,6 @@ def define(add: Callable[..., None]) -> None:
         "Slurm: what tells the tasks to save, and how many seconds before the time limit.",
     )
     add(string, "slurm_args", "", "Slurm: more arguments of sbatch, or of srun in an allocation.")
-    add(flags.DEFINE_bool, "detach", False, "Return as soon as the job is submitted.")
 
 
 def render(job: Job, values: Any) -> str:
