@@ -25,6 +25,8 @@ from tfdp.error import Error
 EVALUATOR_VARIABLE = "TFDP_EVALUATOR"
 
 JOBS = ("chief", "worker", "ps", "evaluator")
+# Of tf.data service: beside a cluster, in no TF_CONFIG.
+DATA = "data"
 _STRATEGIES = ("one_device", "mirrored", "multi_worker", "parameter_server")
 _EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -38,7 +40,8 @@ class Task:
     """One process of a cluster; str(Task("worker", 1)) is "worker:1".
 
     Attributes:
-      type: "chief", "worker", "ps" or "evaluator".
+      type: "chief", "worker", "ps" or "evaluator"; "data" for one of tf.data service, which is in
+        no cluster.
       index: Counts from 0 within its type.
     """
 
@@ -46,7 +49,7 @@ class Task:
     index: int
 
     def __post_init__(self) -> None:
-        if self.type not in JOBS:
+        if self.type not in (*JOBS, DATA):
             raise ClusterError(_unknown_job("task type", self.type))
         if not isinstance(self.index, int) or isinstance(self.index, bool):
             raise ClusterError(

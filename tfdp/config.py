@@ -30,6 +30,7 @@ SECOND_SIGNATURES = ("none", "examples", "images")
 SOURCES = ("tfds", "tfrecord", "array_record", "images", "csv", "numpy")
 AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 SHUFFLES = ("auto", "full", "buffer", "none")
+SERVICES = ("off", "parallel_epochs", "distributed_epoch")
 POLICIES = ("auto", "file", "data", "hint", "off")
 ORDERS = ("shards", "global")
 RAGGED = ("exact", "drop")
@@ -79,6 +80,8 @@ class Data:
         ragged: "exact" trains on each record once; "drop" drops what fills no batch.
         count: Whether files without known counts are counted before a run (by their headers).
         bad_records: Damaged records that may be skipped; files are then checked before a run.
+        service: One of SERVICES: whether workers of tf.data service read and decode the training
+            records (--data_workers=N starts them), each all of them, or each some of the files.
         ledger: Path of a file that gets the ids of all records trained on; "-0", "-1", ... for the
             pipelines are added.
     """
@@ -106,6 +109,7 @@ class Data:
     ragged: str = "exact"
     count: bool = True
     bad_records: int = 0
+    service: str = "off"
     ledger: str = ""
 
 
@@ -364,6 +368,7 @@ def _data_problems(data: Data) -> Any:
         ("policy", POLICIES),
         ("order", ORDERS),
         ("ragged", RAGGED),
+        ("service", SERVICES),
     ):
         yield from _choice(f"config.data.{name}", getattr(data, name), allowed)
     yield from _at_least("config.data.classes", data.classes, 0)
@@ -380,6 +385,7 @@ def _data_problems(data: Data) -> Any:
                 "off), or holds tf.data's hint (hint)."
             )
         return
+    yield from _service_problems(data)
     if data.source in SOURCES and data.source != "tfds":
         for name in ("train_files", "test_files"):
             if getattr(data, name) == "":
@@ -393,6 +399,24 @@ def _data_problems(data: Data) -> Any:
         yield (
             f"config.data.shuffle='full': source {data.source!r} is read from front to back. Use "
             "'buffer', or rewrite the files: tfdp reshard --format=array_record."
+        )
+
+
+def _service_problems(data: Data) -> Any:
+    if data.service not in SERVICES[1:]:
+        return
+    reads = f"config.data.service={data.service!r}: the service gives batches as they are ready"
+    off = "or leave config.data.service off"
+    if data.order == "global":
+        yield f"{reads}, in no order that several workers could share. Use order='shards', {off}."
+    if data.ledger:
+        yield f"{reads}, and does not tell which records they hold. Leave out the ledger, {off}."
+    if data.bad_records:
+        yield f"{reads}; damaged records are skipped by a task alone. Use bad_records=0, {off}."
+    if data.source in ("array_record", "numpy", "images"):
+        yield (
+            f"config.data.service={data.service!r}: source {data.source!r} is read by Python code, "
+            f"which other processes do not have. Use TFRecord or CSV files, {off}."
         )
 
 

@@ -161,7 +161,7 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
         _tensorboard(run_dir / "tensorboard"),
         keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
     ]
-    if not evaluates:
+    if not evaluates and config.data.service == "off":
         # It goes when the model is written: a kill before that costs no training.
         backup = fit.BackupAndRestore(
             run_dir / BACKUP, save_seconds=_SAVE_SECONDS, delete_checkpoint=False

@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdp import config as config_lib
-from tfdp.data import damage, function, pipeline, plan_report, source
+from tfdp.data import damage, function, pipeline, plan_report, service, source
 from tfdp.data import records as records_lib
 from tfdp.data.errors import DataError
 from tfdp.error import Error
@@ -96,6 +96,8 @@ def open_inputs(
     several = pipelines > 1
     one = tf.distribute.InputContext()
     steps = plan.steps
+    if data.service != "off":
+        return _by_service(opened, data, steps, pipelines, apart, evaluation)
     if apart:
         _check_apart(opened.train, data)
         # The check is Python code, which other processes do not have.
@@ -121,6 +123,43 @@ def open_inputs(
         steps,
         (opened.train.count, opened.test.count),
         plan_report.lines(plan, "train"),
+        opened.input_shape,
+        opened.classes,
+        opened.label_names,
+        opened.pixel_max,
+        lambda error: damage.explained(error, opened.train, opened.test),
+    )
+
+
+def _by_service(
+    opened: source.Source,
+    data: config_lib.Data,
+    steps: int | None,
+    pipelines: int,
+    apart: int,
+    evaluation: Callable[[tf.distribute.InputContext], tf.data.Dataset],
+) -> Inputs:
+    """Return what fit gets where workers of tf.data service read the training records."""
+    if apart or steps is None:
+        why = "the servers' workers read for themselves" if apart else "nobody has counted them"
+        raise Error(f"config.data.service={data.service!r}: {why}. Leave the service off.")
+    one = tf.distribute.InputContext()
+    several = pipelines > 1
+    training = functools.partial(service.training, opened, data)
+    x: Any = training if several else training(one)
+    if several:
+        training(tf.distribute.InputContext(pipelines, 0, pipelines))  # refuses before fit begins
+    each = {
+        "parallel_epochs": "every data worker reads all of them, in an order of its own",
+        "distributed_epoch": "the data workers share them out, file by file",
+    }[data.service]
+    line = f"Input train: tf.data service gives batches in any order; {each}."
+    return Inputs(
+        x,
+        evaluation if several else evaluation(one),
+        steps,
+        (opened.train.count, opened.test.count),
+        [line, "Input train: a run that is killed cannot go on at its record: none is saved."],
         opened.input_shape,
         opened.classes,
         opened.label_names,

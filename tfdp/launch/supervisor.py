@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tfdp.cluster import Task
+from tfdp.cluster import DATA, Task
 from tfdp.launch import endings, process, progress, restarts
 from tfdp.launch.log import Log
 from tfdp.launch.output import STDERR, STDOUT, Screen, TaskOutput, printable
@@ -32,6 +32,9 @@ _HERE = ("127.0.0.1", "localhost", "::1")
 _READ_BYTES = 1 << 16
 # The most a pipe can hold: what is left in it when its task has ended.
 _PIPE_BYTES = 1 << 20
+# How often a task of tf.data service is started again, whatever was asked for: it holds no state of
+# the training, which waits for it.
+_DATA_RESTARTS = 3
 # How often to look for tasks that have ended, where the kernel cannot tell (no pidfd).
 _POLL_SECONDS = 0.02
 # How long a process may take to end that was killed. One that waits for a dead disk never does.
@@ -111,6 +114,7 @@ class Supervisor:
         chief = min(self._logs, key=lambda task: (task.type != "chief", task != Task("worker", 0)))
         if any(task.type == "ps" for task in self._logs):
             self._servers = ("ps", "worker") if chief.type == "chief" else ("ps",)
+        self._servers += (DATA,)
         secrets = [plan.environment[name] for plan in processes for name in plan.secrets]
         redactor = Redactor(os.environ, *(plan.environment for plan in processes), secrets=secrets)
         for task, path in self._logs.items():
@@ -278,7 +282,7 @@ class Supervisor:
 
     def _group(self) -> list[Task]:
         """The tasks that train together. The evaluator only reads what they write."""
-        trains = [task for task in self._plans if task.type != "evaluator"]
+        trains = [task for task in self._plans if task.type not in ("evaluator", DATA)]
         return trains or list(self._plans)
 
     def _living_group(self) -> list[process.Running]:
@@ -357,12 +361,14 @@ class Supervisor:
 
     def _has_failed(self, running: process.Running, code: int, how: str) -> None:
         task = running.task
-        alone = task.type == "evaluator" or (task.type == "worker" and "worker" in self._servers)
+        alone = task.type in ("evaluator", DATA) or (
+            task.type == "worker" and "worker" in self._servers
+        )
         group = [task] if task.type == "evaluator" else self._group()
         budget = self._budgets.setdefault(
             task if alone else None,
             restarts.Budget(
-                self._settings.max_restarts,
+                max(self._settings.max_restarts, _DATA_RESTARTS * (task.type == DATA)),
                 first_delay_seconds=self._settings.restart_delay_seconds,
             ),
         )

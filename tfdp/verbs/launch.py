@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from tfdp.launch import platforms
+from tfdp.launch import data_workers, platforms
 from tfdp.verbs import UsageError
 
 SYNOPSIS = (
@@ -49,6 +49,12 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
     add(flags.DEFINE_multi_string, "env", [], "NAME=VALUE, or NAME as it is here: for each task.")
     add(flags.DEFINE_string, "job_name", "", "What the platform calls the run.")
     add(flags.DEFINE_integer, "gpus_per_task", 0, "GPUs of each task that trains, elsewhere.")
+    add(
+        flags.DEFINE_integer,
+        "data_workers",
+        0,
+        "Processes of tf.data service that read and decode beside those that train.",
+    )
     add(flags.DEFINE_string, "log_dir", "", "Folder of the tasks' logs; default: in runs/.")
     add(flags.DEFINE_integer, "log_megabytes", 100, "A larger log is continued in a new file.")
     add(flags.DEFINE_integer, "logs_kept", 3, "Full logs of a task that are kept.")
@@ -128,11 +134,19 @@ def launch_tasks(
     from tfdp.launch.platforms import job as job_lib
     from tfdp.launch.shape import Shape
 
-    for name in ("max_restarts", "min_workers", "logs_kept", "log_megabytes", "preempt_seconds"):
+    for name in ("max_restarts", "min_workers", "data_workers", "logs_kept", "log_megabytes"):
         least = int(name == "log_megabytes")
         value = getattr(values, name)
         if value < least:
             raise UsageError(f"--{name}={value}: use {least} or more.")
+    if values.preempt_seconds < 0:
+        raise UsageError(f"--preempt_seconds={values.preempt_seconds}: use 0 or more.")
+    if values.data_workers and values.platform != "local":
+        raise UsageError(
+            f"--data_workers starts processes on this machine, and --platform={values.platform} "
+            "does not run there. Start a dispatcher and workers of tf.data service by hand "
+            f"(see docs/data-service.md), and give --env={data_workers.VARIABLE}=grpc://HOST:PORT."
+        )
     if values.min_workers > values.workers > 0:
         raise UsageError(
             f"--min_workers={values.min_workers} is more than --workers={values.workers}. "
@@ -190,6 +204,12 @@ def _on_this_machine(values: flags.FlagValues, job: Any, log_dir: str) -> int:
     if values.trust_network:
         os.environ[network.TRUST_VARIABLE] = "1"  # for the tasks, which look at the addresses
     gpus = machine.gpus(os.environ)
+    service: list[plan.TaskProcess] = []
+    told = dict(job.environment)
+    if values.data_workers:
+        free = machine.free_ports(values.data_workers + 1)
+        service = data_workers.plan_service(values.data_workers, free, log_dir, job.directory)
+        told[data_workers.VARIABLE] = data_workers.address(free[0])
     cores = machine.cores() if values.cores == "divide" else []
     if values.isolate and not values.dry_run:
         _isolate()
@@ -203,17 +223,18 @@ def _on_this_machine(values: flags.FlagValues, job: Any, log_dir: str) -> int:
     ) -> list[plan.TaskProcess]:
         # A GPU that fails its worker again and again is given to no other.
         unused = {gpu for process in left_out for gpu in plan.gpus_of(process)}
-        return plan.plan(
+        processes = plan.plan(
             cluster,
             job.script,
             seed=job.seed,
             gpus=tuple(gpu for gpu in gpus if gpu not in unused),
             log_dir=log_dir,
             directory=job.directory,
-            environ=job.environment,
+            environ=told,
             run=job.run,
             cores=cores,
         )
+        return [*processes, *service]
 
     cluster = make_cluster()
     processes = make_plan(cluster)

@@ -75,6 +75,13 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         discovery.begin(os.environ)
     except Error as error:
         raise UsageError(str(error)) from error
+    service = values.config.data.service
+    if service != "off" and (values.resume or values.max_restarts):
+        flag = "--resume" if values.resume else "--max_restarts"
+        raise UsageError(
+            f"{flag}: with config.data.service={service!r} batches come in no fixed order, so that "
+            "a run has no place at which it could go on. Leave the service off."
+        )
     run_dir = values.config.run_dir
     if run_dir and os.path.exists(os.path.join(run_dir, train.COMPLETE)):
         print(

@@ -88,7 +88,7 @@ def read_variables(
                 raise Error(f"--env={name}: {name} is not set here. Set it, or give it a value.")
             value = environ[name]
             secrets.add(name)
-        if name in ("TF_CONFIG",) or name.startswith("TFDP_"):
+        if name == "TF_CONFIG" or (name.startswith("TFDP_") and name != "TFDP_DATA_SERVICE"):
             raise Error(f"--env={name}: tfdp sets that itself. Leave it out.")
         variables[name] = value
         if has_value:
