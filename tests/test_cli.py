@@ -447,8 +447,16 @@ def test_help_of_a_verb_names_every_flag(verb, asked):
 
 
 def test_flags_of_the_verbs():
-    cluster = ["chief", "cores", "detach", "dry_run", "env", "evaluator", "gpus_per_task"]
-    cluster += ["isolate", "job_name", "log_dir", "log_megabytes", "logs_kept", "max_restarts"]
+    cluster = ["chief", "cores", "data_workers", "detach", "dry_run", "env", "evaluator"]
+    cluster += [
+        "gpus_per_task",
+        "isolate",
+        "job_name",
+        "log_dir",
+        "log_megabytes",
+        "logs_kept",
+        "max_restarts",
+    ]
     cluster += ["min_workers", "output", "platform", "preempt_seconds", "ps"]
     cluster += ["trust_network", "workers"]
     for platform in platforms.NAMES[1:]:

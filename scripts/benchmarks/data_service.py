@@ -3,9 +3,9 @@
     python scripts/benchmarks/data_service.py            # about 5 minutes
     python scripts/benchmarks/data_service.py --rounds=3
 
-Photos of 300 x 400 pixels are decoded, flipped and resized to 64 x 64 for a small model: `tfdp train`
-on one worker without a service, and with two data workers in each mode, in turn. All processes may
-use all cores. Shows examples/s of the steps; the first epoch, which traces, does not count.
+Photos of 300 x 400 pixels are decoded, flipped and resized to 64 x 64 for a small model: `tfdp
+train` on one worker without a service, and with two data workers in each mode, in turn. All
+processes may use all cores. Shows examples/s; the first epoch, which traces, does not count.
 """
 
 import argparse
