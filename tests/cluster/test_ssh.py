@@ -71,15 +71,18 @@ def test_digits_train_as_with_the_local_launcher(network, tmp_path, environment)
 
 
 def test_parameter_servers_on_three_hosts(network, tmp_path):
-    words = [network.hosts(2, 2, 1), "--chief", "--workers=2", "--ps=2", "--max_restarts=1"]
+    words = [network.hosts(2, 2, 1), "--chief", "--workers=2", "--ps=2", "--port=4000"]
     words += [TRAIN[0], "--config.strategy=parameter_server", "--config.training.epochs=1"]
     done = network.run(network.words("train", *words, "--config.run_dir=run"), tmp_path)
+    bind = "import socket; socket.create_server(('', 4000)); socket.create_server(('', 4001))"
+    taking = [network.start(host, [sys.executable, "-c", bind]) for host in range(3)]
     assert done.returncode == 0, done.stderr
-    placed = {"worker:0": 0, "worker:1": 1, "ps:0": 1, "ps:1": 2}
-    for task, host in placed.items():
-        assert f"[{task}] {task} serves at {network.addresses[host]}:" in done.stdout
+    placed = {"worker:0": (0, 4001), "worker:1": (1, 4000), "ps:0": (1, 4001), "ps:1": (2, 4000)}
+    for task, (host, port) in placed.items():
+        assert f"[{task}] {task} serves at {network.addresses[host]}:{port}." in done.stdout
     assert "Test accuracy:" in done.stdout
-    # The servers are ended with the training, on their hosts too.
+    # The servers are ended with the training, on their hosts too: their ports are free at once.
+    assert [process.wait(timeout=30) for process in taking] == [0, 0, 0]
     assert network.left_after(SECONDS) == {}
 
 
@@ -215,6 +218,13 @@ def test_a_failure_is_followed_by_a_restart_and_its_code_is_returned(network, tm
         "All went well after 2 restarts.",
     ]
     assert "worker:0 in restart 2" in done.stdout
+    given_up = [network.hosts(1, 1, 1), "--workers=3", "--max_restarts=1", "--min_workers=2"]
+    done = network.run(network.words("launch", *given_up, "--", script, "fewer"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "All went well after 2 restarts, without 1 of the workers."
+    )
+    assert "[worker:1] worker:1 of 2" in done.stdout.splitlines()
     done = network.run(network.words("launch", *words[:2], *words[3:], "fail", "3"), tmp_path)
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1] == (

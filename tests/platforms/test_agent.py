@@ -164,6 +164,7 @@ def test_a_host_says_what_it_is_like(tmp_path):
         "ports": [],
         "free_ports": 2,
         "mark": "mark",
+        "wait_seconds": 0.0,
     }
     environ = {"SSH_CONNECTION": "10.0.0.9 40000 10.0.0.1 22", "CUDA_VISIBLE_DEVICES": "0,3"}
     answer = agent.look(question, environ)
@@ -186,6 +187,7 @@ def test_a_port_that_is_taken_is_told(tmp_path):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         question |= {"make_directory": False, "ports": [port], "free_ports": 0}
+        question |= {"wait_seconds": 0.0}
         assert agent.look(question, {})["taken_ports"] == [port]
     assert agent.look(question, {})["taken_ports"] == []
 

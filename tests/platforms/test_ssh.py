@@ -274,7 +274,7 @@ def reached(first_port=0, **different):
         {"a": facts(), "me@b": facts(address="10.0.0.2", free_ports=[20001], **different)},
         [],
         first_port,
-        lambda: {"a": facts(free_ports=[10007, 10008])},
+        lambda changes: {"a": facts(free_ports=[10007, 10008])},
     )
 
 

@@ -33,6 +33,7 @@ _GRACE_SECONDS = 2.0
 _ROOM_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
 _LOOK_SECONDS = 60
+_POLL_SECONDS = 0.05
 # The most a pipe can hold: what is left in it when its task has ended.
 _PIPE_BYTES = 1 << 20
 
@@ -55,7 +56,7 @@ def look(question: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, A
         question: directory: where tasks would run; make_directory: whether to make it; script: the
             file that they would run there, "" for none; ports: those that they would take;
             free_ports: how many others to look for; mark: a file in it that shows that the folder
-            is shared, "" for none.
+            is shared, "" for none; wait_seconds: how long to wait until those ports are free.
         environ: The environment that tasks would have.
     """
     directory = pathlib.Path(question["directory"]).expanduser().absolute()
@@ -67,6 +68,9 @@ def look(question: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, A
     with contextlib.suppress(OSError):
         digest = hashlib.sha256(script.read_bytes()).hexdigest() if script else ""
     versions = rendezvous.versions()
+    until = time.monotonic() + question["wait_seconds"]
+    while not all(map(_is_free, question["ports"])) and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
     try:
         free = machine.free_ports(question["free_ports"])
     except OSError:

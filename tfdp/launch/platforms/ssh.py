@@ -30,6 +30,9 @@ from tfdp.launch.platforms.job import Job
 from tfdp.launch.shape import Shape
 from tfdp.version import VERSION
 
+# How long hosts that have answered once may take: those that train wait.
+_AGAIN_SECONDS = 5.0
+_PORTS_SECONDS = 3.0
 _NOT_INSTALLED = "not installed as a package"
 
 
@@ -102,7 +105,7 @@ def launch(job: Job, values: flags.FlagValues) -> int:
         where = f"{job.shape} on {names}, seed {job.seed}. Logs: {job.log_dir}"
         print(output.printable(where).decode(), end="", flush=True)
         try:
-            return local.run(
+            code = local.run(
                 processes,
                 job.log_dir,
                 max_restarts=job.max_restarts,
@@ -112,6 +115,10 @@ def launch(job: Job, values: flags.FlagValues) -> int:
                 min_workers=values.min_workers,
                 preempt_seconds=job.preempt_seconds,
             )
+            if code == 0:
+                # Servers are ended with the training. Another run may want the same ports at once.
+                reached.wait_for_ports()
+            return code
         except KeyboardInterrupt:
             return 130  # after the tasks have ended, while what they wrote was still printed
 
@@ -126,6 +133,8 @@ class Reached:
         facts: What each says, by name; see agent.look.
         problems: What stands in the way of a run, a line for each thing and host.
         first_port: The port of the first task of each host; 0 for free ones.
+        ask: Asks all hosts again, each with changes of its own to the question, by name. Those that
+            do not answer are left out.
     """
 
     ssh: ssh_hosts.Ssh
@@ -133,8 +142,8 @@ class Reached:
     facts: dict[str, dict[str, Any]]
     problems: list[str]
     first_port: int
-    ask: Callable[[], dict[str, dict[str, Any]]]
-    _used: Counter[str] = dataclasses.field(default_factory=Counter)
+    ask: Callable[[Mapping[str, Mapping[str, Any]]], dict[str, dict[str, Any]]]
+    _ports: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def place(self, shape: Shape, without: Sequence[str] = ()) -> dict[Task, hosts_lib.Host]:
         """Return the host of each task.
@@ -152,19 +161,24 @@ class Reached:
 
     def cluster(self, shape: Shape, placed: Mapping[Task, hosts_lib.Host]) -> Cluster:
         """Return the cluster, with ports that nobody has used before in this run where it can."""
-        if self._used:
+        if self._ports:
             # What was free at the start may be taken by now; a host that is gone keeps its list.
-            self.facts.update(self.ask())
-            self._used.clear()
+            self.facts.update(self.ask({}))
+            self._ports.clear()
         addresses = []
         for host in placed.values():
-            facts, number = self.facts[host.name], self._used[host.name]
-            self._used[host.name] += 1
-            free = facts["free_ports"]
+            facts, ports = self.facts[host.name], self._ports.setdefault(host.name, [])
+            free, number = facts["free_ports"], len(ports)
             port = self.first_port + number if self.first_port else free[number % len(free)]
+            ports.append(port)
             where = host.address or facts["address"] or host.name.rpartition("@")[2]
             addresses.append(hosts_lib.join(where, port))
         return shape.cluster(addresses)
+
+    def wait_for_ports(self) -> None:
+        """Wait until nobody listens on the ports of the cluster any more, for some seconds."""
+        waits = {"wait_seconds": _PORTS_SECONDS}
+        self.ask({name: {"ports": ports, **waits} for name, ports in self._ports.items()})
 
     def gpus(
         self,
@@ -272,6 +286,7 @@ def reach(
         "make_directory": values.sync,
         "script": script,
         "mark": mark,
+        "wait_seconds": 0.0,
     }
     questions = {
         name: {
@@ -283,14 +298,15 @@ def reach(
     }
     with ssh_hosts.connect(list(tasks), ssh) as (ssh, connections):
 
-        def ask() -> dict[str, dict[str, Any]]:
-            return ssh_hosts.ask(connections, questions, ssh, seconds=5.0)[0]
+        def ask(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+            asked = {name: {**one, **changes.get(name, {})} for name, one in questions.items()}
+            return ssh_hosts.ask(connections, asked, ssh, seconds=_AGAIN_SECONDS)[0]
 
         facts, problems = ssh_hosts.ask(connections, questions, ssh)
         if values.sync and not problems:
             targets = {name: answer["directory"] for name, answer in facts.items()}
             problems = ssh_hosts.copy(directory, targets, ssh)
-            facts = {**facts, **({} if problems else ask())}
+            facts = {**facts, **({} if problems else ask({}))}
         problems += find_problems(facts, tasks, directory, script)
         yield Reached(ssh, hosts, facts, problems, values.port, ask)
 
