@@ -30,11 +30,16 @@ SERVERS = "docs/servers.md"
 # What is printed ("text") is no code.
 LANGUAGES = ("python", "sh", "text")
 # Programs that are not tfdp's: their lines cannot be tried here.
-EXEMPT = (".", "nft", "pip", "tensorflow_model_server")
+EXEMPT = (".", "nft", "pip", "ssh", "ssh-copy-id", "ssh-keygen", "tensorflow_model_server")
 SECONDS = 240
 
 # What the pages' commands find in their folder.
-FILES = {"script.py": "", "package/__init__.py": "", "package/module.py": ""}
+FILES = {
+    "script.py": "",
+    "package/__init__.py": "",
+    "package/module.py": "",
+    "hosts.txt": "a slots=2\nb slots=3\n",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +122,8 @@ def test_command(line, folder, monkeypatch, capsys):
         cluster.parse(value)
         return
     while re.match(r"[A-Z_]+=", words[0]):
-        words.pop(0)
+        name, _, value = words.pop(0).partition("=")
+        monkeypatch.setenv(name, value)
     program, *arguments = words
     if program == "tfdp":
         give(arguments, monkeypatch, capsys)
