@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from cluster import processes, ssh_hosts, test_hosts
+from cluster import kills, processes, ssh_hosts, test_hosts, test_predict
 
 REASON = ssh_hosts.missing()
 pytestmark = [
@@ -254,6 +254,25 @@ def test_the_doctor_finds_hosts_ready(network, tmp_path):
     assert names == network.addresses[:2]
     assert {tuple(row["tasks"]) for row in report["all_reduce"]} == {("worker:0", "worker:1")}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_on_two_hosts_is_that_of_one_whatever_dies(network, tmp_path, environment):
+    kills.make(tmp_path, 20, 1500, environment)
+    done = processes.run(kills.words("quiet"), tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    verb, *words = kills.words("far")
+    command = network.words(verb, network.hosts(1, 1), *words)
+    with network.started(command, tmp_path) as launcher:
+        test_predict.wait_for_parts(tmp_path, "far", 4, launcher)
+        agents = network.processes("tfdp.launch.agent\0run")
+        assert sorted(agents.values()) == [0, 1]
+        (victim,) = [pid for pid, host in agents.items() if host == 1]
+        os.kill(victim, signal.SIGKILL)
+        out, err = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, err
+    assert out.startswith("633 rows: 630 predicted, 3 in errors.jsonl. 20 parts in far.")
+    assert kills.content(tmp_path / "far") == kills.content(tmp_path / "quiet")
+    assert network.left_after(SECONDS) == {}
 
 
 @pytest.fixture(scope="module")

@@ -290,7 +290,7 @@ class _Agent:
 
     def _look_at_progress(self) -> None:
         if self._progress_fd is not None:
-            text = os.pread(self._progress_fd, 200, 0)
+            text = os.pread(self._progress_fd, _READ_BYTES, 0)
             if text != self._progress:
                 self._progress = text
                 self._out += frames.encode(frames.PROGRESS, text)

@@ -311,6 +311,15 @@ def reach(
         yield Reached(ssh, hosts, facts, problems, values.port, ask)
 
 
+def slots(values: flags.FlagValues) -> int:
+    """Return how many tasks the hosts of the flags take.
+
+    Raises:
+        Error: The flags name no hosts.
+    """
+    return sum(host.slots for host in _named(values))
+
+
 def find_problems(
     facts: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, int], directory: str, script: str
 ) -> list[str]:
