@@ -171,9 +171,8 @@ def launch_tasks(
 def _on_platform(values: flags.FlagValues, job: Any) -> int:
     platform = platforms.module(values.platform)
     if values.isolate:
-        raise UsageError(
-            f"--isolate keeps tasks on this machine. Leave it out with --platform={values.platform}."
-        )
+        where = f"--platform={values.platform}"
+        raise UsageError(f"--isolate keeps tasks on this machine. Leave it out with {where}.")
     if values.dry_run or values.output:
         text = platform.render(job, values)
         if values.output:

@@ -108,7 +108,7 @@ def render(
         addresses.append(host.at((first_port or _FIRST_PORT) + number))
     cluster = job.shape.cluster(addresses)
     spec = {name: list(getattr(cluster, name)) for name in cluster_lib.JOBS}
-    # Also those that were given a value, and whose names speak of a secret: a script is shown around.
+    # Also those whose names speak of a secret, whatever they were given: a script is shown around.
     secrets = sorted(
         name for name in job.environment if name in job.secrets or redaction.is_secret_name(name)
     )
