@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from tfdp.checkpoints import disk
 from tfdp.checkpoints import store as store_lib
 from tfdp.checkpoints.lease import LeaseLost
 from tfdp.checkpoints.store import DamagedError, Place, Store
@@ -212,6 +213,31 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Error, match=r"cannot be saved in .*file/a: Not a directory. Choose"):
         Store(tmp_path / "file" / "a").claim()
+
+
+def test_what_is_committed_is_on_the_disk_before_and_its_name_after(store, monkeypatch):
+    save(store, 1)  # what the first one alone does is done
+    calls = []
+    sync, rename = os.fsync, os.rename
+
+    def fsync(descriptor):
+        calls.append(("fsync", pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        sync(descriptor)
+
+    def renamed(old, new):
+        calls.append(("rename", pathlib.Path(new)))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", renamed)
+    save(store, 2)
+    commit = calls.index(("rename", store.folder / Place(2, 0).name))
+    synced = [path.name for call, path in calls[:commit] if call == "fsync"]
+    # All files of it, and then the folder that holds their names.
+    files = [name for name in synced if name in os.listdir(store.folder / Place(2, 0).name)]
+    assert sorted(files) == ["manifest.json", "run.json", "state.safetensors"]
+    assert any(name.startswith(disk.TEMPORARY) for name in synced)
+    assert ("fsync", store.folder) in calls[commit:]
 
 
 def test_a_kill_at_any_system_call_leaves_a_checkpoint_that_loads(tmp_path):

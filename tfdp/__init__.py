@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tfdp.fit import Communication, disable, enable
     from tfdp.inference.rows import predict
     from tfdp.launch.discovery import is_chief
+    from tfdp.launch.notebook import notebook_launcher
     from tfdp.launch.progress import report_progress
     from tfdp.serving.export import export
     from tfdp.strategies import strategy
@@ -39,6 +40,7 @@ _HOMES = {
     "enable": "tfdp.fit",
     "export": "tfdp.serving.export",
     "is_chief": "tfdp.launch.discovery",
+    "notebook_launcher": "tfdp.launch.notebook",
     "predict": "tfdp.inference.rows",
     "report_progress": "tfdp.launch.progress",
     "strategy": "tfdp.strategies",
@@ -54,6 +56,7 @@ __all__ = [
     "export",
     "is_chief",
     "layers",
+    "notebook_launcher",
     "predict",
     "report_progress",
     "strategy",

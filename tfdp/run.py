@@ -138,6 +138,12 @@ def check_script(argv: list[str]) -> str | None:
         return "No script to run. Write: python -m tfdp.run SCRIPT.py ARGS (or -m MODULE ARGS)."
     if argv == ["-m"]:
         return "No module after -m. Write: -m MODULE ARGS."
+    if argv[argv[0] == "-m"].endswith(".ipynb"):
+        notebook = argv[argv[0] == "-m"]
+        return (
+            f"{notebook!r} is a notebook, not a script. Call tfdp.notebook_launcher(FUNCTION, "
+            f"workers=2) in it, or write a script: jupyter nbconvert --to script {notebook}"
+        )
     if argv[0] != "-m" and not os.path.isfile(argv[0]):
         return f"There is no script {argv[0]!r} in {os.getcwd()}. Name a file, or -m MODULE."
     if argv[0] == "-m" and os.path.isfile(argv[1]):

@@ -158,7 +158,7 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
     clock = _clock(inputs.records[0], config.data.global_batch_size)
     callbacks = [
         clock,
-        keras.callbacks.TensorBoard(str(run_dir / "tensorboard"), write_graph=False),
+        _tensorboard(run_dir / "tensorboard"),
         keras.callbacks.CSVLogger(str(run_dir / "history.csv")),
     ]
     if not evaluates:
@@ -305,6 +305,21 @@ def _records(data: config_lib.Data, counts: tuple[int | None, int | None]) -> st
     if None in counts:
         return f"{name}: nobody has counted its records."
     return f"{name}: {counts[0]:,} records to train on, {counts[1]:,} to test."
+
+
+def _tensorboard(folder: pathlib.Path) -> Any:
+    """Return a callback that writes the epochs' numbers for TensorBoard.
+
+    Keras's own works at each step for scalars that it then leaves out (update_freq="epoch"): a
+    millisecond, on the chief alone, for which all workers wait.
+    """
+    import keras
+
+    class TensorBoard(keras.callbacks.TensorBoard):
+        on_train_batch_begin = keras.callbacks.Callback.on_train_batch_begin
+        on_train_batch_end = keras.callbacks.Callback.on_train_batch_end
+
+    return TensorBoard(str(folder), write_graph=False)
 
 
 def _clock(records: int | None, global_batch_size: int) -> Any:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from fit import cases
 from tfdp import fit
+from tfdp.compat import data_adapters
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import split as split_lib
 
@@ -241,16 +242,98 @@ def test_an_empty_replica_meets_kernels_that_take_no_empty_batch(mirrored):
 
 
 class _Adapter:
-    num_batches = 1
-
-    def __init__(self, dataset):
+    def __init__(self, dataset, batches=1):
         self._dataset = dataset
+        self.num_batches = batches
 
     def get_tf_dataset(self):
         return self._dataset
 
     def on_epoch_begin(self):
         pass
+
+    def on_epoch_end(self):
+        pass
+
+
+def plain():
+    return tf.data.Dataset.range(12)
+
+
+STATE = tf.Variable(0, dtype=tf.int64)
+PASSES = {
+    "map": (lambda: plain().map(lambda x: x + 1).batch(4), True),
+    "cached": (lambda: plain().cache().batch(4).prefetch(2), True),
+    "interleaved": (
+        lambda: plain().interleave(lambda x: tf.data.Dataset.from_tensors(x)).batch(4),
+        True,
+    ),
+    "shuffled": (lambda: plain().shuffle(4, seed=1).batch(4), False),
+    "shuffled_inside": (
+        lambda: plain().flat_map(lambda x: tf.data.Dataset.from_tensors(x).shuffle(2)).batch(4),
+        False,
+    ),
+    "random": (lambda: plain().map(lambda x: x + tf.random.uniform((), 0, 2, tf.int64)), False),
+    "random_source": (lambda: tf.data.Dataset.random(seed=1).take(12).batch(4), False),
+    "variable": (lambda: plain().map(lambda x: x + STATE).batch(4), False),
+    "python": (lambda: plain().map(lambda x: tf.numpy_function(abs, [x], tf.int64)), False),
+    "generator": (
+        lambda: tf.data.Dataset.from_generator(lambda: iter(range(12)), output_types=tf.int64),
+        False,
+    ),
+    "sampled": (
+        lambda: tf.data.Dataset.sample_from_datasets([plain(), plain()], [0.5, 0.5]).batch(4),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_passes_that_may_differ_are_known(name):
+    make, expected = PASSES[name]
+    assert data_adapters.is_the_same_each_time(make()) is expected
+
+
+def test_what_a_distributed_dataset_is_made_of_is_not_seen(mirrored):
+    shuffled = tf.data.Dataset.range(12).shuffle(4).batch(4)
+    made = mirrored[2].experimental_distribute_dataset(shuffled)
+    for own in made._cloned_datasets:
+        assert not data_adapters.is_the_same_each_time(own)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_passes_that_are_alike_take_one_iterator(shuffled, mirrored, monkeypatch):
+    fit.enable()
+    iterators = []
+    make = tf.data.Dataset.__iter__
+    monkeypatch.setattr(
+        tf.data.Dataset, "__iter__", lambda data: iterators.append(data) or make(data)
+    )
+    training = cases.dataset()
+    if shuffled:
+        training = training.shuffle(4, seed=1)
+    with mirrored[2].scope():
+        model = cases.classifier()
+    history = model.fit(training, epochs=3, validation_data=cases.dataset(), verbose=0)
+    # One for the validation, and one for the training or one for each of its epochs.
+    assert len(iterators) == 1 + (3 if shuffled else 1)
+    assert len(history.history["val_loss"]) == 3
+
+
+def test_a_pass_that_was_left_begins_anew(mirrored):
+    adapter = _Adapter(tf.data.Dataset.range(12).batch(4), batches=3)
+    data = feed_lib.Feed(mirrored[2], 0, adapter)
+    for steps, first in ((2, 0), (3, 0), (3, 0), (1, 0), (3, 0)):
+        data.restart()
+        data.begin_epoch()
+        for step in range(steps):
+            batch = next(data.iterator)
+            if not step:
+                assert batch.numpy()[0] == first
+            data.took(1)
+        data.end_epoch(exhausted=False)
+    # Five passes were begun, as a checkpoint counts them, and the last one has ended.
+    assert (data.place()["passes"], data.place()["is_open"]) == (5, False)
 
 
 def test_nobody_waits_for_an_iterator_that_is_still_at_work(mirrored):

@@ -1,5 +1,6 @@
 """What fit, evaluate and predict are given."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,13 @@ from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from tensorflow.python.data.util import structure
 from tensorflow.python.eager import context
+
+# Names of datasets and of operations whose next pass may give something else, or that hide what
+# they are made of.
+_DRAWS = re.compile(
+    "Random|Shuffle|Rng|Stateful|Multinomial|Sample|Generator|PyFunc|Variable|VarHandle|Variant|"
+    "Service|Snapshot"
+)
 
 
 def data_adapter(
@@ -166,6 +174,22 @@ def maps_python(dataset: tf.data.Dataset) -> bool:
         for function in one._functions()
     ]
     return any(_calls_python(_bodies_of(graph)) for graph in graphs)
+
+
+def is_the_same_each_time(dataset: tf.data.Dataset) -> bool:
+    """Say whether every pass over a dataset gives the same, whenever its elements are made.
+
+    It holds no shuffle, no random numbers, no variable and no Python code, in its functions either.
+    """
+    if any(_DRAWS.search(type(one).__name__) for one in _made_of(dataset)):
+        return False
+    graphs = [
+        function.function.graph.as_graph_def()
+        for one in _made_of(dataset)
+        for function in one._functions()
+    ]
+    nodes = (node.op for graph in graphs for body in _bodies_of(graph) for node in body)
+    return not any(_DRAWS.search(name) for name in nodes)
 
 
 def _calls_python(bodies: list[Any]) -> bool:

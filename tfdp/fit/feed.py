@@ -131,14 +131,25 @@ class Feed:
         # Batches of a generator, and of threads that stop between epochs, are taken only when they
         # are needed: none ahead.
         none_ahead = self.once or data_adapters.has_enqueuer(data)
-        if by_rows and self._replicas > 1 and not none_ahead:
-            dataset = dataset.prefetch(tf.data.AUTOTUNE)
         if none_ahead:
             options = tf.data.Options()
             # tf.data would add prefetching and parallel maps of its own.
             options.experimental_optimization.apply_default_optimizations = False
             options.experimental_optimization.inject_prefetch = False
             dataset = dataset.with_options(options)
+        # Passes that are all alike follow one another in one iterator: making one takes longer than
+        # a step.
+        self._repeats = (
+            self.steps_per_epoch is None
+            and bool(self.batches)
+            and not none_ahead
+            and isinstance(dataset, tf.data.Dataset)
+            and data_adapters.is_the_same_each_time(dataset)
+        )
+        if self._repeats:
+            dataset = dataset.repeat()
+        if by_rows and self._replicas > 1 and not none_ahead:
+            dataset = dataset.prefetch(tf.data.AUTOTUNE)
         self._dataset = dataset
 
     def _refuse_endless(self) -> None:
@@ -158,10 +169,18 @@ class Feed:
             self._goes_on = False
             return
         persistent = self.once or self.steps_per_epoch is not None
-        if self.iterator is None or not persistent:
+        if self._is_between_passes:
+            self._passes += 1
+            self._drawn = random_state.now()
+        elif self.iterator is None or not persistent:
             self.close()
             self._begin_pass()
         self.step, self._first_step = self._first_step, 0
+
+    @property
+    def _is_between_passes(self) -> bool:
+        """Whether the iterator has given all of a pass, and gives the next one."""
+        return self._repeats and self.iterator is not None and self._seen == 0
 
     def _begin_pass(self, skip: int = 0) -> None:
         self._drawn = random_state.now()
@@ -181,7 +200,7 @@ class Feed:
         """Return where the feed stands, as plain data."""
         return {
             "passes": self._passes,
-            "is_open": self.iterator is not None,
+            "is_open": self.iterator is not None and not self._is_between_passes,
             "seen": self._seen,
             "drawn": random_state.plain(self._drawn),
         }
@@ -210,7 +229,8 @@ class Feed:
             by Python code that may draw numbers for them. Nobody else knows how many.
         """
         before = place["passes"] - bool(place["is_open"])
-        while self._passes < before and isinstance(self._dataset, tf.data.Dataset):
+        draws = isinstance(self._dataset, tf.data.Dataset) and not self._repeats
+        while self._passes < before and draws:
             # A shuffle draws another order for each iterator, whether or not it is read.
             iterators.let_go(iter(self._dataset))
             self._passes += 1
@@ -224,7 +244,7 @@ class Feed:
 
     def restart(self) -> None:
         """Let the next epoch start at the first batch."""
-        if not self.once:
+        if not self.once and not self._is_between_passes:
             self.close()
 
     def close(self) -> None:
@@ -261,9 +281,10 @@ class Feed:
         """Finish the epoch; the next one starts anew if the data has come to its end."""
         if self._adapter:
             self._adapter.on_epoch_end()
-        if (exhausted and not self.once) or (
-            self.batches is not None and self._seen >= self.batches
-        ):
+        at_end = self.batches is not None and self._seen >= self.batches
+        if at_end and self._repeats:
+            self._seen = 0
+        elif at_end or (exhausted and not self.once):
             self.close()
 
 

@@ -102,10 +102,10 @@ class Trainer(abc.ABC):
     def on_batch(self, kind: str, data: tuple[Any, ...]) -> Logs:
         """Take one step of `kind` ("train", "test") on (x, y, sample_weight, class_weight)."""
 
-    def agree(self, steps: Any, stop: bool) -> bool:
-        """Say whether any task ends the training."""
+    def agree(self, steps: Any, *asks: bool) -> tuple[bool, ...]:
+        """Return, for each thing that this task asks for, whether any task does."""
         del steps
-        return stop
+        return asks
 
     def finalize(self, steps: Any) -> None:
         """Let the optimizer set the last values of the variables (averages over the steps)."""
@@ -253,9 +253,11 @@ class Trainer(abc.ABC):
                     results = self.test(steps, evaluation, callbacks, "validation data")
                 logs.update({f"val_{name}": value for name, value in results.items()})
             callbacks.on_epoch_end(epoch, logs)
-            stop = self.agree(steps, bool(model.stop_training))
+            asks = backup.asks() if backup is not None else ()
+            stop, *asked = self.agree(steps, bool(model.stop_training), *asks)
             if backup is not None:
-                backup.after_epoch(steps, epoch, stop, ended or epoch + 1 == epochs.stop)
+                last = ended or epoch + 1 == epochs.stop
+                backup.after_epoch(steps, epoch, stop, last, *asked)
             if stop:
                 model.stop_training = True
                 break

@@ -107,7 +107,7 @@ class Backup:
         """Note that all steps of an epoch are done: its validation comes next."""
         self._position = dataclasses.replace(self._position, epoch=epoch, phase=TRAINED)
         self._logs = dict(logs)
-        if self._trainer.agree(steps, self._ask.ends):
+        if self._trainer.agree(steps, self._ask.ends)[0]:
             self._save(steps, waits=True)
             self._leave(steps)
 
@@ -130,15 +130,30 @@ class Backup:
             self._save(steps, waits=True)
             self._leave(steps)
 
-    def after_epoch(self, steps: Any, epoch: int, stopped: bool, last: bool) -> None:
-        """Save, if it is time, when an epoch and its callbacks are done."""
+    def asks(self) -> tuple[bool, ...]:
+        """Return what all processes agree on at the end of an epoch, for `after_epoch`."""
+        return self._ask.ends, self._trainer.chief and self._writer.is_busy
+
+    def after_epoch(
+        self, steps: Any, epoch: int, stopped: bool, last: bool, ends: bool, is_busy: bool
+    ) -> None:
+        """Save, if it is time, when an epoch and its callbacks are done.
+
+        Args:
+            steps: Runs the steps.
+            epoch: The epoch.
+            stopped: Whether a callback has ended the training.
+            last: Whether it was the last epoch.
+            ends: Whether any process was asked to end.
+            is_busy: Whether the checkpoint before is still being written.
+        """
         self._position = Position(epoch + 1, 0, ENDED, self._position.steps, stopped)
         over = stopped or last
         if over and self.settings.delete:
             return  # it would be removed at once
-        ends = self._trainer.agree(steps, self._ask.ends) and not over
+        ends = ends and not over
         if ends or over or self.settings.save_freq == "epoch":
-            self._save(steps, waits=ends or over)
+            self._save(steps, waits=ends or over, is_busy=is_busy)
         if ends:
             self._leave(steps)
 
@@ -171,8 +186,10 @@ class Backup:
         )
         raise SystemExit(preemption.EXIT_CODE)
 
-    def _save(self, steps: Any, waits: bool = False) -> None:
-        if not waits and self._trainer.agree(steps, self._trainer.chief and self._writer.is_busy):
+    def _save(self, steps: Any, waits: bool = False, is_busy: bool | None = None) -> None:
+        if not waits and is_busy is None:
+            (is_busy,) = self._trainer.agree(steps, self._trainer.chief and self._writer.is_busy)
+        if not waits and is_busy:
             _log.info(
                 "The checkpoint of step %s is left out: the one before is still being written.",
                 f"{self._position.steps:,}",

@@ -54,6 +54,8 @@ class SyncTrainer(trainer.Trainer):
         self.communication = communication
         self._several = strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
         self._calls_on_batch = 0
+        # By kind of step, once they have met: whether any process has a callback for it.
+        self._hooks_wanted: dict[str, bool] = {}
         self._key: tuple[Any, ...] = ()
         self._loop: loop_lib.Loop
 
@@ -89,6 +91,7 @@ class SyncTrainer(trainer.Trainer):
 
     def check(self, method: str, feed: feed_lib.Feed, more: Any = None) -> None:
         """Compare this call with that of the other tasks, before they exchange anything."""
+        self._hooks_wanted = {}
         if self._several:
             settings = agreement.settings(self.model, self.strategy, self.communication, feed)
             agreement.check(self.strategy, method, {**settings, **(more or {})})
@@ -113,9 +116,9 @@ class SyncTrainer(trainer.Trainer):
             start = loop.take_from_chief(start)
         return start
 
-    def agree(self, loop: loop_lib.Loop, stop: bool) -> bool:
-        """Say whether any process ends the training."""
-        return loop.agree(stop) if self._several else stop
+    def agree(self, loop: loop_lib.Loop, *asks: bool) -> tuple[bool, ...]:
+        """Return, for each thing that this process asks for, whether any process does."""
+        return loop.agree(*asks) if self._several else asks
 
     def finalize(self, loop: loop_lib.Loop) -> None:
         """Let the optimizer set the variables' last values."""
@@ -328,8 +331,9 @@ class SyncTrainer(trainer.Trainer):
                 break
             took(done)
             asked = wishes = self.backup.wishes() if self.backup is not None else ()
-            if self._aggregates(before, done, hooks.wanted):
-                logs, (agreed, *rest) = loop.aggregate(kind, bool(getattr(model, stop)), *wishes)
+            if self._aggregates(kind, before, done, self._hooks_wanted.get(kind, hooks.wanted)):
+                asks = (bool(getattr(model, stop)), hooks.wanted, *wishes)
+                logs, (agreed, self._hooks_wanted[kind], *rest) = loop.aggregate(kind, *asks)
                 setattr(model, stop, getattr(model, stop) or agreed)
                 asked = tuple(rest)
             elif self._several:  # until they meet again nobody knows what the others ask
@@ -386,12 +390,14 @@ class SyncTrainer(trainer.Trainer):
             return min(limit, feed.steps_per_epoch - feed.step)
         return limit
 
-    def _aggregates(self, before: int, done: int, wanted: bool) -> bool:
+    def _aggregates(self, kind: str, before: int, done: int, wanted: bool) -> bool:
         """Say whether metrics are summed up after the steps [before, before + done).
 
-        Across processes that depends on the step's number alone, so that all of them agree.
+        Across processes that depends on the step's number, and on what they have said before:
+        whether any of them has a callback that looks at steps.
         """
         if not self._several:
             return wanted
         after = before + done
-        return before == 0 or before // _AGGREGATE_EVERY != after // _AGGREGATE_EVERY
+        is_first = before == 0 and (wanted or kind not in self._hooks_wanted)
+        return is_first or before // _AGGREGATE_EVERY != after // _AGGREGATE_EVERY

@@ -134,14 +134,12 @@ class Loop:
             )
         )
 
-    def agree(self, stop: bool) -> bool:
-        """Say whether any process stops."""
-        total = self._collective(
-            "agree",
-            communication.all_sum,
-            tf.constant(float(stop)),
+    def agree(self, *asks: bool) -> tuple[bool, ...]:
+        """Return, for each thing that this process asks for, whether any process does."""
+        counts = self._collective(
+            f"agree {len(asks)}", communication.all_sum, tf.constant(asks, tf.float32)
         )
-        return bool(total > 0)
+        return tuple((counts.numpy() > 0).tolist())
 
     def finalize(self) -> None:
         """Let the optimizer set the variables' last values (averages over the steps)."""
