@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 
@@ -145,6 +146,31 @@ def test_what_is_lost_is_named_and_nothing_is_left(what, network, tmp_path):
     else:
         assert "lost the connection to worker:1" in table["worker:1"]
         assert f"worker:1 on {address} exited with code 138." in lines[-1]
+
+
+@pytest.mark.exhaustive
+def test_a_host_that_is_back_takes_part_again(network, tmp_path):
+    words = ["--max_restarts=1", "--log_dir=logs", "--", str(SCRIPTS / "endless.py")]
+    command = network.words("launch", network.hosts(1, 1), "--workers=2", *words)
+    with open(tmp_path / "said", "wb") as said:
+        launcher = network.start(3, command, cwd=tmp_path, env=network.environment, stderr=said)
+    log = tmp_path / "logs" / "worker-1.log"
+    processes.wait_for_text(log, "Epoch 3 has ended.", 90, launcher)
+    network.cut(1)
+    try:
+        processes.wait_for_text(tmp_path / "said", "All tasks start again in 1 s", 60, launcher)
+    finally:
+        network.mend(1)
+    processes.wait_for_text(log, "(tfdp: restart 1)", 60, launcher)
+    begin = len(log.read_text())
+    until = time.monotonic() + 90
+    while "Epoch 1 has ended." not in log.read_text()[begin:]:
+        assert launcher.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=60) == 130
+    assert network.left_after(SECONDS) == {}
 
 
 def test_nothing_is_left_when_the_launcher_is_killed(network, tmp_path):

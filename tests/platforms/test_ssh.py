@@ -18,7 +18,7 @@ from tfdp.cluster import Task
 from tfdp.error import Error
 from tfdp.launch import hosts
 from tfdp.launch.plan import TaskProcess
-from tfdp.launch.platforms import relay, ssh, ssh_errors, ssh_hosts
+from tfdp.launch.platforms import relay, ssh, ssh_errors, ssh_hosts, ssh_reach
 from tfdp.launch.platforms.job import Job
 from tfdp.launch.shape import Shape
 from tfdp.version import VERSION
@@ -169,7 +169,7 @@ def test_what_stands_in_the_way_of_a_run(different, line, tmp_path):
     (tmp_path / "t n.py").write_text("x")
     here = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
     found = {"a": facts(script_digest=here), "b": facts(**{"script_digest": here, **different})}
-    lines = ssh.find_problems(found, {"a": 1, "b": 1}, str(tmp_path), "t n.py")
+    lines = ssh_reach.find_problems(found, {"a": 1, "b": 1}, str(tmp_path), "t n.py")
     assert lines == ([line] if line else [])
 
 
@@ -274,7 +274,7 @@ def test_a_relay_that_is_given_no_agent_says_what_ssh_said():
 
 
 def reached(first_port=0, **different):
-    return ssh.Reached(
+    return ssh_reach.Reached(
         ssh_hosts.Ssh((), "/venv/bin/python"),
         hosts.parse("a:2,me@b:1"),
         {"a": facts(), "me@b": facts(address="10.0.0.2", free_ports=[20001], **different)},
