@@ -10,13 +10,15 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
+import time
 
 import pytest
 from absl import flags
 
 from tfdp.cluster import Task
 from tfdp.error import Error
-from tfdp.launch import hosts
+from tfdp.launch import frames, hosts
 from tfdp.launch.plan import TaskProcess
 from tfdp.launch.platforms import relay, ssh, ssh_errors, ssh_hosts, ssh_reach
 from tfdp.launch.platforms.job import Job
@@ -271,6 +273,23 @@ def test_a_relay_that_is_given_no_agent_says_what_ssh_said():
     )
     assert (done.returncode, done.stdout) == (138, "")
     assert done.stderr == "tfdp: b: ssh failed (gone). Try by hand: ssh b true\n"
+
+
+@pytest.mark.exhaustive
+def test_a_screen_that_is_stopped_costs_no_task():
+    program = "import time; print('x' * (4 << 20), flush=True); time.sleep(1); print('end')"
+    command = (sys.executable, "-c", program)
+    process = TaskProcess(Task("worker", 0), "b", command)
+    agent = [sys.executable, "-m", "tfdp.launch.agent", "run"]
+    given = relay.environment(agent, "b", process)
+    with subprocess.Popen(
+        relay.COMMAND, env={**os.environ, **given}, stdout=subprocess.PIPE, text=True
+    ) as running:
+        # Longer than the agent waits for a launcher that is silent.
+        time.sleep(frames.SILENCE_SECONDS + 3)
+        out, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert out == "x" * (4 << 20) + "\nend\n"
 
 
 def reached(first_port=0, **different):

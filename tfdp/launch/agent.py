@@ -131,7 +131,7 @@ class _Agent:
     def _step(self) -> bool:
         """Wait for what comes next, and do it; return whether the task has ended."""
         now = time.monotonic()
-        until = min(self._beat_at, self._heard + frames.SILENCE_SECONDS, self._kill_at or now + 60)
+        until = min(self._beat_at, self._kill_at or self._heard + frames.SILENCE_SECONDS)
         is_over = False
         for key, events in self._selector.select(max(0.0, until - now)):
             if key.data == "ended":
