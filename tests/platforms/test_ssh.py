@@ -16,6 +16,7 @@ import time
 import pytest
 from absl import flags
 
+from tfdp import cli
 from tfdp.cluster import Task
 from tfdp.error import Error
 from tfdp.launch import frames, hosts
@@ -104,6 +105,17 @@ def test_the_hosts_of_a_file_are_used(tmp_path):
     file.write_text("a address=10.0.0.1\nb slots=2\n")
     text = ssh.render(job(Shape(3)), values(f"--hostfile={file}"))
     assert '{"worker": ["10.0.0.1:2222", "b:2222", "b:2223"]}' in text
+
+
+def test_a_time_to_wait_reaches_the_tasks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setenv("TFDP_START_TIMEOUT", "45")
+    (tmp_path / "a.py").touch()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["launch", "--platform=ssh", "--hosts=a", "--dry-run", "--", "a.py"])
+    assert ended.value.code == 0
+    assert "export TFDP_START_TIMEOUT=45\n" in capsys.readouterr().out
 
 
 def facts(**different):
