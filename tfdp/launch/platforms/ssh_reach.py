@@ -73,8 +73,10 @@ class Reached:
     def cluster(self, shape: Shape, placed: Mapping[Task, hosts_lib.Host]) -> Cluster:
         """Return the cluster, with ports that nobody has used before in this run where it can."""
         if self._ports:
-            # What was free at the start may be taken by now; a host that is gone keeps its list.
-            self.facts.update(self.ask({}))
+            # What was free at the start may be taken by now. A host that is gone keeps its list.
+            for name, answer in self.ask({}).items():
+                if len(answer["free_ports"]) == len(self.facts[name]["free_ports"]):
+                    self.facts[name] = answer
             self._ports.clear()
         addresses = []
         for host in placed.values():
