@@ -130,7 +130,22 @@ MISTAKES = [
         "launch --platform=cloud -- script.py",
         [f"flag --platform=cloud: value should be one of <{'|'.join(platforms.NAMES)}>"],
     ),
+    (
+        "launch --platform=ssh --hosts=a --isolate -- script.py",
+        ["--isolate keeps tasks on this machine. Leave it out with --platform=ssh."],
+    ),
+    (
+        "launch --platform=ssh --hosts=a --workers=2 -- script.py",
+        [
+            "2 tasks (worker=2) need 2 slots, but 1 host has 1. Add hosts, or say that they take "
+            "more: --hosts=a:2,b:2."
+        ],
+    ),
     # doctor
+    (
+        "doctor --platform=ssh",
+        ["--platform=ssh names no hosts. Write --hosts=a:2,b, or --hostfile=FILE."],
+    ),
     ("doctor now", ["'now': tfdp doctor takes flags only."]),
     ("doctor --wait=0", ["--wait=0.0: use a number of seconds from 1 to 3600."]),
     (

@@ -31,7 +31,7 @@ SERVERS = "docs/servers.md"
 LANGUAGES = ("python", "sh", "text")
 # Programs that are not tfdp's: their lines cannot be tried here.
 EXEMPT = (
-    *(".", "nft", "pip", "tensorflow_model_server"),
+    *(".", "nft", "pip", "ssh", "ssh-copy-id", "ssh-keygen", "tensorflow_model_server"),
     *("salloc", "sbatch", "scancel", "scontrol", "srun", "mkdir"),
 )
 # Flags of theirs that the text names, written as those of absl.
@@ -39,7 +39,12 @@ EXEMPT_FLAGS = {"--distribution", "--mem", "--resv_ports", "--signal"}
 SECONDS = 240
 
 # What the pages' commands find in their folder.
-FILES = {"script.py": "", "package/__init__.py": "", "package/module.py": ""}
+FILES = {
+    "script.py": "",
+    "package/__init__.py": "",
+    "package/module.py": "",
+    "hosts.txt": "a slots=2\nb slots=3\n",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +127,8 @@ def test_command(line, folder, monkeypatch, capsys):
         cluster.parse(value)
         return
     while re.match(r"[A-Z_]+=", words[0]):
-        words.pop(0)
+        name, _, value = words.pop(0).partition("=")
+        monkeypatch.setenv(name, value)
     program, *arguments = words
     if program == "tfdp":
         give(arguments, monkeypatch, capsys)

@@ -76,6 +76,15 @@ def test_table():
     ]
 
 
+def test_a_task_on_another_host_is_named_with_it():
+    endings = [Ending(W1, 3, b"bye\n", host="b"), Ending(Task("worker", 0), 0)]
+    assert endings_lib.table(endings) == [
+        "task           ended   cause                        last line",
+        "worker:1 on b  code 3  ended itself with that code  bye",
+        "worker:0       code 0",
+    ]
+
+
 def test_a_long_table_is_cut_and_says_so():
     endings = [Ending(Task("worker", n), 1 if n == 99 else 0) for n in range(100)]
     lines = endings_lib.table(endings)

@@ -99,6 +99,11 @@ def test_a_stream_is_redacted_wherever_it_is_cut():
         assert shown == expected.replace(b"first line", b"***")
 
 
+def test_values_are_secret_whatever_their_names_are():
+    redactor = Redactor({"MY_THING": "innocent"}, secrets=["first line\nsecond line", "x"])
+    assert redactor.text("innocent: first line, second line, x") == "innocent: ***, ***, x"
+
+
 def test_a_stream_without_secrets_passes_on_what_comes():
     stream = Redactor({"PATH": "/bin"}).stream()
     data = b"anything at all"

@@ -7,10 +7,11 @@ import re
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 
-from cluster import processes, ssh_hosts, test_hosts
+from cluster import kills, processes, ssh_hosts, test_hosts, test_predict
 
 REASON = ssh_hosts.missing()
 pytestmark = [
@@ -71,15 +72,18 @@ def test_digits_train_as_with_the_local_launcher(network, tmp_path, environment)
 
 
 def test_parameter_servers_on_three_hosts(network, tmp_path):
-    words = [network.hosts(2, 2, 1), "--chief", "--workers=2", "--ps=2", "--max_restarts=1"]
+    words = [network.hosts(2, 2, 1), "--chief", "--workers=2", "--ps=2", "--port=4000"]
     words += [TRAIN[0], "--config.strategy=parameter_server", "--config.training.epochs=1"]
     done = network.run(network.words("train", *words, "--config.run_dir=run"), tmp_path)
+    bind = "import socket; socket.create_server(('', 4000)); socket.create_server(('', 4001))"
+    taking = [network.start(host, [sys.executable, "-c", bind]) for host in range(3)]
     assert done.returncode == 0, done.stderr
-    placed = {"worker:0": 0, "worker:1": 1, "ps:0": 1, "ps:1": 2}
-    for task, host in placed.items():
-        assert f"[{task}] {task} serves at {network.addresses[host]}:" in done.stdout
+    placed = {"worker:0": (0, 4001), "worker:1": (1, 4000), "ps:0": (1, 4001), "ps:1": (2, 4000)}
+    for task, (host, port) in placed.items():
+        assert f"[{task}] {task} serves at {network.addresses[host]}:{port}." in done.stdout
     assert "Test accuracy:" in done.stdout
-    # The servers are ended with the training, on their hosts too.
+    # The servers are ended with the training, on their hosts too: their ports are free at once.
+    assert [process.wait(timeout=30) for process in taking] == [0, 0, 0]
     assert network.left_after(SECONDS) == {}
 
 
@@ -142,6 +146,31 @@ def test_what_is_lost_is_named_and_nothing_is_left(what, network, tmp_path):
     else:
         assert "lost the connection to worker:1" in table["worker:1"]
         assert f"worker:1 on {address} exited with code 138." in lines[-1]
+
+
+@pytest.mark.exhaustive
+def test_a_host_that_is_back_takes_part_again(network, tmp_path):
+    words = ["--max_restarts=1", "--log_dir=logs", "--", str(SCRIPTS / "endless.py")]
+    command = network.words("launch", network.hosts(1, 1), "--workers=2", *words)
+    with open(tmp_path / "said", "wb") as said:
+        launcher = network.start(3, command, cwd=tmp_path, env=network.environment, stderr=said)
+    log = tmp_path / "logs" / "worker-1.log"
+    processes.wait_for_text(log, "Epoch 3 has ended.", 90, launcher)
+    network.cut(1)
+    try:
+        processes.wait_for_text(tmp_path / "said", "All tasks start again in 1 s", 60, launcher)
+    finally:
+        network.mend(1)
+    processes.wait_for_text(log, "(tfdp: restart 1)", 60, launcher)
+    begin = len(log.read_text())
+    until = time.monotonic() + 90
+    while "Epoch 1 has ended." not in log.read_text()[begin:]:
+        assert launcher.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=60) == 130
+    assert network.left_after(SECONDS) == {}
 
 
 def test_nothing_is_left_when_the_launcher_is_killed(network, tmp_path):
@@ -215,6 +244,13 @@ def test_a_failure_is_followed_by_a_restart_and_its_code_is_returned(network, tm
         "All went well after 2 restarts.",
     ]
     assert "worker:0 in restart 2" in done.stdout
+    given_up = [network.hosts(1, 1, 1), "--workers=3", "--max_restarts=1", "--min_workers=2"]
+    done = network.run(network.words("launch", *given_up, "--", script, "fewer"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "All went well after 2 restarts, without 1 of the workers."
+    )
+    assert "[worker:1] worker:1 of 2" in done.stdout.splitlines()
     done = network.run(network.words("launch", *words[:2], *words[3:], "fail", "3"), tmp_path)
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1] == (
@@ -244,6 +280,25 @@ def test_the_doctor_finds_hosts_ready(network, tmp_path):
     assert names == network.addresses[:2]
     assert {tuple(row["tasks"]) for row in report["all_reduce"]} == {("worker:0", "worker:1")}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_on_two_hosts_is_that_of_one_whatever_dies(network, tmp_path, environment):
+    kills.make(tmp_path, 20, 1500, environment)
+    done = processes.run(kills.words("quiet"), tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    verb, *words = kills.words("far")
+    command = network.words(verb, network.hosts(1, 1), *words)
+    with network.started(command, tmp_path) as launcher:
+        test_predict.wait_for_parts(tmp_path, "far", 4, launcher)
+        agents = network.processes("tfdp.launch.agent\0run")
+        assert sorted(agents.values()) == [0, 1]
+        (victim,) = [pid for pid, host in agents.items() if host == 1]
+        os.kill(victim, signal.SIGKILL)
+        out, err = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, err
+    assert out.startswith("633 rows: 630 predicted, 3 in errors.jsonl. 20 parts in far.")
+    assert kills.content(tmp_path / "far") == kills.content(tmp_path / "quiet")
+    assert network.left_after(SECONDS) == {}
 
 
 @pytest.fixture(scope="module")

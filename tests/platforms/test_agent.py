@@ -11,7 +11,7 @@ import sys
 import pytest
 from cluster import processes
 
-from tfdp.launch import agent, frames
+from tfdp.launch import frames, host_look
 
 SECONDS = 30
 # Starts a child of its own, says who both are, and waits; a signal is told.
@@ -164,20 +164,21 @@ def test_a_host_says_what_it_is_like(tmp_path):
         "ports": [],
         "free_ports": 2,
         "mark": "mark",
+        "wait_seconds": 0.0,
     }
     environ = {"SSH_CONNECTION": "10.0.0.9 40000 10.0.0.1 22", "CUDA_VISIBLE_DEVICES": "0,3"}
-    answer = agent.look(question, environ)
+    answer = host_look.look(question, environ)
     assert (answer["address"], answer["gpus"]) == ("10.0.0.1", ["0", "3"])
     assert (answer["has_directory"], answer["sees_mark"]) == (True, True)
     assert answer["script_digest"] == hashlib.sha256(b"print(1)\n").hexdigest()
     assert len(set(answer["free_ports"])) == 2
-    other = agent.look({**question, "directory": str(tmp_path / "no"), "mark": "no"}, {})
+    other = host_look.look({**question, "directory": str(tmp_path / "no"), "mark": "no"}, {})
     assert (other["has_directory"], other["script_digest"], other["sees_mark"]) == (
         False,
         "",
         False,
     )
-    made = agent.look({**question, "directory": f"{tmp_path}/no", "make_directory": True}, {})
+    made = host_look.look({**question, "directory": f"{tmp_path}/no", "make_directory": True}, {})
     assert made["has_directory"]
 
 
@@ -186,8 +187,9 @@ def test_a_port_that_is_taken_is_told(tmp_path):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         question |= {"make_directory": False, "ports": [port], "free_ports": 0}
-        assert agent.look(question, {})["taken_ports"] == [port]
-    assert agent.look(question, {})["taken_ports"] == []
+        question |= {"wait_seconds": 0.0}
+        assert host_look.look(question, {})["taken_ports"] == [port]
+    assert host_look.look(question, {})["taken_ports"] == []
 
 
 def test_a_task_is_asked_first_where_the_launcher_is_silent(tmp_path):

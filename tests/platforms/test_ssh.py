@@ -8,16 +8,20 @@ The whole scripts stand in artefacts/. To write them anew after a change, and re
 import json
 import os
 import pathlib
+import re
 import subprocess
+import sys
+import time
 
 import pytest
 from absl import flags
 
+from tfdp import cli
 from tfdp.cluster import Task
 from tfdp.error import Error
-from tfdp.launch import hosts
+from tfdp.launch import frames, hosts
 from tfdp.launch.plan import TaskProcess
-from tfdp.launch.platforms import relay, ssh, ssh_errors, ssh_hosts
+from tfdp.launch.platforms import relay, ssh, ssh_errors, ssh_hosts, ssh_reach
 from tfdp.launch.platforms.job import Job
 from tfdp.launch.shape import Shape
 from tfdp.version import VERSION
@@ -38,7 +42,12 @@ def job(shape, script=("train.py", "--lr=0.1"), **more):
     return Job("digits", shape, script, **{**fixed, "python": "/venv/bin/python", **more})
 
 
-NASTY = {"GREETING": 'it\'s\n"two" lines', "HOME_OF": "$HOME `id`", "HF_TOKEN": "hf_secret"}
+NASTY = {
+    "GREETING": 'it\'s\n"two" lines',
+    "HOME_OF": "$HOME `id`",
+    "HF_TOKEN": "hf_secret",
+    "MY_ID": "my_secret",
+}
 # Name of the file: what is run, and the flags.
 TABLE = {
     "ssh_workers": (job(Shape(3)), ["--hosts=a:2,b"]),
@@ -52,7 +61,7 @@ TABLE = {
             Shape(1),
             ("-m", "a.b", "two words", "it's", "new\nline"),
             environment=NASTY,
-            secrets=frozenset({"HF_TOKEN"}),
+            secrets=frozenset({"MY_ID"}),
             directory="/my folder/it's",
             log_dir="/my logs",
             trust_network=True,
@@ -67,7 +76,7 @@ def test_the_whole_script(name):
     what, words = TABLE[name]
     text = ssh.render(what, values(*words))
     assert text == (ARTEFACTS / f"{name}.sh").read_text()
-    assert "hf_secret" not in text
+    assert not re.search("hf_secret|my_secret", text)
     subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=30)
 
 
@@ -96,6 +105,17 @@ def test_the_hosts_of_a_file_are_used(tmp_path):
     file.write_text("a address=10.0.0.1\nb slots=2\n")
     text = ssh.render(job(Shape(3)), values(f"--hostfile={file}"))
     assert '{"worker": ["10.0.0.1:2222", "b:2222", "b:2223"]}' in text
+
+
+def test_a_time_to_wait_reaches_the_tasks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setenv("TFDP_START_TIMEOUT", "45")
+    (tmp_path / "a.py").touch()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["launch", "--platform=ssh", "--hosts=a", "--dry-run", "--", "a.py"])
+    assert ended.value.code == 0
+    assert "export TFDP_START_TIMEOUT=45\n" in capsys.readouterr().out
 
 
 def facts(**different):
@@ -163,7 +183,7 @@ def test_what_stands_in_the_way_of_a_run(different, line, tmp_path):
     (tmp_path / "t n.py").write_text("x")
     here = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
     found = {"a": facts(script_digest=here), "b": facts(**{"script_digest": here, **different})}
-    lines = ssh.find_problems(found, {"a": 1, "b": 1}, str(tmp_path), "t n.py")
+    lines = ssh_reach.find_problems(found, {"a": 1, "b": 1}, str(tmp_path), "t n.py")
     assert lines == ([line] if line else [])
 
 
@@ -267,14 +287,32 @@ def test_a_relay_that_is_given_no_agent_says_what_ssh_said():
     assert done.stderr == "tfdp: b: ssh failed (gone). Try by hand: ssh b true\n"
 
 
+@pytest.mark.exhaustive
+def test_a_screen_that_is_stopped_costs_no_task():
+    program = "import time; print('x' * (4 << 20), flush=True); time.sleep(1); print('end')"
+    command = (sys.executable, "-c", program)
+    process = TaskProcess(Task("worker", 0), "b", command)
+    agent = [sys.executable, "-m", "tfdp.launch.agent", "run"]
+    given = relay.environment(agent, "b", process)
+    with subprocess.Popen(
+        relay.COMMAND, env={**os.environ, **given}, stdout=subprocess.PIPE, text=True
+    ) as running:
+        # Longer than the agent waits for a launcher that is silent.
+        time.sleep(frames.SILENCE_SECONDS + 3)
+        out, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert out == "x" * (4 << 20) + "\nend\n"
+
+
 def reached(first_port=0, **different):
-    return ssh.Reached(
+    return ssh_reach.Reached(
         ssh_hosts.Ssh((), "/venv/bin/python"),
         hosts.parse("a:2,me@b:1"),
         {"a": facts(), "me@b": facts(address="10.0.0.2", free_ports=[20001], **different)},
         [],
         first_port,
-        lambda: {"a": facts(free_ports=[10007, 10008])},
+        # Of b there is no answer, or one that helps nobody.
+        lambda changes: {"a": facts(free_ports=[10007, 10008]), "me@b": facts(free_ports=[])},
     )
 
 

@@ -147,7 +147,7 @@ def look(
     """Say what was found out about hosts before any task was started there.
 
     Args:
-        facts: What each host that answers says, by name; see launch.agent.look.
+        facts: What each host that answers says, by name; see launch.host_look.look.
         problems: What stands in the way of a run, a line for each.
         has_mark: Whether a file was written here for the hosts to see.
         is_copied: Whether the folder is copied to them before each run.

@@ -23,6 +23,7 @@ from typing import IO, Any
 from tfdp.inference import folder as folder_lib
 from tfdp.inference import input_files, signature
 from tfdp.inference.failures import InferenceError, JobFailed
+from tfdp.inference.hosts import Hosts
 from tfdp.inference.pool import Pool, Worker, last_words
 from tfdp.inference.progress_line import Progress
 from tfdp.inference.settings import (
@@ -66,12 +67,13 @@ class Interrupted(JobFailed):
     """A job that was told to stop."""
 
 
-def run(settings: Settings, stream: IO[str] | None = None) -> Summary:
+def run(settings: Settings, stream: IO[str] | None = None, hosts: Hosts | None = None) -> Summary:
     """Carry out a job, or what is missing of it.
 
     Args:
         settings: What to do.
         stream: Where the progress is shown.
+        hosts: Where the workers run; None for this machine.
 
     Raises:
         InferenceError: For a command that cannot be carried out; nothing has been changed.
@@ -104,7 +106,7 @@ def run(settings: Settings, stream: IO[str] | None = None) -> Summary:
         # Whether a TFDS dataset is the same is seen by a worker.
         if job is not None and found and not folder_lib.Parts.of(folder, job).missing():
             return _finish(settings, folder_lib.Parts.of(folder, job), 0, 0.0)
-        return _Run(_order(settings, model, known), stream).run()
+        return _Run(_order(settings, model, known, hosts), stream, hosts).run()
 
 
 def _look_at_input(settings: Settings, model: pathlib.Path) -> input_files.Found | None:
@@ -121,7 +123,15 @@ def _look_at_input(settings: Settings, model: pathlib.Path) -> input_files.Found
     return found
 
 
-def _order(settings: Settings, model: pathlib.Path, known: dict[str, Any]) -> Order:
+def _order(
+    settings: Settings, model: pathlib.Path, known: dict[str, Any], hosts: Hosts | None
+) -> Order:
+    if hosts is not None:
+        threads = settings.threads or hosts.threads
+        settings = dataclasses.replace(
+            settings, model=str(model), workers=hosts.workers, threads=threads
+        )
+        return Order(settings, 0, known)
     workers = settings.workers or len(_gpus()) or 1
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // workers)
     settings = dataclasses.replace(settings, model=str(model), workers=workers, threads=threads)
@@ -137,8 +147,9 @@ def _gpus() -> Sequence[str]:
 class _Run:
     """The state of one run, and its story."""
 
-    def __init__(self, order: Order, stream: IO[str] | None) -> None:
+    def __init__(self, order: Order, stream: IO[str] | None, hosts: Hosts | None = None) -> None:
         self._order = order
+        self._hosts = hosts
         self._settings = order.settings
         self._stream = stream
         self._deaths: collections.Counter[int | None] = collections.Counter()
@@ -158,7 +169,8 @@ class _Run:
         try:
             self._look()
             self._before = self._done_rows()
-            with Pool(self._order, _gpus()) as pool:
+            relays = self._hosts.relays(self._order) if self._hosts is not None else ()
+            with Pool(self._order, () if relays else _gpus(), relays) as pool:
                 while not self._is_done(pool, ended := pool.wait(_POLL_SECONDS)):
                     for worker, _ in ended:
                         pool.start(worker.slot)

@@ -20,9 +20,11 @@ import time
 from collections.abc import Sequence
 
 from tfdp.inference import folder as folder_lib
+from tfdp.inference import hosts
 from tfdp.inference.failures import InferenceError, JobFailed
 from tfdp.inference.settings import Order
 from tfdp.inference.status import State
+from tfdp.launch.plan import TaskProcess
 
 # Importing TensorFlow holds a process up for seconds: until a worker is ready, it may be silent
 # for so long at least.
@@ -41,6 +43,7 @@ class Worker:
         memory: A descriptor of what it tells.
         state: What it has told.
         heard: When that changed, by time.monotonic().
+        is_far: Whether it runs on another host; the process stands for it.
     """
 
     slot: int
@@ -50,12 +53,24 @@ class Worker:
     memory: int
     state: State = dataclasses.field(default_factory=State)
     heard: float = dataclasses.field(default_factory=time.monotonic)
+    is_far: bool = False
+    _beat: float | None = None
+    _finished: float | None = None
+    _finished_here: float | None = None
 
     def look(self) -> None:
         """Read what it tells."""
         state = State.read(self.memory)
-        if state is not None and state != self.state:
-            self.state, self.heard = state, time.monotonic()
+        if state is None or state.beat == self._beat:
+            return
+        self._beat, self.heard = state.beat, time.monotonic()
+        if self.is_far:
+            # Another host has another clock: what counts is when it was heard of.
+            if state.finished != self._finished:
+                self._finished, self._finished_here = state.finished, self.heard
+            began = None if state.began is None else self.state.began or self.heard
+            state = dataclasses.replace(state, began=began, finished=self._finished_here)
+        self.state = state
 
     def kill(self) -> None:
         """End it, with all that it has started; a stopped process dies of it as well."""
@@ -67,16 +82,20 @@ class Worker:
 class Pool:
     """The workers. Each gets its own GPU where there are GPUs."""
 
-    def __init__(self, order: Order, gpus: Sequence[str] = ()) -> None:
+    def __init__(
+        self, order: Order, gpus: Sequence[str] = (), relays: Sequence[TaskProcess] = ()
+    ) -> None:
         """Start the workers.
 
         Args:
             order: What each of them is told.
             gpus: Ids for CUDA_VISIBLE_DEVICES.
+            relays: The process for each worker, where they run on other hosts; see hosts.
         """
         self.workers: list[Worker] = []
         self._order = order
         self._gpus = gpus
+        self._relays = relays
         try:
             for slot in range(order.settings.workers):
                 self.start(slot)
@@ -132,14 +151,21 @@ class Pool:
         log = (
             folder_lib.work_folder(pathlib.Path(self._order.settings.output)) / f"worker-{slot}.log"
         )
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-        environment.pop("TF_CONFIG", None)
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         memory = os.memfd_create("tfdp-worker")
+        command: Sequence[str]
+        if self._relays:
+            command = self._relays[slot].command
+            environment = hosts.environment(self._relays[slot], memory)
+        else:
+            words = ("-m", "tfdp.inference.worker", str(memory), self._order.to_json())
+            command = (sys.executable, *words)
+            environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+            environment.pop("TF_CONFIG", None)
+            if self._gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         with open(log, "ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tfdp.inference.worker", str(memory), self._order.to_json()],
+                command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -148,7 +174,9 @@ class Pool:
                 # Ctrl-C comes to the supervisor alone.
                 start_new_session=True,
             )
-        self.workers.append(Worker(slot, process, log, os.pidfd_open(process.pid), memory))
+        handle = os.pidfd_open(process.pid)
+        is_far = bool(self._relays)
+        self.workers.append(Worker(slot, process, log, handle, memory, is_far=is_far))
 
     def _forget(self, worker: Worker) -> None:
         self.workers.remove(worker)

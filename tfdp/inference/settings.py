@@ -62,7 +62,8 @@ class Order:
 
     Attributes:
         settings: Of the command, with the model's version and the numbers that it has left open.
-        launcher: The process that has started the worker, which ends after its part without it.
+        launcher: The process that has started the worker, which ends after its part without it; 0
+            for another host's, which ends at once.
         job: The entries of job.json that the command decides.
     """
 
@@ -72,7 +73,7 @@ class Order:
 
     def is_orphaned(self) -> bool:
         """Say, in a worker, whether its launcher is gone."""
-        return os.getppid() != self.launcher
+        return self.launcher != 0 and os.getppid() != self.launcher
 
     def to_json(self) -> str:
         """Return this as text."""

@@ -1,6 +1,7 @@
 """A worker process: loads the model, then makes one part after the other until none is missing.
 
     python -m tfdp.inference.worker FD ORDER     (started by the supervisor)
+    python -m tfdp.inference.worker - ORDER      (on another host, by an agent: see hosts)
 
 It takes the next part that is not there and that no other process holds. Three threads read, run
 and write. When its launcher is gone it finishes the part that is being run, and ends.
@@ -19,13 +20,14 @@ from concurrent import futures
 from typing import Any
 
 from tfdp.inference import folder as folder_lib
-from tfdp.inference import input_files
+from tfdp.inference import hosts, input_files
 from tfdp.inference.claims import Claims
 from tfdp.inference.failures import InferenceError, JobFailed
 from tfdp.inference.part import Part
 from tfdp.inference.settings import Order
 from tfdp.inference.shards import Span
 from tfdp.inference.status import Status
+from tfdp.launch import progress, task_start
 
 # Batches that wait between two threads.
 _WAITING = 4
@@ -35,7 +37,12 @@ _PLENTY = 4
 
 def main() -> None:
     """Do the work that the command line describes."""
-    status = Status(int(sys.argv[1]))
+    if sys.argv[1] == hosts.FAR:
+        task_start.tie_to_launcher(os.environ)
+        memory = os.open(os.environ.pop(progress.FILE_VARIABLE), os.O_RDWR | os.O_CLOEXEC)
+    else:
+        memory = int(sys.argv[1])
+    status = Status(memory)
     order = Order.from_json(sys.argv[2])
     code = 0
     try:

@@ -10,11 +10,8 @@ started are ended. They die with the agent as well, however that ends.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import pathlib
-import platform
 import selectors
 import signal
 import socket
@@ -24,8 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tfdp.launch import endings, frames, machine, process, progress, rendezvous
-from tfdp.version import VERSION
+from tfdp.launch import endings, frames, host_look, process, progress
 
 # From SIGTERM to SIGKILL where the launcher is lost: what a script does at its end may take that.
 _GRACE_SECONDS = 2.0
@@ -42,63 +38,10 @@ def main(argv: list[str]) -> None:
     os.write(1, frames.MARKER)
     if argv == ["look"]:
         signal.alarm(_LOOK_SECONDS)  # nobody waits longer: a disk hangs, or the link is cut
-        answer = json.dumps(look(json.loads(_first_line()), os.environ))
+        answer = json.dumps(host_look.look(json.loads(_first_line()), os.environ))
         os.write(1, frames.encode(frames.ANSWER, answer.encode()))
     else:
         _Agent(json.loads(_first_line())).run()
-
-
-def look(question: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Find out what this host is like, without TensorFlow.
-
-    Args:
-        question: directory: where tasks would run; make_directory: whether to make it; script: the
-            file that they would run there, "" for none; ports: those that they would take;
-            free_ports: how many others to look for; mark: a file in it that shows that the folder
-            is shared, "" for none.
-        environ: The environment that tasks would have.
-    """
-    directory = pathlib.Path(question["directory"]).expanduser().absolute()
-    if question["make_directory"]:
-        with contextlib.suppress(OSError):  # then it is not there, which is what is told
-            directory.mkdir(parents=True, exist_ok=True)
-    script = directory / question["script"] if question["script"] else None
-    digest = ""
-    with contextlib.suppress(OSError):
-        digest = hashlib.sha256(script.read_bytes()).hexdigest() if script else ""
-    versions = rendezvous.versions()
-    try:
-        free = machine.free_ports(question["free_ports"])
-    except OSError:
-        free = []
-    return {
-        "host": socket.gethostname(),
-        # "client port server port": where this host was reached.
-        "address": (environ.get("SSH_CONNECTION", "").split() + [""] * 3)[2],
-        "python": platform.python_version(),
-        "tfdp": VERSION,
-        "tensorflow": versions["tensorflow"],
-        "keras": versions["keras"],
-        "gpus": list(machine.gpus(environ)),
-        "cores": machine.cores(),
-        "free_ports": free,
-        "taken_ports": [port for port in question["ports"] if not _is_free(port)],
-        "directory": str(directory),
-        "has_directory": directory.is_dir(),
-        "script_digest": digest,
-        "sees_mark": bool(question["mark"]) and (directory / question["mark"]).exists(),
-    }
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # A port whose last connection has just ended is free: TensorFlow's server takes it.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 def _first_line() -> bytes:
@@ -188,7 +131,7 @@ class _Agent:
     def _step(self) -> bool:
         """Wait for what comes next, and do it; return whether the task has ended."""
         now = time.monotonic()
-        until = min(self._beat_at, self._heard + frames.SILENCE_SECONDS, self._kill_at or now + 60)
+        until = min(self._beat_at, self._kill_at or self._heard + frames.SILENCE_SECONDS)
         is_over = False
         for key, events in self._selector.select(max(0.0, until - now)):
             if key.data == "ended":
@@ -286,7 +229,7 @@ class _Agent:
 
     def _look_at_progress(self) -> None:
         if self._progress_fd is not None:
-            text = os.pread(self._progress_fd, 200, 0)
+            text = os.pread(self._progress_fd, _READ_BYTES, 0)
             if text != self._progress:
                 self._progress = text
                 self._out += frames.encode(frames.PROGRESS, text)

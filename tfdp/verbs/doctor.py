@@ -41,11 +41,7 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     add(flags.DEFINE_bool, "json", False, "Print the report as JSON.")
     add(flags.DEFINE_float, "wait", 10.0, "Seconds to wait for the other tasks.")
     add(flags.DEFINE_bool, "trust_network", False, "Allow addresses that the internet may reach.")
-    found = [name for name in platforms.NAMES[1:] if hasattr(platforms.module(name), "reach")]
-    text = "Where the tasks would run: on this machine, or on hosts that can be asked."
-    flags.DEFINE_enum("platform", "local", ["local", *found], text, flag_values=values)
-    for name in found:
-        platforms.module(name).define(add)
+    platforms.define_reachable(values, "Where the tasks would run.")
 
 
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:

@@ -185,7 +185,15 @@ def launch_tasks(
 
 
 def _on_platform(values: flags.FlagValues, job: Any) -> int:
+    from tfdp.launch.meeting import TIMEOUT_VARIABLE
+
     platform = platforms.module(values.platform)
+    if values.isolate:
+        where = f"--platform={values.platform}"
+        raise UsageError(f"--isolate keeps tasks on this machine. Leave it out with {where}.")
+    # On this machine tasks inherit what may be set for them.
+    kept = {name: os.environ[name] for name in (TIMEOUT_VARIABLE,) if name in os.environ}
+    job = dataclasses.replace(job, environment={**kept, **job.environment})
     if values.dry_run or values.output:
         text = platform.render(job, values)
         if values.output:

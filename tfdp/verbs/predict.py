@@ -1,6 +1,7 @@
 """`tfdp predict`: its flags, and a job of tfdp.inference made of them."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from typing import Any
 from absl import flags
 
 from tfdp.error import Error
+from tfdp.launch import platforms
 from tfdp.verbs import UsageError
 
 SYNOPSIS = (
-    "tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR [--workers=N]\n\n"
+    "tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR [--workers=N]\n"
+    "tfdp predict --platform=ssh --hosts=a:2,b --model=... --input=... --output=...\n\n"
     "Predict every row of the input once, in its order, whatever dies. The same command run\n"
     "again does what is missing. The input is TFRecord, .csv, .npy, images, a folder of one of\n"
     "these, or tfds:NAME/SPLIT. The output is DIR/part-00000-of-00016.jsonl and so on."
@@ -43,6 +46,7 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     add(text, "data_dir", "", "Folder of TFDS datasets.")
     add(flags.DEFINE_float, "timeout_seconds", 60.0, "A worker silent for so long is replaced.")
     add(number, "threads", 0, "Threads of a worker's model; 0: the cores, divided.")
+    platforms.define_reachable(values, "Where the workers run.")
 
 
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
@@ -61,7 +65,11 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     settings["map"] = dict(_mapping(word) for word in values.map)
     with _ended_by_signals() as came:
         try:
-            summary = job.run(Settings(**settings), sys.stderr)
+            with _hosts(values) as (hosts, problems):
+                if problems:
+                    sys.stderr.write("".join(f"tfdp: {line}\n" for line in problems))
+                    return 2
+                summary = job.run(Settings(**settings), sys.stderr, hosts)
         except Error as error:
             raise UsageError(str(error)) from error
         except (job.Interrupted, KeyboardInterrupt) as error:
@@ -74,6 +82,21 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
             return 1
     print(describe(summary, values.output))
     return 0
+
+
+@contextlib.contextmanager
+def _hosts(values: flags.FlagValues) -> Iterator[tuple[Any, list[str]]]:
+    """Ask the hosts of the workers; yields them, None for this machine, and what is wrong."""
+    if values.platform == "local":
+        yield None, []
+        return
+    from tfdp.inference.hosts import Hosts
+    from tfdp.launch.shape import Shape
+
+    platform = platforms.module(values.platform)
+    shape = Shape(values.workers or platform.slots(values))
+    with platform.reach(shape, values, os.getcwd(), sys.executable) as reached:
+        yield (None if reached.problems else Hosts(reached, shape)), reached.problems
 
 
 def describe(summary: Any, output: str) -> str:

@@ -26,6 +26,11 @@ elif what == "fail":  # the second task, until it has come further twice
     # The others of the group are ended with it.
     if int(restart) < 2:
         time.sleep(600)
+elif what == "fewer":  # the second of three fails whatever is done
+    count = len(json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"])
+    print(f"{me} of {count}", flush=True)
+    if count == 3:
+        sys.exit(5) if me == "worker:1" else time.sleep(600)
 elif what == "wait":  # for a signal, after which there is something to save
 
     def save(*_):

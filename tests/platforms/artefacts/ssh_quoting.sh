@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # digits: worker=1 on a
 # Made by tfdp launch --platform=ssh. It needs bash 5.1 and ssh here, bash and tfdp on the hosts.
-# Set these before you run it: HF_TOKEN.
+# Set these before you run it: HF_TOKEN, MY_ID.
 set -u
 ssh=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes -o RequestTTY=no -o RemoteCommand=none)
 logs='/my logs'
@@ -33,6 +33,7 @@ PROGRAM
 tell() {
   printf 'export TFDP_TASK_INDEX=%q\n' "$1"
   printf 'export HF_TOKEN=%q\n' "${HF_TOKEN?Set it.}"
+  printf 'export MY_ID=%q\n' "${MY_ID?Set it.}"
   printf '%s\n' "$program"
   while kill -0 $$ 2>/dev/null; do echo; sleep 1; done
 }

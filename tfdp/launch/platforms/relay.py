@@ -16,6 +16,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -95,6 +96,8 @@ def main() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: _tell(ssh, b"signal %d\n" % number))
     _tell(ssh, json.dumps(line).encode() + b"\n")
+    # From a thread: the agent hears of this process also while that waits for the screen.
+    threading.Thread(target=_beat, args=(ssh,), daemon=True).start()
     code = _pass_on(ssh, spec, progress_file)
     # Its agent has said all that there was. Without ServerAlive it might wait for a link for ever.
     ssh.kill()
@@ -111,15 +114,11 @@ def _pass_on(ssh: subprocess.Popen[bytes], spec: Mapping[str, Any], progress_fil
     selector = selectors.DefaultSelector()
     selector.register(ssh.stdout, selectors.EVENT_READ)
     selector.register(ssh.stderr, selectors.EVENT_READ)
-    began = heard = beat_at = time.monotonic()
+    began = heard = time.monotonic()
     while True:
         # Only the time that is spent here counts as silence: a screen that takes no more of what
         # the task writes may hold this process for long.
-        ready = selector.select(max(0.0, min(beat_at - time.monotonic(), frames.BEAT_SECONDS)))
-        if time.monotonic() >= beat_at:
-            _tell(ssh, b"beat\n")
-            beat_at = time.monotonic() + frames.BEAT_SECONDS
-        for key, _ in ready:
+        for key, _ in selector.select(frames.BEAT_SECONDS):
             data = os.read(key.fd, _READ_BYTES)
             if key.fileobj is ssh.stderr:
                 said += data
@@ -172,6 +171,12 @@ def _has_ended(
 def _say(line: str) -> int:
     _write(2, line.encode(errors="replace") + b"\n")
     return _LOST_PEER
+
+
+def _beat(ssh: subprocess.Popen[bytes]) -> None:
+    while True:
+        time.sleep(frames.BEAT_SECONDS)
+        _tell(ssh, b"beat\n")
 
 
 def _tell(ssh: subprocess.Popen[bytes], line: bytes) -> None:

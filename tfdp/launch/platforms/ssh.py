@@ -6,31 +6,19 @@ each task (relay): the launcher looks after it as after a task of its own. Read 
 --dry-run prints.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import ipaddress
-import os
-import pathlib
-import shlex
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from tfdp.cluster import Cluster, Task
-from tfdp.error import Error
-from tfdp.launch import cores as cores_lib
 from tfdp.launch import hosts as hosts_lib
 from tfdp.launch import network, plan
-from tfdp.launch.platforms import relay, ssh_hosts, ssh_script
+from tfdp.launch.platforms import ssh_hosts, ssh_reach, ssh_script
 from tfdp.launch.platforms.job import Job
-from tfdp.launch.shape import Shape
-from tfdp.version import VERSION
+from tfdp.launch.platforms.ssh_reach import reach
 
-_NOT_INSTALLED = "not installed as a package"
+__all__ = ["define", "launch", "reach", "render", "slots"]
 
 
 def define(add: Callable[..., object]) -> None:
@@ -51,11 +39,11 @@ def define(add: Callable[..., object]) -> None:
 
 def render(job: Job, values: flags.FlagValues) -> str:
     """Return a bash script that starts the tasks without tfdp's launcher."""
-    placed = hosts_lib.place(job.shape, _named(values))
+    placed = hosts_lib.place(job.shape, ssh_reach.named(values))
     return ssh_script.render(
         job,
         placed,
-        ssh_hosts.Ssh(_arguments(values), values.remote_python or job.python),
+        ssh_hosts.Ssh(ssh_reach.arguments(values), values.remote_python or job.python),
         directory=values.remote_dir or job.directory,
         first_port=values.port,
         sync=values.sync,
@@ -102,7 +90,7 @@ def launch(job: Job, values: flags.FlagValues) -> int:
         where = f"{job.shape} on {names}, seed {job.seed}. Logs: {job.log_dir}"
         print(output.printable(where).decode(), end="", flush=True)
         try:
-            return local.run(
+            code = local.run(
                 processes,
                 job.log_dir,
                 max_restarts=job.max_restarts,
@@ -112,273 +100,18 @@ def launch(job: Job, values: flags.FlagValues) -> int:
                 min_workers=values.min_workers,
                 preempt_seconds=job.preempt_seconds,
             )
+            if code == 0:
+                # Servers are ended with the training. Another run may want the same ports at once.
+                reached.wait_for_ports()
+            return code
         except KeyboardInterrupt:
             return 130  # after the tasks have ended, while what they wrote was still printed
 
 
-@dataclasses.dataclass
-class Reached:
-    """Hosts that were asked.
-
-    Attributes:
-        ssh: How they are reached.
-        named: The hosts that tasks run on.
-        facts: What each says, by name; see agent.look.
-        problems: What stands in the way of a run, a line for each thing and host.
-        first_port: The port of the first task of each host; 0 for free ones.
-    """
-
-    ssh: ssh_hosts.Ssh
-    named: tuple[hosts_lib.Host, ...]
-    facts: dict[str, dict[str, Any]]
-    problems: list[str]
-    first_port: int
-    ask: Callable[[], dict[str, dict[str, Any]]]
-    _used: Counter[str] = dataclasses.field(default_factory=Counter)
-
-    def place(self, shape: Shape, without: Sequence[str] = ()) -> dict[Task, hosts_lib.Host]:
-        """Return the host of each task.
-
-        Args:
-            shape: The tasks.
-            without: Hosts of workers that were given up: each has one slot less.
-        """
-        fewer = Counter(without)
-        left = [
-            dataclasses.replace(host, slots=max(0, host.slots - fewer[host.name]))
-            for host in self.named
-        ]
-        return dict(zip(shape.tasks, hosts_lib.place(shape, left), strict=True))
-
-    def cluster(self, shape: Shape, placed: Mapping[Task, hosts_lib.Host]) -> Cluster:
-        """Return the cluster, with ports that nobody has used before in this run where it can."""
-        if self._used:
-            # What was free at the start may be taken by now; a host that is gone keeps its list.
-            self.facts.update(self.ask())
-            self._used.clear()
-        addresses = []
-        for host in placed.values():
-            facts, number = self.facts[host.name], self._used[host.name]
-            self._used[host.name] += 1
-            free = facts["free_ports"]
-            port = self.first_port + number if self.first_port else free[number % len(free)]
-            where = host.address or facts["address"] or host.name.rpartition("@")[2]
-            addresses.append(hosts_lib.join(where, port))
-        return shape.cluster(addresses)
-
-    def gpus(
-        self,
-        cluster: Cluster,
-        placed: Mapping[Task, hosts_lib.Host],
-        count: int | None,
-        per_task: int,
-    ) -> dict[Task, str]:
-        """Return CUDA_VISIBLE_DEVICES of each task; {} where count is 0, or there are no GPUs."""
-        if count == 0:
-            return {}
-        found = {name: facts["gpus"] for name, facts in self.facts.items()}
-        return hosts_lib.share_gpus(placed, plan.computing(cluster), found, per_task)
-
-    def relays(
-        self,
-        processes: Sequence[plan.TaskProcess],
-        placed: Mapping[Task, hosts_lib.Host],
-        gpus: Mapping[Task, str],
-        divide_cores: bool,
-        secrets: frozenset[str] = frozenset(),
-    ) -> list[plan.TaskProcess]:
-        """Return the processes here that stand for tasks on their hosts.
-
-        Args:
-            processes: The tasks, as they run on their hosts.
-            placed: The host of each.
-            gpus: CUDA_VISIBLE_DEVICES of each.
-            divide_cores: Whether those of a host that train on CPUs get cores of their own.
-            secrets: Names of variables whose values are never shown.
-        """
-        cpus = self._cores(placed, gpus) if divide_cores else {}
-        relays = []
-        for process in processes:
-            host, task = placed[process.task], process.task
-            there = dataclasses.replace(
-                process,
-                environment={
-                    **process.environment,
-                    **({"CUDA_VISIBLE_DEVICES": gpus[task]} if gpus else {}),
-                },
-                directory=pathlib.Path(self.facts[host.name]["directory"]),
-                cpus=cpus.get(task, ()),
-            )
-            words = self.ssh.agent(host.name, "run")
-            relays.append(
-                plan.TaskProcess(
-                    task,
-                    host.name,
-                    relay.COMMAND,
-                    relay.environment(words, host.name, there),
-                    log=process.log,
-                    secrets=frozenset(relay.variable(name) for name in secrets),
-                )
-            )
-        return relays
-
-    def _cores(
-        self, placed: Mapping[Task, hosts_lib.Host], gpus: Mapping[Task, str]
-    ) -> dict[Task, tuple[int, ...]]:
-        if gpus:
-            return {}
-        found: dict[Task, tuple[int, ...]] = {}
-        has_servers = any(task.type == "ps" for task in placed)
-        for host in self.named:
-            trains = [
-                task
-                for task, where in placed.items()
-                if where.name == host.name
-                and (task.type == "worker" or (task.type == "chief" and not has_servers))
-            ]
-            shares = cores_lib.divide(self.facts[host.name]["cores"], len(trains))
-            found.update(zip(trains, shares, strict=False))
-        return found
-
-
-@contextlib.contextmanager
-def reach(
-    shape: Shape,
-    values: flags.FlagValues,
-    directory: str,
-    python: str,
-    script: str = "",
-    mark: str = "",
-) -> Iterator[Reached]:
-    """Connect to the hosts of a run, copy the folder there where that is asked for, and look.
-
-    Args:
-        shape: The tasks.
-        values: The flags.
-        directory: The folder here.
-        python: The interpreter here.
-        script: The file that is run, "" for none.
-        mark: A file in it that is seen where the folder is shared, "" for none.
+def slots(values: flags.FlagValues) -> int:
+    """Return how many tasks the hosts of the flags take.
 
     Raises:
-        Error: The flags name no hosts, or too few; or there is no ssh here.
+        Error: The flags name no hosts.
     """
-    placed = hosts_lib.place(shape, _named(values))
-    tasks = Counter(host.name for host in placed)
-    hosts = tuple(dict.fromkeys(placed))
-    ssh = ssh_hosts.Ssh(_arguments(values), values.remote_python or python)
-    question: dict[str, Any] = {
-        "directory": values.remote_dir or directory,
-        "make_directory": values.sync,
-        "script": script,
-        "mark": mark,
-    }
-    questions = {
-        name: {
-            **question,
-            "ports": [values.port + n for n in range(count)] if values.port else [],
-            "free_ports": count,
-        }
-        for name, count in tasks.items()
-    }
-    with ssh_hosts.connect(list(tasks), ssh) as (ssh, connections):
-
-        def ask() -> dict[str, dict[str, Any]]:
-            return ssh_hosts.ask(connections, questions, ssh, seconds=5.0)[0]
-
-        facts, problems = ssh_hosts.ask(connections, questions, ssh)
-        if values.sync and not problems:
-            targets = {name: answer["directory"] for name, answer in facts.items()}
-            problems = ssh_hosts.copy(directory, targets, ssh)
-            facts = {**facts, **({} if problems else ask())}
-        problems += find_problems(facts, tasks, directory, script)
-        yield Reached(ssh, hosts, facts, problems, values.port, ask)
-
-
-def find_problems(
-    facts: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, int], directory: str, script: str
-) -> list[str]:
-    """Return what stands in the way of a run, a line for each thing and host. Reads the script.
-
-    Args:
-        facts: What each host that answers says; see agent.look.
-        tasks: How many tasks each has.
-        directory: The folder here.
-        script: The file that is run, "" for none.
-    """
-    lines = []
-    here = pathlib.Path(directory, script)
-    digest = hashlib.sha256(here.read_bytes()).hexdigest() if script else ""
-    first = next(iter(facts.values()), {})
-    others = "Share the folder with the hosts, copy it with --sync, or name another: --remote_dir."
-    for name, found in facts.items():
-
-        def say(text: str, name: str = name) -> None:
-            lines.append(f"{name}: {text}")
-
-        if found["tfdp"] != VERSION:
-            say(f"tfdp {found['tfdp']} is there, and {VERSION} is here. Install the same.")
-        if _minor(found["python"]) != _minor(first["python"]):
-            say(
-                f"Python {found['python']} is there, and {first['python']} on {next(iter(facts))}. "
-                f"Use the same everywhere (--remote_python)."
-            )
-        for key, package in (("tensorflow", "TensorFlow"), ("keras", "Keras")):
-            if found[key] == _NOT_INSTALLED:
-                say(f"{package} is not installed there. Install it, or see --remote_python.")
-            elif found[key] != first[key]:
-                say(
-                    f"{package} {found[key]} is there, and {first[key]} on {next(iter(facts))}. "
-                    f"Install the same."
-                )
-        where = shlex.quote(found["directory"])
-        if not found["has_directory"]:
-            say(f"there is no folder {where}. {others}")
-        elif script and not found["script_digest"]:
-            say(f"there is no {shlex.quote(script)} in {where}. {others}")
-        elif script and found["script_digest"] != digest:
-            say(f"{shlex.quote(script)} in {where} is not the same as here. {others}")
-        for port in found["taken_ports"]:
-            say(f"port {port} is taken by another program there. Choose others with --port.")
-        if len(found["free_ports"]) < tasks[name]:
-            say(f"{tasks[name]} ports are needed, and so many are not free there.")
-        if len(tasks) > 1 and _is_loopback(found["address"]):
-            say(
-                f"it was reached at {found['address']}, where no other host reaches it. Name it by "
-                f"an address that they reach."
-            )
-    return lines
-
-
-def _minor(version: str) -> list[str]:
-    return version.split(".")[:2]
-
-
-def _is_loopback(text: str) -> bool:
-    try:
-        return ipaddress.ip_address(text.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
-def _named(values: flags.FlagValues) -> tuple[hosts_lib.Host, ...]:
-    if bool(values.hosts) == bool(values.hostfile):
-        what = "names no hosts" if not values.hosts else "has both --hosts and --hostfile"
-        raise Error(f"--platform=ssh {what}. Write --hosts=a:2,b, or --hostfile=FILE.")
-    if values.hosts:
-        return hosts_lib.parse(values.hosts)
-    try:
-        text = pathlib.Path(values.hostfile).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise Error(f"--hostfile={values.hostfile}: {why}.") from None
-    return hosts_lib.parse_file(text, os.path.basename(values.hostfile))
-
-
-def _arguments(values: flags.FlagValues) -> tuple[str, ...]:
-    if values.port and not 1024 <= values.port <= 65000:
-        raise Error(f"--port={values.port}: use a number from 1024 to 65000, or 0 for free ones.")
-    try:
-        return tuple(shlex.split(values.ssh_args))
-    except ValueError as error:
-        raise Error(f"--ssh_args={values.ssh_args!r}: {error}.") from None
+    return sum(host.slots for host in ssh_reach.named(values))

@@ -158,7 +158,7 @@ def ask(
 
     Args:
         connections: The hosts.
-        questions: What each is asked, see agent.look.
+        questions: What each is asked, see host_look.look.
         ssh: How they are reached.
         seconds: How long to wait.
 

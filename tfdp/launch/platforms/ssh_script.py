@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 
 from tfdp import cluster as cluster_lib
-from tfdp.launch import discovery, hosts, plan
+from tfdp.launch import discovery, hosts, plan, redaction
 from tfdp.launch.dry_run import quote
 from tfdp.launch.platforms import ssh_hosts
 from tfdp.launch.platforms.job import Job
@@ -108,7 +108,11 @@ def render(
         addresses.append(host.at((first_port or _FIRST_PORT) + number))
     cluster = job.shape.cluster(addresses)
     spec = {name: list(getattr(cluster, name)) for name in cluster_lib.JOBS}
-    variables = {name: value for name, value in job.environment.items() if name not in job.secrets}
+    # Also those whose names speak of a secret, whatever they were given: a script is shown around.
+    secrets = sorted(
+        name for name in job.environment if name in job.secrets or redaction.is_secret_name(name)
+    )
+    variables = {name: value for name, value in job.environment.items() if name not in secrets}
     variables |= job.task_environment()
     variables[discovery.CLUSTER_VARIABLE] = json.dumps({k: v for k, v in spec.items() if v})
     gpus = _gpus(job, cluster, placed) if job.gpus_per_task else {}
@@ -119,7 +123,6 @@ def render(
         command=" ".join([_home(command[0]), *map(quote, command[1:])]),
     )
     names = list(dict.fromkeys(host.name for host in placed))
-    secrets = sorted(job.secrets)
     return _SCRIPT.format(
         title=f"{quote(job.name)}: {job.shape} on {', '.join(names)}",
         secrets_comment=(
