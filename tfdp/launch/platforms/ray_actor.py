@@ -1,7 +1,7 @@
 """What runs on a node of Ray: one actor for each task, which is a pipe to the agent beside it.
 
     actor = ray.remote(Pipe).options(...).remote()
-    ray.get(actor.look.remote(question))        # see agent.look
+    ray.get(actor.look.remote(question))        # see host_look.look
     ray.get(actor.open.remote())
     ray.get(actor.exchange.remote(b"beat\\n", 0.2))     # what the agent has written
 
@@ -32,12 +32,12 @@ class Pipe:
         """Return what this node is like, and the address by which others reach it."""
         import ray
 
-        from tfdp.launch import agent
+        from tfdp.launch import host_look
 
         if not os.path.isdir(question["directory"]):
             # A folder that Ray has sent to the node (runtime_env) is the one that this runs in.
             question = {**question, "directory": os.getcwd()}
-        return {**agent.look(question, os.environ), "address": ray.util.get_node_ip_address()}
+        return {**host_look.look(question, os.environ), "address": ray.util.get_node_ip_address()}
 
     def open(self) -> None:
         """Start an agent, in place of one that was here before."""
