@@ -42,7 +42,7 @@ if index == 1 and "TFDP_RESTART" not in os.environ:
 
 @pytest.fixture(scope="module")
 def ray(tmp_path_factory, environment):
-    """The environment of a user of a cluster of two nodes; starts the second one again."""
+    """The environment of a user of a cluster of two nodes."""
     folder = tmp_path_factory.mktemp("ray")
     # Sockets have short names.
     place = pathlib.Path(f"/tmp/tfdp-ray-{os.getpid()}")
@@ -70,7 +70,7 @@ def ray(tmp_path_factory, environment):
         head = [f"--port={PORT}", f"--temp-dir={place}", "--include-dashboard=true"]
         start("--head", *head, f"--dashboard-port={DASHBOARD}")
         start(f"--address=127.0.0.1:{PORT}")
-        yield variables, lambda: start(f"--address=127.0.0.1:{PORT}")
+        yield variables
     finally:
         # Only those of this cluster: their command lines name its port.
         for pid, command in _commands().items():
@@ -135,7 +135,7 @@ def begun(folder, tasks, launcher):
 
 
 def test_the_digits_are_trained_as_here(ray, environment, tmp_path):
-    variables, _ = ray
+    variables = ray
     there = [*DIGITS, f"--config.run_dir={tmp_path}/there"]
     done = processes.run(words("train", "--workers=2", *there), tmp_path, variables, seconds=240)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_the_digits_are_trained_as_here(ray, environment, tmp_path):
 
 
 def test_parameter_servers(ray, tmp_path):
-    variables, _ = ray
+    variables = ray
     cluster = ["--chief", "--workers=2", "--ps=2"]
     there = [*DIGITS, f"--config.run_dir={tmp_path}/there"]
     done = processes.run(words("train", *cluster, *there), tmp_path, variables, seconds=240)
@@ -161,7 +161,7 @@ def test_parameter_servers(ray, tmp_path):
 
 
 def test_it_starts_again_and_secrets_stay_secret(ray, tmp_path):
-    variables, _ = ray
+    variables = ray
     (tmp_path / "again.py").write_text(AGAIN)
     flags = ["--workers=2", "--max_restarts=1", "--env=TOKEN"]
     done = processes.run(words("launch", *flags, "--", "again.py"), tmp_path, variables)
@@ -174,7 +174,7 @@ def test_it_starts_again_and_secrets_stay_secret(ray, tmp_path):
 
 @pytest.mark.parametrize("which", ["agent", "actor"])
 def test_a_killed_agent_or_actor_is_named_and_nothing_is_left(which, ray, tmp_path):
-    variables, _ = ray
+    variables = ray
     (tmp_path / "endless.py").write_text(ENDLESS)
     run = words("launch", "--workers=2", "--", "endless.py")
     with processes.started(run, tmp_path, variables) as launcher:
@@ -193,7 +193,7 @@ def test_a_killed_agent_or_actor_is_named_and_nothing_is_left(which, ray, tmp_pa
 
 
 def test_a_killed_launcher_leaves_nothing(ray, tmp_path):
-    variables, _ = ray
+    variables = ray
     (tmp_path / "endless.py").write_text(ENDLESS)
     run = words("launch", "--workers=2", "--", "endless.py")
     with processes.started(run, tmp_path, variables) as launcher:
@@ -202,28 +202,8 @@ def test_a_killed_launcher_leaves_nothing(ray, tmp_path):
     assert gone([pid for task in tasks for pid in task], 15) == []
 
 
-def test_a_killed_node_is_named_and_nothing_is_left(ray, tmp_path):
-    variables, start_again = ray
-    (tmp_path / "endless.py").write_text(ENDLESS)
-    run = words("launch", "--workers=2", "--", "endless.py")
-    with processes.started(run, tmp_path, variables) as launcher:
-        tasks = begun(tmp_path, 2, launcher)
-        # The raylet that is not the head's.
-        (raylet,) = [
-            pid
-            for pid, command in _commands().items()
-            if "/raylet " in command and f":{PORT}" in command and "--head" not in command
-        ]
-        _kill(raylet)
-        _, err = launcher.communicate(timeout=15)
-    assert launcher.returncode == 138
-    assert re.search(r"worker:\d .*Actor(Died|Unavailable)Error of Ray", err)
-    assert gone([pid for task in tasks for pid in task[:2]], 10) == []
-    start_again()
-
-
 def test_what_cannot_be_placed_is_one_line(ray, tmp_path):
-    variables, _ = ray
+    variables = ray
     (tmp_path / "endless.py").write_text(ENDLESS)
     run = ["launch", "--platform=ray", "--workers=2", "--ray_cpus=4", "--", "endless.py"]
     done = processes.run(run, tmp_path, variables)
@@ -235,7 +215,7 @@ def test_what_cannot_be_placed_is_one_line(ray, tmp_path):
 
 
 def test_the_program_runs_without_the_launcher(ray, tmp_path):
-    variables, _ = ray
+    variables = ray
     (tmp_path / "again.py").write_text(AGAIN.replace("sys.exit(138)", "sys.exit(3)"))
     output = ["--output=run.py", "--workers=2", "--env=TOKEN"]
     done = processes.run(words("launch", *output, "--", "again.py"), tmp_path, variables)
@@ -253,7 +233,7 @@ def test_the_program_runs_without_the_launcher(ray, tmp_path):
 
 
 def test_a_job_that_was_submitted_takes_its_folder_along(ray, tmp_path):
-    variables, _ = ray
+    variables = ray
     (tmp_path / "again.py").write_text(AGAIN)
     launch = ["launch", "--platform=ray", "--ray_cpus=0.5", "--workers=2", "--max_restarts=1"]
     done = subprocess.run(
@@ -271,3 +251,23 @@ def test_a_job_that_was_submitted_takes_its_folder_along(ray, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "restart 1 12" in done.stdout
     assert not (tmp_path / "logs").exists()
+
+
+# The last one: the cluster has one node less after it.
+def test_a_killed_node_is_named_and_nothing_is_left(ray, tmp_path):
+    variables = ray
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    run = words("launch", "--workers=2", "--", "endless.py")
+    with processes.started(run, tmp_path, variables) as launcher:
+        tasks = begun(tmp_path, 2, launcher)
+        # The raylet that is not the head's.
+        (raylet,) = [
+            pid
+            for pid, command in _commands().items()
+            if "/raylet " in command and f":{PORT}" in command and "--head" not in command
+        ]
+        _kill(raylet)
+        _, err = launcher.communicate(timeout=15)
+    assert launcher.returncode == 138
+    assert re.search(r"worker:\d .*Actor(Died|Unavailable)Error of Ray", err)
+    assert gone([pid for task in tasks for pid in task[:2]], 10) == []
