@@ -150,6 +150,7 @@ def test_the_digits_are_trained_as_here(ray, environment, tmp_path):
     assert losses(tmp_path / "there") == pytest.approx(losses(tmp_path / "here"), rel=1e-5)
 
 
+@pytest.mark.exhaustive  # as on other platforms
 def test_parameter_servers(ray, tmp_path):
     variables = ray
     cluster = ["--chief", "--workers=2", "--ps=2"]

@@ -150,7 +150,13 @@ def test_500_host_lists_are_those_of_scontrol(cluster):
         assert hostlist.expand(one) == names, one
 
 
-@pytest.mark.parametrize("distribution", ["block", "cyclic", "plane=2"])
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        "cyclic",
+        *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("block", "plane=2")),
+    ],
+)
 def test_tasks_of_eleven_hosts_know_their_places(distribution, cluster, tmp_path):
     """Started by srun alone. As text, tf10 and tf11 would stand before tf2."""
     done = cluster.run(
@@ -232,6 +238,7 @@ def test_a_job_trains_as_the_launcher_does_and_saves_when_told(cluster, tmp_path
     assert cluster.job(number)["Restarts"] == "1"
 
 
+@pytest.mark.exhaustive  # the job of sbatch trains them, too
 def test_salloc_and_srun_alone_train_as_the_launcher_does(cluster, tmp_path, expected):
     for name, words in {
         "salloc": ["--", *TFDP, "train", "--platform=slurm", "--workers=3", *TRAIN],
@@ -329,6 +336,7 @@ def test_a_host_that_goes_down_starts_the_job_again(cluster, tmp_path):
     assert (tmp_path / "logs" / "worker-1.log").read_text().endswith("worker:1 ends well.\n")
 
 
+@pytest.mark.exhaustive  # it takes the minute that is the least limit
 def test_a_time_limit_saves_and_starts_again(cluster, tmp_path):
     """The shortest limit is a minute. Slurm looks every 30 s, and may tell so much earlier."""
     words = [*LAUNCH, "--workers=2", "--nodes=2", "--time=1", "--signal=USR1@20", "--", PATIENT]
