@@ -6,7 +6,7 @@
 
 The hosts are tf1, tf2, ... of 4 CPUs; the controller and the commands of the test have a namespace
 of theirs, as on a login node. `missing()` says why this machine can have no such cluster;
-scripts/slurm installs what it needs.
+scripts/platforms installs what it needs.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def missing():
     """Why there can be no cluster of Slurm here; "" when there can."""
     for program in PROGRAMS:
         if not _found(program):
-            return f"{program} is not installed: scripts/slurm installs it on Debian, as root"
+            return f"{program} is not installed: scripts/platforms installs it on Debian, as root"
     return hosts.missing()
 
 

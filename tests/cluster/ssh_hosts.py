@@ -129,7 +129,7 @@ class Network(hosts.Network):
         """The processes on any of the hosts whose command line has that word: {pid: its host}."""
         found = {}
         inodes = {}
-        for index, name in enumerate(self._names):
+        for index, name in enumerate(self.names):
             inodes[os.stat(f"/run/netns/{name}").st_ino] = index
         for entry in filter(str.isdecimal, os.listdir("/proc")):
             with contextlib.suppress(OSError):
