@@ -65,6 +65,15 @@ def test_a_worker_that_fails_is_named_with_its_traceback(capsys):
     assert shown.splitlines()[-1] == "worker:1 exited with code 1. Log: logs/worker-1.log"
 
 
+@pytest.fixture
+def ctrl_c():
+    """Where the tests run in the background SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_ends_all_workers(place):
     def task(folder):
         import os
