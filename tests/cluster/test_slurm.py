@@ -276,7 +276,7 @@ def test_a_rank_that_is_killed_ends_all(cluster, tmp_path):
     assert launcher.returncode == 137, out + err
     lines = err.splitlines()
     assert [
-        line for line in lines if re.match(r"worker:1  tf2   SIGKILL +killed from outside", line)
+        line for line in lines if re.match(r"worker:1 on tf2 +SIGKILL +killed from outside", line)
     ]
     assert lines[-1] == (
         f"worker:1 on tf2 exited with code 137 (killed by SIGKILL). Log: "
