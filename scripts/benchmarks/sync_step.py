@@ -28,12 +28,12 @@ HERE = pathlib.Path(__file__)
 ROWS = {"mlp": 32, "cnn": 32}
 STEPS = 20
 # Against torch's DDP on Gloo, the trainer that a user would take otherwise; against tf_keras; and
-# against TensorFlow's RING under tfdp. The last two say what Gloo saves of a whole step, on a
-# machine where the sum of 32 MB takes 22 ms by Gloo alone and a step of the MLP 27 ms without any:
-# 0.64 of the step by RING is the least that can be had.
+# against TensorFlow's RING under tfdp. Those of the MLP were 0.45, when a step by RING took 236 ms.
+# It takes 78 since memory is kept: where the sum of 32 MB takes 22 ms by Gloo alone and a step 27 ms
+# without any, 0.64 of RING's is the least that can be had.
 LIMITS = {
     "mlp": {"torch DDP on Gloo": 1.0, "tf_keras fit": 0.65, "tfdp fit, ring, alone": 0.8},
-    "cnn": {"torch DDP on Gloo": 1.05, "tf_keras fit": 0.65, "tfdp fit, ring, alone": 0.95},
+    "cnn": {"torch DDP on Gloo": 1.05, "tfdp fit, ring, alone": 0.8},
 }
 GRADIENTS_MB = 32
 GLOO_ALONE, RING_ALONE = "tfdp fit, Gloo, alone", "tfdp fit, ring, alone"
@@ -154,7 +154,7 @@ def _report_reduce(times: dict[str, list[float]], failures: list[str]) -> None:
     for name, values in sync.items():
         print(f"  {name:34} {_ms(values):>10}  [{_ms(busy[name])}]")
     base, bare = "TensorFlow, default", "bare Gloo, float32"
-    _check(failures, "Gloo / default", _ratio(sync, "Gloo float32", base), 0.5)
+    _check(failures, "Gloo / default", _ratio(sync, "Gloo float32", base), 0.45)
     _check(failures, "Gloo / bare Gloo", _ratio(sync, "Gloo float32", bare), 1.3)
     for name in ("RING float32", "RING float16", "Gloo float16", "Gloo bfloat16"):
         print(f"    {name} / default: {_ratio(sync, name, base):.3f}")

@@ -56,8 +56,8 @@ def start(network, tmp_path, environment):
     """Starts an API server for a run, and gives what runs tfdp against it."""
     opened = []
 
-    def make(names):
-        manager = kubernetes_server.serve(network, tmp_path, names)
+    def make(names, **named):
+        manager = kubernetes_server.serve(network, tmp_path, names, **named)
         server = manager.__enter__()
         opened.append(manager)
         return server
@@ -87,7 +87,8 @@ def losses(folder):
 
 
 def test_the_digits_are_trained_as_here(start, environment):
-    server = start(["run-0.run", "run-1.run"])
+    # Names are known some seconds after the pods have begun, as with a cluster's own DNS.
+    server = start(["run-0.run", "run-1.run"], names_after=6.0)
     folder = start.folder
     done = processes.run(
         start.words("train", "--workers=2", *DIGITS, f"--config.run_dir={folder}/there"),
@@ -96,7 +97,7 @@ def test_the_digits_are_trained_as_here(start, environment):
         seconds=240,
     )
     assert done.returncode == 0, done.stderr
-    assert "2 workers on Kubernetes as job run, seed 0. Logs: " in done.stdout
+    assert "worker=2 on Kubernetes as job run, seed 0. Logs: " in done.stdout
     assert "Test accuracy" in done.stdout
     here = processes.run(
         ["train", "--workers=2", *DIGITS, "--config.run_dir=here", "--log_dir=here-logs"],
@@ -143,6 +144,8 @@ def test_exit_codes_decide_whether_it_starts_again(start, code, restarts, expect
         seconds=90,
     )
     assert done.returncode == expected, done.stderr
+    # The run stays, with its pods; what it needed is gone, whatever came of it.
+    assert [key for key in server.objects if key[0] != "pods"] == [("jobs", "run")]
     if pods:
         assert len(server.started) == pods
         assert "token 12 level a $(b)" in done.stdout
@@ -185,7 +188,9 @@ def test_what_was_made_goes_on_without_the_launcher(start):
     words = start.words("launch", "--workers=2", "--detach", "--env=TOKEN", "--env=LEVEL=1")
     done = processes.run([*words, "--", "ends.py", "0"], start.folder, start.environment(server))
     assert done.returncode == 0, done.stderr
-    assert "To end it: kubectl delete job.batch run" in done.stdout
+    assert (
+        "To end it: kubectl delete -l app.kubernetes.io/instance=run job,service,secret\n"
+    ) in done.stdout
     until = time.monotonic() + 60
     while "status" not in server.objects["jobs", "run"] and time.monotonic() < until:
         time.sleep(0.1)

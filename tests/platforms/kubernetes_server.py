@@ -52,6 +52,7 @@ class Server:
 
     def __init__(self, network, folder, python_path):
         self.objects = {}
+        self.on_start = None  # called with the first pod
         self.started = []  # every pod that was ever started: its name
         self._network, self._folder = network, pathlib.Path(folder)
         self._python_path = python_path
@@ -335,6 +336,9 @@ class Server:
         pod = self._pods[name] = Pod(body, process, log, index)
         self.objects["pods", name] = body
         self.started.append(name)
+        if self.on_start is not None:
+            self.on_start()
+            self.on_start = None
         return pod
 
     async def _end_pods(self, run, job=""):
@@ -395,18 +399,26 @@ def _problem(code, reason, message):
 
 
 @contextlib.contextmanager
-def serve(network, folder, names=()):
+def serve(network, folder, names=(), names_after=0.0):
     """Serve the API on a free port of this machine, from a thread.
 
     Args:
         network: Hosts for the pods.
         folder: Of their logs, and of the kubeconfig.
         names: The host names of the pods, in the order of the network's hosts.
+        names_after: Seconds from the first pod's start until they can be looked up.
     """
     # Where Python finds its packages in a pod: an image has them.
     server = Server(network, folder, os.pathsep.join(filter(None, sys.path)))
     lines = [f"{network.addresses[i]} {host}" for i, host in enumerate(names)]
-    files = network.name_hosts(["127.0.0.1 localhost", *lines]) if network else []
+    files = network.name_hosts(["127.0.0.1 localhost", *(() if names_after else lines)])
+
+    def tell_names():
+        for file in files:
+            file.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+
+    if names_after:
+        server.on_start = lambda: threading.Timer(names_after, tell_names).start()
     for host in names:
         server._set_slot(host)
     loop, ready = asyncio.new_event_loop(), threading.Event()

@@ -18,10 +18,14 @@ TABLE = {
     "job-workers": ("workers", []),
     "job-workers-gpus": (
         "workers",
-        ["--namespace=ml", "--kubernetes_cpu=4", "--kubernetes_memory=8Gi"],
+        [
+            *("--namespace=ml", "--kubernetes_cpu=4", "--kubernetes_memory=8Gi"),
+            "--kubernetes_directory=/app",
+        ],
     ),
     "job-evaluator": ("evaluator", []),
     "jobset-servers": ("servers", []),
+    "jobset-servers-gpus": ("servers", []),
     "jobset-workers": ("workers", ["--kubernetes_kind=jobset"]),
     "tfjob-servers": ("servers", ["--kubernetes_kind=tfjob"]),
     "trainjob-workers": ("workers", ["--kubernetes_kind=trainjob"]),
@@ -51,9 +55,9 @@ def test_the_schemas_of_kubernetes_take_it(name):
 def test_what_is_read_is_what_was_meant(name):
     shape, words = TABLE[name]
     job = asked.job(asked.SHAPES[shape], gpus_per_task=2 if "gpus" in name else 0)
-    read, pod, kind = kubernetes._read(job, asked.values(IMAGE, *words))
+    pod, kind = kubernetes._read(job, asked.values(IMAGE, *words))
     assert list(yaml.safe_load_all(rendered(name))) == json.loads(
-        json.dumps(objects_lib.objects(read, pod, kind))
+        json.dumps(objects_lib.objects(job, pod, kind))
     )
 
 

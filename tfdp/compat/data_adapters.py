@@ -168,12 +168,7 @@ def maps_python(dataset: tf.data.Dataset) -> bool:
     It does not see into datasets that such a function makes, but needs no graph, which would hold
     the arrays as well.
     """
-    graphs = [
-        function.function.graph.as_graph_def()
-        for one in _made_of(dataset)
-        for function in one._functions()
-    ]
-    return any(_calls_python(_bodies_of(graph)) for graph in graphs)
+    return _calls_python(_own_bodies(dataset))
 
 
 def is_the_same_each_time(dataset: tf.data.Dataset) -> bool:
@@ -183,13 +178,18 @@ def is_the_same_each_time(dataset: tf.data.Dataset) -> bool:
     """
     if any(_DRAWS.search(type(one).__name__) for one in _made_of(dataset)):
         return False
+    nodes = (node.op for body in _own_bodies(dataset) for node in body)
+    return not any(_DRAWS.search(name) for name in nodes)
+
+
+def _own_bodies(dataset: tf.data.Dataset) -> list[Any]:
+    """Return the nodes of the functions that a dataset and those it was made of call."""
     graphs = [
         function.function.graph.as_graph_def()
         for one in _made_of(dataset)
         for function in one._functions()
     ]
-    nodes = (node.op for graph in graphs for body in _bodies_of(graph) for node in body)
-    return not any(_DRAWS.search(name) for name in nodes)
+    return [nodes for graph in graphs for nodes in _bodies_of(graph)]
 
 
 def _calls_python(bodies: list[Any]) -> bool:

@@ -23,8 +23,8 @@ from tfdp import config as config_lib
 from tfdp.data import images, pipeline
 from tfdp.data import source as source_lib
 from tfdp.error import Error
+from tfdp.launch.data_workers import VARIABLE
 
-VARIABLE = "TFDP_DATA_SERVICE"
 _ONE = tf.distribute.InputContext()
 # Files that a data worker reads at a time, and records from one before the next.
 _FILES_AT_ONCE = 16

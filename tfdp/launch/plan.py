@@ -132,9 +132,9 @@ def plan(
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise ClusterError(f"seed={seed!r} is not a whole number from 0 to {2**31 - 1}. Use one.")
     visible = _divide_gpus(cluster, gpus)
-    trains = computing(cluster)
-    shares = cores_lib.divide(cores, len(trains)) if not gpus else []
-    cpus = dict(zip(trains, shares, strict=False))
+    mine = computing(cluster)
+    shares = cores_lib.divide(cores, len(mine)) if not gpus else []
+    cpus = dict(zip(mine, shares, strict=False))
     return [
         TaskProcess(
             task=task,
@@ -169,20 +169,21 @@ def log_name(task: Task) -> str:
 
 
 def computing(cluster: Cluster) -> list[Task]:
-    """The tasks that train: the chief of parameter servers only coordinates."""
-    return [
-        task
-        for task in cluster.tasks
-        if task.type == "worker" or (task.type == "chief" and not cluster.is_parameter_server)
-    ]
+    """The tasks that train."""
+    return [task for task in cluster.tasks if trains(task.type, cluster.is_parameter_server)]
+
+
+def trains(job: str, has_servers: bool) -> bool:
+    """Whether tasks of a type train: the chief of parameter servers only coordinates."""
+    return job == "worker" or (job == "chief" and not has_servers)
 
 
 def _divide_gpus(cluster: Cluster, gpus: Sequence[str]) -> dict[Task, str]:
     """CUDA_VISIBLE_DEVICES for each task; nothing where there are no GPUs."""
     if not gpus:
         return {}
-    trains = computing(cluster)
-    shown, tasks = ",".join(gpus), len(trains)
+    mine = computing(cluster)
+    shown, tasks = ",".join(gpus), len(mine)
     if len(gpus) < tasks:
         raise ClusterError(
             f"{tasks} training tasks need a GPU each, but there are {len(gpus)} ({shown}). "
@@ -198,6 +199,6 @@ def _divide_gpus(cluster: Cluster, gpus: Sequence[str]) -> dict[Task, str]:
     # "-1" hides all GPUs. An empty value does too, but a scheduler on the way may lose it.
     visible = dict.fromkeys(cluster.tasks, "-1")
     left = iter(gpus)
-    for task, share in zip(trains, batching.split(len(gpus), tasks), strict=True):
+    for task, share in zip(mine, batching.split(len(gpus), tasks), strict=True):
         visible[task] = ",".join(next(left) for _ in range(share))
     return visible

@@ -134,13 +134,12 @@ def launch_tasks(
     from tfdp.launch.platforms import job as job_lib
     from tfdp.launch.shape import Shape
 
-    for name in ("max_restarts", "min_workers", "data_workers", "logs_kept", "log_megabytes"):
+    counts = ("max_restarts", "min_workers", "data_workers", "logs_kept", "log_megabytes")
+    for name in (*counts, "preempt_seconds"):
         least = int(name == "log_megabytes")
         value = getattr(values, name)
         if value < least:
             raise UsageError(f"--{name}={value}: use {least} or more.")
-    if values.preempt_seconds < 0:
-        raise UsageError(f"--preempt_seconds={values.preempt_seconds}: use 0 or more.")
     if values.data_workers and values.platform != "local":
         raise UsageError(
             f"--data_workers starts processes on this machine, and --platform={values.platform} "
@@ -152,7 +151,8 @@ def launch_tasks(
             f"--min_workers={values.min_workers} is more than --workers={values.workers}. "
             f"Use at most that many."
         )
-    problem = run_lib.check_script(script)
+    # The script of a pod is in its image.
+    problem = "" if values.platform == "kubernetes" else run_lib.check_script(script)
     if problem:
         raise UsageError(problem)
     if seed is None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from tfdp.cluster import EVALUATOR_VARIABLE
 from tfdp.error import Error
-from tfdp.launch import network
+from tfdp.launch import data_workers, network
 from tfdp.launch.shape import Shape
 
 
@@ -88,7 +88,7 @@ def read_variables(
                 raise Error(f"--env={name}: {name} is not set here. Set it, or give it a value.")
             value = environ[name]
             secrets.add(name)
-        if name == "TF_CONFIG" or (name.startswith("TFDP_") and name != "TFDP_DATA_SERVICE"):
+        if name == "TF_CONFIG" or (name.startswith("TFDP_") and name != data_workers.VARIABLE):
             raise Error(f"--env={name}: tfdp sets that itself. Leave it out.")
         variables[name] = value
         if has_value:

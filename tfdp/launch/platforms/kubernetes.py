@@ -6,7 +6,6 @@ kubectl owns the cluster's address and the credentials; tfdp starts it and reads
 `render` gives the objects as YAML, which `kubectl create -f` takes without tfdp.
 """
 
-import dataclasses
 import pathlib
 import re
 import shutil
@@ -21,7 +20,7 @@ from tfdp.error import Error
 from tfdp.launch.platforms import kubernetes_objects as objects_lib
 from tfdp.launch.platforms import yaml_text
 from tfdp.launch.platforms.job import Job
-from tfdp.launch.platforms.kubernetes_watch import Watch
+from tfdp.launch.platforms.kubernetes_watch import Watch, selector
 
 # The resource of each kind's object that says how the run has ended.
 RESOURCES = {
@@ -29,6 +28,13 @@ RESOURCES = {
     "jobset": "jobset.jobset.x-k8s.io",
     "tfjob": "tfjob.kubeflow.org",
     "trainjob": "trainjob.trainer.kubeflow.org",
+}
+# What a run leaves behind that goes on without the launcher.
+_KINDS_OF_A_RUN = {
+    "job": "job,service,secret",
+    "jobset": "jobset,secret",
+    "tfjob": "tfjob,secret",
+    "trainjob": "trainjob,trainingruntime,secret",
 }
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
 
@@ -46,7 +52,12 @@ def define(add: Callable[..., Any]) -> None:
     add(flags.DEFINE_string, "kubernetes_cpu", "", "Kubernetes: CPUs of a pod, like 4 or 500m.")
     add(flags.DEFINE_string, "kubernetes_memory", "", "Kubernetes: memory of a pod, like 8Gi.")
     add(flags.DEFINE_string, "kubernetes_python", "python", "Kubernetes: Python in the image.")
-    add(flags.DEFINE_string, "kubernetes_directory", "", "Kubernetes: the folder in the image.")
+    add(
+        flags.DEFINE_string,
+        "kubernetes_directory",
+        "",
+        "Kubernetes: a folder in the image.",
+    )
 
 
 def render(job: Job, values: Any) -> str:
@@ -55,7 +66,7 @@ def render(job: Job, values: Any) -> str:
     Raises:
         Error: A flag is missing or bad, or the kind cannot run such a cluster.
     """
-    job, pod, kind = _read(job, values)
+    pod, kind = _read(job, values)
     text = yaml_text.documents(objects_lib.objects(job, pod, kind))
     if job.secrets:
         literals = " ".join(f"--from-literal={name}=..." for name in sorted(job.secrets))
@@ -72,7 +83,7 @@ def launch(job: Job, values: Any) -> int:
     Raises:
         Error: A flag is bad, there is no kubectl, or it refuses; one line.
     """
-    job, pod, kind = _read(job, values)
+    pod, kind = _read(job, values)
     kubectl = Kubectl(pod.namespace)
     made = objects_lib.objects(job, pod, kind)
     secret = objects_lib.secret(job, pod)
@@ -87,17 +98,25 @@ def launch(job: Job, values: Any) -> int:
     everything = [*([secret] if secret else []), *made]
     try:
         kubectl.run("create", "-f", "-", given=yaml_text.documents(everything))
-        where = f"{job.shape.cluster([f'{h}:1' for h in objects_lib.hosts(job, kind)])}"
-        print(f"{where} on Kubernetes as {kind} {job.name}, seed {job.seed}. Logs: {job.log_dir}")
-        follow = " ".join(kubectl.words("logs", "-f", "-l", _selector(job), "--prefix"))
-        remove = " ".join(kubectl.words("delete", resource, job.name))
+        print(
+            f"{job.shape} on Kubernetes as {kind} {job.name}, seed {job.seed}. Logs: {job.log_dir}",
+            flush=True,
+        )
         if values.detach:
+            follow = " ".join(kubectl.words("logs", "-f", "-l", selector(job), "--prefix"))
+            remove = " ".join(kubectl.words("delete", "-l", selector(job), _KINDS_OF_A_RUN[kind]))
             print(f"It goes on by itself. To follow it: {follow}\nTo end it: {remove}")
             return 0
-        return Watch(kubectl, job, kind, resource).run()
+        code = Watch(kubectl, job, kind, resource).run()
+    except Error:
+        # Kubernetes does not answer, or somebody has removed the run: it is not ended from here.
+        raise
     except BaseException:
         _delete(kubectl, everything)
         raise
+    # The run itself stays for a day, with the logs of its pods; what it needed goes.
+    _delete(kubectl, everything[:-1])
+    return code
 
 
 class Kubectl:
@@ -157,7 +176,7 @@ class Kubectl:
         )
 
 
-def _read(job: Job, values: Any) -> tuple[Job, objects_lib.Pod, str]:
+def _read(job: Job, values: Any) -> tuple[objects_lib.Pod, str]:
     """Check the flags."""
     if not values.image:
         raise Error(
@@ -183,13 +202,9 @@ def _read(job: Job, values: Any) -> tuple[Job, objects_lib.Pod, str]:
         values.kubernetes_memory,
         job.gpus_per_task,
         values.kubernetes_python,
+        values.kubernetes_directory,
     )
-    directory = values.kubernetes_directory or job.directory
-    return dataclasses.replace(job, directory=directory), pod, kind
-
-
-def _selector(job: Job) -> str:
-    return f"app.kubernetes.io/instance={job.name}"
+    return pod, kind
 
 
 def _delete(kubectl: Kubectl, made: Sequence[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfdp.error import Error
+from tfdp.launch import discovery, plan
 from tfdp.launch.platforms.job import Job
 
 KINDS = ("job", "jobset", "tfjob", "trainjob")
@@ -40,6 +41,7 @@ class Pod:
         memory: The same for memory ("8Gi").
         gpus: GPUs of each pod that trains.
         python: The interpreter in the image.
+        directory: The folder in the image that the tasks run in; "" for the image's own.
     """
 
     image: str
@@ -48,6 +50,7 @@ class Pod:
     memory: str = ""
     gpus: int = 0
     python: str = "python"
+    directory: str = ""
 
 
 def objects(job: Job, pod: Pod, kind: str) -> list[dict[str, Any]]:
@@ -121,7 +124,7 @@ def _jobset(job: Job, pod: Pod) -> list[dict[str, Any]]:
     for kind, count in job.shape.counts.items():
         if not count:
             continue
-        trains = kind in ("chief", "worker")
+        trains = plan.trains(kind, bool(job.shape.ps))
         replicated.append(
             {
                 "name": kind,
@@ -181,7 +184,11 @@ def _tfjob(job: Job, pod: Pod) -> list[dict[str, Any]]:
             # 130, 137, 138 and 143 start again; 1 and 2 end the run.
             "restartPolicy": "ExitCode",
             "template": _template(
-                job, pod, "tfjob", gpus=kind in ("chief", "worker"), container="tensorflow"
+                job,
+                pod,
+                "tfjob",
+                gpus=plan.trains(kind, bool(job.shape.ps)),
+                container="tensorflow",
             ),
         }
         for kind, count in job.shape.counts.items()
@@ -304,7 +311,7 @@ def _template(
     one = {
         "name": container,
         "image": pod.image,
-        "workingDir": job.directory,
+        **({"workingDir": pod.directory} if pod.directory else {}),
         "command": [_literal(word) for word in (pod.python, *job.command[1:])],
         "env": _variables(job, kind, first),
         "ports": [port],
@@ -330,9 +337,10 @@ def _variables(job: Job, kind: str, first: int) -> list[dict[str, Any]]:
         addresses = [f"{host}:{PORT}" for host in hosts(job, kind)]
         cluster = job.shape.cluster(addresses)
         jobs = {name: list(getattr(cluster, name)) for name in job.shape.counts}
-        variables["TFDP_CLUSTER"] = json.dumps({name: at for name, at in jobs.items() if at})
+        named = {name: at for name, at in jobs.items() if at}
+        variables[discovery.CLUSTER_VARIABLE] = json.dumps(named)
     if first:
-        variables["TFDP_FIRST_INDEX"] = str(first)
+        variables[discovery.FIRST_VARIABLE] = str(first)
     return [_variable(job, name, value) for name, value in variables.items()]
 
 

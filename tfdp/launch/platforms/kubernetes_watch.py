@@ -77,16 +77,14 @@ class Watch:
 
     def _look(self) -> bool | None:
         """Read how the run stands; return whether it has ended well, None while it goes on."""
-        selector = f"app.kubernetes.io/instance={self._job.name}"
         # First the run: the pods of one that has ended are all there.
         text = self._kubectl.run(
             "get", self._resource, self._job.name, "--ignore-not-found", "-o", "json"
         )
         if not text.strip():
             raise Error(f"{self._kind} {self._job.name} is gone: somebody has removed it.")
-        for pod in json.loads(self._kubectl.run("get", "pods", "-l", selector, "-o", "json"))[
-            "items"
-        ]:
+        pods = self._kubectl.run("get", "pods", "-l", selector(self._job), "-o", "json")
+        for pod in json.loads(pods)["items"]:
             self._see(pod)
         for condition in json.loads(text).get("status", {}).get("conditions", []):
             if condition["type"] in _ENDS and condition["status"] == "True":
@@ -168,6 +166,11 @@ class Watch:
             self._said.add(line)
             sys.stderr.write(printable(f"tfdp: {line}").decode())
             sys.stderr.flush()
+
+
+def selector(job: Job) -> str:
+    """Return the label that all objects and pods of a run have."""
+    return f"app.kubernetes.io/instance={job.name}"
 
 
 def _copy(stream: Any, path: pathlib.Path, shows: bool) -> None:

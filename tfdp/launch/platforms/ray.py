@@ -1,7 +1,7 @@
 """--platform=ray: the tasks run where a cluster of Ray places them.
 
     ray start --head                                    # there is a cluster already, as a rule
-    tfdp launch --platform=ray --workers=4 --cpus_per_task=2 -- train.py
+    tfdp launch --platform=ray --workers=4 --ray_cpus=2 -- train.py
 
 Ray core places one actor for each task, all or none (a placement group), and spreads them over the
 nodes. Each actor starts the task as a process of its node (ray_actor). To tfdp's launcher a task is
@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from tfdp.error import Error
-from tfdp.launch import local
+from tfdp.launch import local, plan
 from tfdp.launch.platforms import ray_script
 from tfdp.launch.platforms.job import Job
 from tfdp.launch.platforms.ray_bridge import Bridge
@@ -54,7 +54,6 @@ def launch(job: Job, values: Any) -> int:
             processes = bridge.plan()
             hosts = ", ".join(sorted({process.host for process in processes}))
             print(f"{job.shape} on Ray ({hosts}), seed {job.seed}. Logs: {job.log_dir}", flush=True)
-
             try:
                 return local.run(
                     processes,
@@ -72,10 +71,9 @@ def launch(job: Job, values: Any) -> int:
 
 def resources(job: Job, values: Any) -> list[dict[str, float]]:
     """Return what each task asks for, in the order of the tasks: {"CPU": 1.0, "GPU": 1.0}."""
-    trains = {"worker", "chief"} - ({"chief"} if job.shape.ps else set())
     asked = []
     for task in job.shape.tasks:
-        gpus = job.gpus_per_task if task.type in trains else 0
+        gpus = job.gpus_per_task if plan.trains(task.type, bool(job.shape.ps)) else 0
         asked.append({"CPU": values.ray_cpus, **({"GPU": float(gpus)} if gpus else {})})
     return asked
 
@@ -119,7 +117,6 @@ def _connected(address: str) -> Iterator[Any]:
             namespace="tfdp",
             log_to_driver=False,
             logging_level=logging.ERROR,
-            include_dashboard=None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise Error(

@@ -157,14 +157,13 @@ class Reached:
         found: dict[Task, tuple[int, ...]] = {}
         has_servers = any(task.type == "ps" for task in placed)
         for host in self.named:
-            trains = [
+            mine = [
                 task
                 for task, where in placed.items()
-                if where.name == host.name
-                and (task.type == "worker" or (task.type == "chief" and not has_servers))
+                if where.name == host.name and plan.trains(task.type, has_servers)
             ]
-            shares = cores_lib.divide(self.facts[host.name]["cores"], len(trains))
-            found.update(zip(trains, shares, strict=False))
+            shares = cores_lib.divide(self.facts[host.name]["cores"], len(mine))
+            found.update(zip(mine, shares, strict=False))
         return found
 
 
