@@ -29,7 +29,7 @@ ROWS = {"mlp": 32, "cnn": 32}
 STEPS = 20
 # Against torch's DDP on Gloo, the trainer that a user would take otherwise; against tf_keras; and
 # against TensorFlow's RING under tfdp. Those of the MLP were 0.45, when a step by RING took 236 ms.
-# It takes 78 since memory is kept: where the sum of 32 MB takes 22 ms by Gloo alone and a step 27 ms
+# It takes 78 since memory is kept: where the sum of 32 MB takes 22 ms by Gloo alone, and a step 27
 # without any, 0.64 of RING's is the least that can be had.
 LIMITS = {
     "mlp": {"torch DDP on Gloo": 1.0, "tf_keras fit": 0.65, "tfdp fit, ring, alone": 0.8},
