@@ -146,6 +146,12 @@ BLAME = "It has crashed, was stopped, or"
             "worker:1 (b:1) was lost: it closed its connections. It has ended or crashed: look at "
             "its own output.",
         ),
+        (
+            "UnavailableError: Shared memory lost worker:1: worker 1 has closed its connection",
+            2,
+            "worker:1 (b:1) was lost: it closed its connections. It has ended or crashed: look at "
+            "its own output.",
+        ),
         ("UnavailableError: Gloo lost another worker: Connection closed by peer.", 2, ""),
         (UNHEALTHY, 1, ""),
         (HEARTBEAT, 0, ""),

@@ -23,7 +23,7 @@ from tfdp.error import Error
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "parameter_server")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-IMPLEMENTATIONS = ("auto", "ring", "nccl", "gloo")
+IMPLEMENTATIONS = ("auto", "ring", "nccl", "gloo", "shared_memory")
 COMPRESSIONS = ("none", "float16", "bfloat16")
 READINGS = ("coordinator", "shard")
 SECOND_SIGNATURES = ("none", "examples", "images")

@@ -87,8 +87,8 @@ def strategy(
             f"tfdp launch {flags} -- SCRIPT.py, or set TF_CONFIG."
         )
     options = communication or fit.Communication()
-    if options.implementation == "gloo":
-        _check_gloo(name)
+    if options.implementation in ("gloo", "shared_memory"):
+        _check_carrier(name, options.implementation)
     if name in ("multi_worker", "parameter_server"):
         rendezvous.join(os.environ)
     begin()
@@ -185,14 +185,14 @@ def _choose(found: cluster_lib.Place | None) -> str:
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
 
 
-def _check_gloo(name: str) -> None:
-    """Refuse Gloo where there are no workers for it to connect, or it is not installed."""
+def _check_carrier(name: str, implementation: str) -> None:
+    """Refuse what has no workers to connect, or is not installed."""
     if name in ("mirrored", "parameter_server"):
         raise Error(
-            f"Communication(implementation='gloo') connects the workers of 'multi_worker', and "
-            f"strategy({name!r}) has none that sum gradients. Use 'auto'."
+            f"Communication(implementation={implementation!r}) connects the workers of "
+            f"'multi_worker', and strategy({name!r}) has none that sum gradients. Use 'auto'."
         )
-    if name == "multi_worker" and fit.gloo_binding() is None:
+    if implementation == "gloo" and name == "multi_worker" and fit.gloo_binding() is None:
         raise Error(
             f"Communication(implementation='gloo'): Gloo is not installed: {fit.INSTALL_GLOO}."
         )

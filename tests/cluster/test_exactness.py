@@ -17,9 +17,9 @@ pytestmark = pytest.mark.cluster
 SCRIPT = pathlib.Path(__file__).parent / "exactness.py"
 
 
-# Gloo is the default. How sums are carried shows in how batches are split, and in the types that
-# travel.
-OVER_RING = ("batches", "precision")
+# Shared memory is the default. How sums are carried shows in how batches are split, and in the
+# types that travel.
+CARRIED = ("batches", "precision")
 
 
 def run(folder: pathlib.Path, names, **environment: str) -> dict[tuple[str, str], dict]:
@@ -64,10 +64,10 @@ def outcomes(tmp_path_factory, pytestconfig) -> dict[tuple[str, str], dict]:
     return run(tmp_path_factory.mktemp("exactness"), names(cases.TABLES, pytestconfig))
 
 
-@pytest.fixture(scope="module")
-def outcomes_over_ring(tmp_path_factory, pytestconfig) -> dict[tuple[str, str], dict]:
-    chosen = names(OVER_RING, pytestconfig)
-    return run(tmp_path_factory.mktemp("ring"), chosen, IMPLEMENTATION="ring")
+@pytest.fixture(scope="module", params=["ring", "gloo"])
+def outcomes_carried(request, tmp_path_factory, pytestconfig) -> dict[tuple[str, str], dict]:
+    chosen = names(CARRIED, pytestconfig)
+    return run(tmp_path_factory.mktemp(request.param), chosen, IMPLEMENTATION=request.param)
 
 
 @pytest.mark.parametrize(("group", "name"), chosen(cases.TABLES))
@@ -75,9 +75,9 @@ def test_two_workers_train_what_one_device_trains(group, name, outcomes):
     check(outcomes[group, name])
 
 
-@pytest.mark.parametrize(("group", "name"), chosen(OVER_RING))
-def test_ring_carries_the_same_sums(group, name, outcomes_over_ring):
-    check(outcomes_over_ring[group, name])
+@pytest.mark.parametrize(("group", "name"), chosen(CARRIED))
+def test_ring_and_gloo_carry_the_same_sums(group, name, outcomes_carried):
+    check(outcomes_carried[group, name])
 
 
 def check(outcome: dict) -> None:

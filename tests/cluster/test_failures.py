@@ -22,13 +22,13 @@ def task_pids(pids):
     return sorted(pid for pid, command in pids.items() if "-m tfdp.run" in command)
 
 
-def end(launcher, folder, kill):
+def end(launcher, folder, kill, processes_each=1):
     """Waits until both workers train, ends the run by `kill(pids)`; returns what was left."""
     for worker in range(2):
         log = folder / "logs" / f"worker-{worker}.log"
         processes.wait_for_text(log, "Epoch 3 has ended.", 90, launcher)
     pids = processes.whole_family(launcher, tasks=2)
-    assert len(pids) == 5  # the launcher, the workers, and beside each of them one for Gloo
+    assert len(pids) == 1 + 2 * processes_each  # the launcher, and the workers'
     with processes.watched(pids) as handles:
         kill(pids)
         return processes.left_after(handles, SECONDS)
@@ -61,6 +61,24 @@ def test_nothing_is_left_five_seconds_after(name, code, last_line, tmp_path, env
     assert launcher.returncode == code
     if last_line is not None:
         assert err.splitlines()[-1] == last_line
+
+
+@pytest.mark.parametrize("kills", ["a worker", "the launcher", "a process of Gloo"])
+def test_nothing_is_left_where_gloo_runs_beside_each_worker(kills, tmp_path, environment):
+    environment = {**environment, "IMPLEMENTATION": "gloo"}
+
+    def kill(pids):
+        victims = {
+            "a worker": task_pids(pids)[1],
+            "the launcher": launcher.pid,
+            "a process of Gloo": max(p for p, command in pids.items() if "gloo_pro" in command),
+        }
+        os.kill(victims[kills], signal.SIGKILL)
+
+    with processes.started(COMMAND, tmp_path, environment) as launcher:
+        assert end(launcher, tmp_path, kill, processes_each=2) == []
+        launcher.communicate(timeout=30)
+    assert launcher.returncode not in (0, None)
 
 
 def test_an_exception_in_a_worker_ends_the_run_with_its_traceback(tmp_path, environment):

@@ -3,6 +3,8 @@
 import pytest
 import tensorflow as tf
 
+from fit import carriers
+
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
 )
@@ -25,3 +27,17 @@ def mirrored() -> dict[int, tf.distribute.Strategy]:
         n: tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(n)], cross_device_ops=reduce)
         for n in (1, 2, 3)
     }
+
+
+@pytest.fixture
+def workers(kind):
+    """Returns what connects so many workers by the `kind` that a module of tests sets."""
+    made = []
+
+    def make(size):
+        made.append(carriers.Workers(kind, size))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

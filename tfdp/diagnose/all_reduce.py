@@ -1,7 +1,7 @@
 """How long an all-reduce takes: for every pair of tasks, and for all. Every task calls it.
 
 rows = measure(names, me)           # [Row(("worker:0", "worker:1"), 32, 0.041), ...] of this task's
-rows += measure_gloo(names, carrier)        # over all tasks, by Gloo
+rows += measure_carrier(names, "Gloo", carrier)     # over all tasks, by Gloo
 """
 
 import dataclasses
@@ -66,12 +66,13 @@ def measure(names: list[str], me: str) -> list[Row]:
     return rows
 
 
-def measure_gloo(names: list[str], carrier: Any) -> list[Row]:
-    """Measure what carries the sums of all tasks by Gloo.
+def measure_carrier(names: list[str], by: str, carrier: Any) -> list[Row]:
+    """Measure what carries the sums of all tasks in place of TensorFlow.
 
     Args:
         names: As for `measure`.
-        carrier: What `fit.gloo_carrier` returns.
+        by: What it is called.
+        carrier: One of what `fit.carriers` returns.
 
     Returns:
         A row for each size.
@@ -80,7 +81,7 @@ def measure_gloo(names: list[str], carrier: Any) -> list[Row]:
         tf.errors.OpError: A task was lost.
     """
     return [
-        Row(tuple(names), megabytes, _median(megabytes, lambda value: carrier.sum([value])), "Gloo")
+        Row(tuple(names), megabytes, _median(megabytes, lambda value: carrier.sum([value])), by)
         for megabytes in MEGABYTES
     ]
 

@@ -111,8 +111,8 @@ def _with_tensorflow(
 
         names = [str(one) for one in cluster.tasks if one.type in ("chief", "worker")]
         rows = all_reduce.measure(names, str(task))
-        if carrier := fit.gloo_carrier(strategy):
-            rows += all_reduce.measure_gloo(names, carrier)
+        for by, carrier in fit.carriers(strategy).items():
+            rows += all_reduce.measure_carrier(names, by, carrier)
         result["all_reduce"] = [dataclasses.asdict(row) for row in rows]
         _gather(names, task, result)
     except Exception as error:  # whatever it is, it is what a run would meet

@@ -18,7 +18,8 @@ Read in this order:
         step, user_step     one step on a replica: gradients, all-reduce, update
         replica         a replica's copies of the variables
         communication   how gradients travel
-        transport, gloo, gloo_process   what carries them between workers: Gloo, or TensorFlow
+        transport                       what carries them between workers, or TensorFlow:
+        shared_memory, gloo, gloo_process, memory
         agreement, differences      do all tasks train the same?
         exchange, model_watch       how they tell each other; whether they make the same model
         gather          predictions of all replicas
@@ -47,7 +48,7 @@ from tfdp.fit.replicas.exchange import same_everywhere
 from tfdp.fit.replicas.gloo import binding as gloo_binding
 from tfdp.fit.replicas.model_watch import watch
 from tfdp.fit.replicas.transport import INSTALL as INSTALL_GLOO
-from tfdp.fit.replicas.transport import gloo_carrier
+from tfdp.fit.replicas.transport import carriers
 from tfdp.fit.servers.coordinator import Options as ServerOptions
 from tfdp.fit.servers.partitions import initialize_by_partition
 from tfdp.fit.servers.partitions import whole as whole_variables
@@ -57,10 +58,10 @@ __all__ = [
     "BackupAndRestore",
     "Communication",
     "ServerOptions",
+    "carriers",
     "disable",
     "enable",
     "gloo_binding",
-    "gloo_carrier",
     "initialize_by_partition",
     "same_everywhere",
     "set_communication",

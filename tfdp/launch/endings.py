@@ -28,7 +28,7 @@ _TASK = re.compile(r"/job:(\w+)/replica:\d+/task:(\d+)")
 _REMOTE = re.compile(r"from remote target /job:(\w+)/replica:\d+/task:(\d+)")
 _HEARTBEAT = re.compile(r"CoordinationService/(?:Heartbeat|PollForError)")
 # Said by fit.transport.
-_GLOO = re.compile(r"Gloo lost (\w+):(\d+): ")
+_CARRIER = re.compile(r"(?:Gloo|Shared memory) lost (\w+):(\d+): ")
 _CUT = re.compile(
     r"Socket closed|Connection reset|Connection refused|failed to connect|UNAVAILABLE"
 )
@@ -194,7 +194,7 @@ def describe_lost(message: str, cluster: Cluster, task: Task) -> str:
     elif (found := _REMOTE.search(message)) and _CUT.search(message):
         names = _address_of(cluster, Task(found[1], int(found[2])))
         why = _CLOSED
-    elif found := _GLOO.search(message):
+    elif found := _CARRIER.search(message):
         names = _address_of(cluster, Task(found[1], int(found[2])))
         why = _CLOSED
     else:

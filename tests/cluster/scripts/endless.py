@@ -7,7 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import tfdp
+
 task = json.loads(os.environ["TF_CONFIG"])["task"]
+tfdp.enable(tfdp.Communication(os.environ.get("IMPLEMENTATION", "auto")))
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 with strategy.scope():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])

@@ -14,9 +14,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfdp.compat import distribute
-from tfdp.fit.replicas import gloo, transport
+from tfdp.fit.replicas import memory, transport
 
-_IMPLEMENTATIONS = ("auto", "ring", "nccl", "gloo")
+_IMPLEMENTATIONS = ("auto", "ring", "nccl", "gloo", "shared_memory")
 _NO_MPI = (
     "Communication(implementation='mpi'): MPI is not offered: it cannot join workers that were "
     "started one by one, and carries large gradients no faster than Gloo. Use 'gloo'."
@@ -29,21 +29,23 @@ class Communication:
     """Options of the gradients' all-reduce.
 
     Attributes:
-        implementation: "gloo" is for workers of MultiWorkerMirroredStrategy with one replica each,
-            on CPUs (`pip install 'tfdp[gloo]'`): it sends from where the gradients lie, see
-            transport. "ring" is TensorFlow's, gRPC between hosts, on CPUs and GPUs; "nccl" is for
-            GPUs. "auto" takes Gloo between such workers if it is installed on all of them, and lets
-            TensorFlow choose otherwise.
+        implementation: "shared_memory" and "gloo" are for workers of MultiWorkerMirroredStrategy
+            with one replica each, on CPUs, and add up where the gradients lie: shared memory for
+            workers of one machine (Linux), Gloo between machines too
+            (`pip install 'tfdp[gloo]'`). "ring" is TensorFlow's, gRPC between hosts, on CPUs and
+            GPUs; "nccl" is for GPUs. "auto" takes shared memory between such workers if all run on
+            one machine, else Gloo if it is installed on all of them, and lets TensorFlow choose
+            otherwise.
         bytes_per_pack: Gradients travel in packs of at most about this many bytes; larger ones are
-            split. Gloo needs no packs.
+            split. Shared memory and Gloo need no packs.
         compression: None, or the type in which float32 gradients travel. Every replica's are
             weighted by its share of the batch before they travel, so that the sum is an average,
             no larger than the largest of them, for losses that are means. "float16" keeps 11 bits:
             a sum is off by at most 2**-11 of its terms' sizes for each addition, values below 6e-8
             are lost, and an average above 65,504 becomes infinite (a LossScaleOptimizer then skips
             the step).
-            "bfloat16" keeps 8 bits (2**-8) over float32's whole range. Gloo's sums are added up in
-            float32 and rounded once. Updates stay equal on all replicas.
+            "bfloat16" keeps 8 bits (2**-8) over float32's whole range. Shared memory and Gloo add
+            up in float32 and round once. Updates stay equal on all replicas.
         timeout_seconds: A collective that takes longer fails instead of waiting for ever;
             None for no limit.
 
@@ -83,10 +85,11 @@ class Communication:
     def options(self) -> tf.distribute.experimental.CommunicationOptions:
         """Return these options in tf.distribute's form.
 
-        Beside Gloo it carries the values of new variables: by RING.
+        Beside shared memory and Gloo it carries the values of new variables: by RING.
         """
         implementation = tf.distribute.experimental.CommunicationImplementation
-        name = "RING" if self.implementation == "gloo" else self.implementation.upper()
+        carried = self.implementation in ("gloo", "shared_memory")
+        name = "RING" if carried else self.implementation.upper()
         return tf.distribute.experimental.CommunicationOptions(
             bytes_per_pack=self.bytes_per_pack,
             timeout_seconds=self.timeout_seconds,
@@ -118,14 +121,14 @@ def reduced_by_carrier(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Let layers and train_steps that reduce by themselves use what carries the gradients.
 
     Two systems side by side would wait for one another: on one CPU TensorFlow runs one operation
-    at a time, and a worker that waits in Gloo leaves no thread to the collective that another
+    at a time, and a worker that waits for others leaves no thread to the collective that another
     worker waits for.
     """
     carrier = transport.of(strategy)
     if carrier is None:
         yield
         return
-    with distribute.all_reduce_by(strategy, carrier.sum, gloo.DTYPES):
+    with distribute.all_reduce_by(strategy, carrier.sum, memory.DTYPES):
         yield
 
 
@@ -256,7 +259,7 @@ class Packs:
 
 
 def _carried(carrier: transport.Carrier, packs: Sequence[Any]) -> list[Any]:
-    """Return packs summed over all workers by Gloo: dense ones together, rows of sparse ones."""
+    """Return packs summed over all workers: dense ones together, rows of sparse ones."""
     summed = iter(carrier.sum([p for p in packs if not isinstance(p, tf.IndexedSlices)]))
     return [
         tf.IndexedSlices(carrier.concat(p.values), carrier.concat(p.indices), p.dense_shape)

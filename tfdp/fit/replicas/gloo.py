@@ -12,7 +12,6 @@ into memory that both processes share, and none back: what it returns lies there
 
 import contextlib
 import importlib.util
-import mmap
 import os
 import pathlib
 import queue
@@ -20,7 +19,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,24 +27,9 @@ from typing import Any
 import numpy as np
 
 from tfdp.fit.replicas import gloo_process
+from tfdp.fit.replicas.memory import LOOK_SECONDS, SMALL, Failed, Late, Layout, Regions, check_types
 
-# What TensorFlow takes without a copy is aligned so (EIGEN_MAX_ALIGN_BYTES).
-_ALIGNMENT = 64
-# Smaller sums are copied out: they may be kept for long, and would keep shared memory with them.
-_SMALL = 1 << 16
-_LOOK_SECONDS = 1.0
-# Memory that so many collectives have not used belongs to a model that is trained no more.
-_FORGOTTEN_AFTER = 1000
 _GONE = "the process that runs Gloo has ended"
-DTYPES = ("float32", "float64", "int32", "int64", "float16", "bfloat16")
-
-
-class Failed(Exception):
-    """A collective has failed, for good: another worker is lost, or took too long."""
-
-
-class Late(Failed):
-    """A collective has taken longer than it may."""
 
 
 def binding() -> str | None:
@@ -96,9 +79,10 @@ class Gloo:
         self._share, self._shared, self._check = share, shared, check
         self._broken = ""
         self._lock = threading.Lock()  # one collective after the other
-        self._regions: dict[Any, list[_Region]] = {}
-        self._made = 0  # regions, those that are gone too
-        self._orders = 0
+        self._regions = Regions(
+            lambda region, file: self._order("memory", region.size, file=file),
+            lambda region: self._order("forget", region.number),
+        )
         path = binding()
         if path is None:
             raise Failed("Gloo is not installed")
@@ -126,18 +110,16 @@ class Gloo:
         Raises:
             Failed: A worker is lost, or the time is over.
         """
-        for array in arrays:
-            if array.dtype.name not in DTYPES:
-                raise TypeError(f"Gloo does not sum {array.dtype.name}: use one of {DTYPES}")
+        check_types(arrays)
         with self._lock:
             key = tuple((array.dtype.name, array.shape) for array in arrays)
-            region = self._region(key, lambda: _Layout(arrays, self.size))
+            region = self._regions.take(key, lambda: Layout(arrays, self.size))
             for view, array in zip(region.views, arrays, strict=True):
                 np.copyto(view, array)
             self._order("sum", region.number, region.layout.parts, seconds=timeout_seconds)
-            if region.size <= _SMALL:
+            if region.size <= SMALL:
                 return [view.copy() for view in region.views]
-            return list(region.views)
+            return list(region.results)
 
     def gather(self, array: np.ndarray, timeout_seconds: float | None = None) -> list[np.ndarray]:
         """Return every worker's array; they may differ in their first dimension.
@@ -155,7 +137,7 @@ class Gloo:
         with self._lock:
             # Regions of powers of two, so that few are made for many lengths.
             space = 1 << (most - 1).bit_length()
-            region = self._region(("gather", space), lambda: _Layout([], self.size, space))
+            region = self._regions.take(("gather", space), lambda: Layout([], self.size, space))
             mine = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             region.bytes[: mine.size] = mine
             self._order("gather", region.number, 0, most, space, seconds=timeout_seconds)
@@ -216,9 +198,9 @@ class Gloo:
     def _answer(self, until: float | None) -> list[Any]:
         """Return the process's answer; look now and then whether it can still come."""
         while True:
-            left = _LOOK_SECONDS if until is None else until - time.monotonic()
+            left = LOOK_SECONDS if until is None else until - time.monotonic()
             try:
-                answer = self._channel.receive(max(0.001, min(_LOOK_SECONDS, left)))
+                answer = self._channel.receive(max(0.001, min(LOOK_SECONDS, left)))
             except EOFError:
                 raise Failed(_GONE) from None
             if answer is not None:
@@ -226,81 +208,6 @@ class Gloo:
             self._check()
             if until is not None and time.monotonic() >= until:
                 raise Late("a collective of Gloo took longer than its timeout_seconds")
-
-    def _region(self, key: Any, make: Callable[[], "_Layout"]) -> "_Region":
-        """Return shared memory of a layout that nobody holds a part of."""
-        self._orders += 1
-        for region in self._regions.get(key, ()):
-            if region.is_free():
-                region.used_at = self._orders
-                return region
-        self._forget()
-        layout, file = make(), _memory_file()
-        try:
-            os.ftruncate(file, layout.size)
-            region = _Region(self._made, layout, file, self._orders)
-            self._order("memory", layout.size, file=file)
-        finally:
-            os.close(file)
-        self._made += 1
-        self._regions.setdefault(key, []).append(region)
-        return region
-
-    def _forget(self) -> None:
-        """Give memory back that was not used for long."""
-        for key, made in list(self._regions.items()):
-            for region in list(made):
-                if self._orders - region.used_at > _FORGOTTEN_AFTER and region.is_free():
-                    made.remove(region)
-                    self._order("forget", region.number)
-            if not made:
-                del self._regions[key]
-
-
-class _Layout:
-    """Where arrays lie in a region: those of a type together, as one collective takes them."""
-
-    def __init__(self, arrays: Sequence[np.ndarray], workers: int, gathered: int = 0):
-        self.places: list[tuple[int, np.dtype, tuple[int, ...]]] = [(0, np.dtype("i1"), ())] * len(
-            arrays
-        )
-        self.parts: list[tuple[str, int, int]] = []
-        end = 0
-        for name in sorted({array.dtype.name for array in arrays}):
-            begin, width = end, 1
-            for index, array in enumerate(arrays):
-                if array.dtype.name == name:
-                    width = array.dtype.itemsize
-                    self.places[index] = (end, array.dtype, array.shape)
-                    end = _aligned(end + array.nbytes)
-            # Halves are added up by the workers in equal parts.
-            count = -(-(end - begin) // width // workers) * workers
-            self.parts.append((name, begin, count))
-            end = _aligned(begin + count * width)
-        self.size = max(_ALIGNMENT, end + gathered * (workers + 1))
-
-
-class _Region:
-    """A piece of shared memory, and the arrays in it."""
-
-    def __init__(self, number: int, layout: _Layout, file: int, used_at: int):
-        self.number, self.layout, self.size = number, layout, layout.size
-        self.used_at = used_at
-        self.bytes = np.frombuffer(mmap.mmap(file, layout.size), np.uint8)
-        self.views = [
-            self.bytes[start : start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize]
-            .view(dtype)
-            .reshape(shape)
-            for start, dtype, shape in layout.places
-        ]
-        self._held = self._holders()
-
-    def is_free(self) -> bool:
-        """Say whether nobody else holds one of the arrays (TensorFlow does while it uses it)."""
-        return self._holders() == self._held
-
-    def _holders(self) -> list[int]:
-        return [sys.getrefcount(view) for view in self.views]
 
 
 def _plain(problem: str) -> str:
@@ -310,18 +217,6 @@ def _plain(problem: str) -> str:
     """
     problem = re.sub(r"^RuntimeError: (\[[^]]*\.cc:\d+\] )?", "", problem)
     return problem.partition(" This is typically ")[0]
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _memory_file() -> int:
-    """Return a file without a name that lies in memory."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("tfdp-gloo")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _start(path: str, theirs: socket.socket) -> subprocess.Popen:

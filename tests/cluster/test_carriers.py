@@ -1,4 +1,4 @@
-"""Which of Gloo and TensorFlow carries sums, and that both give the same numbers."""
+"""Which of shared memory, Gloo and TensorFlow carries sums, and that all give the same numbers."""
 
 import pathlib
 
@@ -14,7 +14,8 @@ SCRIPT = str(pathlib.Path(__file__).with_name("scripts") / "carried.py")
 @pytest.fixture(scope="module")
 def told(tmp_path_factory, environment) -> list[dict[str, str]]:
     """Return what each of two workers has printed: the answers by their names."""
-    folder = tmp_path_factory.mktemp("gloo")
+    folder = tmp_path_factory.mktemp("carried")
+    environment = {**environment, "LATE": "shared_memory"}
     processes.run(
         ["launch", "--workers=2", "--log_dir=logs", "--", SCRIPT], folder, environment, 240
     )
@@ -38,12 +39,20 @@ REFUSED = "ValueError: Communication(implementation='gloo'): Gloo cannot be used
             "not everywhere",
             f"{REFUSED}worker:1: it is not installed: pip install 'tfdp[gloo]' on every worker.",
         ),
+        (
+            "two machines",
+            "ValueError: Communication(implementation='shared_memory'): Shared memory cannot be "
+            "used. worker:0: worker 1 runs on another machine than worker 0.",
+        ),
         # Nobody can be reached where one of two cannot listen: the chief says so first.
         ("not connected", f"{REFUSED}worker:0: it cannot connect by 127.0.0.1: "),
         ("auto, not everywhere", "TensorFlow"),
-        ("synchronised layer", "Gloo"),
-        ("gloo", "Gloo"),
-        ("auto", "Gloo"),
+        ("auto, two machines", "gloo"),
+        ("synchronised layer", "gloo"),
+        ("gloo", "gloo"),
+        ("shared memory", "shared_memory"),
+        ("synchronised layer in shared memory", "shared_memory"),
+        ("auto", "shared_memory"),
     ],
 )
 def test_all_workers_take_the_same(case, answer, told):
@@ -58,12 +67,14 @@ def test_a_run_without_gloo_says_what_it_loses_and_how_to_get_it(told):
     )
 
 
+@pytest.mark.parametrize("kind", ["gloo", "shared_memory"])
 @pytest.mark.parametrize("compression", ["None", "float16", "bfloat16"])
-def test_gloo_gives_the_numbers_of_ring_and_the_same_bits_everywhere(compression, told):
+def test_all_give_the_numbers_of_ring_and_the_same_bits_everywhere(kind, compression, told):
     first, second = told
-    assert first[f"bits {compression}"] == second[f"bits {compression}"]
+    assert first[f"bits {kind} {compression}"] == second[f"bits {kind} {compression}"]
     # Halves: as far from what float32 gives as RING's are, or less far.
-    assert float(first[f"gloo {compression}"]) <= 1e-6 + 1.5 * float(first[f"ring {compression}"])
+    ring = float(first[f"ring {compression}"])
+    assert float(first[f"{kind} {compression}"]) <= 1e-6 + 1.5 * ring
 
 
 def test_a_worker_that_is_late_ends_the_wait(told):
