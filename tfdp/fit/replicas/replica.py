@@ -12,7 +12,7 @@ place decides what an empty replica may change (nothing that depends on rows), w
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -61,6 +61,7 @@ class Replicas:
         seeds = {id(v) for v in self.seeds}
         self.metrics: list[Any] = []
         self._accumulators: list[list[Any]] = [[] for _ in self.devices]
+        self._reset: tuple[int, Callable[[], None]] | None = None
         measures = keras_variables.unique(v for m in model.metrics for v in m.variables)
         self.variables = keras_variables.unique(model.variables)
         self.variables += [s for s in self.seeds if id(s) not in {id(v) for v in self.variables}]
@@ -363,14 +364,18 @@ class Replicas:
         """Reset the metrics and every replica's state of them; counters of layers go on."""
         self.begin()
         self.model.reset_metrics()
-        if self.in_sync > 1:
-            for local in range(self.count):
-                for metric, accumulator in zip(
-                    self.metrics, self._accumulators[local], strict=True
-                ):
-                    # The sum over all replicas starts where one device's metric starts.
-                    takes = metric.aggregation == "mean" or self.first + local == 0
-                    accumulator.assign(metric.value if takes else tf.zeros_like(accumulator))
+        if self.in_sync > 1 and self.metrics:
+            # One graph, as it stands between two epochs. There may be more of them since.
+            if self._reset is None or self._reset[0] != len(self.metrics):
+                self._reset = len(self.metrics), distribute.function(self._reset_accumulators)
+            self._reset[1]()
+
+    def _reset_accumulators(self) -> None:
+        for local in range(self.count):
+            for metric, accumulator in zip(self.metrics, self._accumulators[local], strict=True):
+                # The sum over all replicas starts where one device's metric starts.
+                takes = metric.aggregation == "mean" or self.first + local == 0
+                accumulator.assign(metric.value if takes else tf.zeros_like(accumulator))
 
     def metric_totals(self, local: int) -> tf.Tensor:
         """Return replica `local`'s metric states in one float64 vector, exact to 2**53."""
