@@ -59,7 +59,8 @@ def test_every_wrong_value_is_named_at_once():
         "parameter_server (did you mean 'mirrored'?).",
         "config.training.optimizer='lion': use one of adam, adamw, sgd.",
         "config.training.precision='half': use one of float32, mixed_float16, mixed_bfloat16.",
-        "config.communication.implementation='mpi': use one of auto, ring, nccl, gloo, shared_memory.",
+        "config.communication.implementation='mpi': use one of auto, ring, nccl, gloo, "
+        "shared_memory.",
         "config.communication.compression='zip': use one of none, float16, bfloat16.",
         "config.export.second_signature='image': use one of none, examples, images "
         "(did you mean 'images'?).",

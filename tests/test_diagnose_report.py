@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tfdp.cluster import Cluster
-from tfdp.diagnose import report
+from tfdp.diagnose import probe, report
 
 CLUSTER = Cluster(worker=("a:1", "b:1"))
 FACTS = {
@@ -192,3 +192,12 @@ def test_the_slowest_of_several_links_is_named():
         "warning  The link worker:0 - worker:2 takes 5.0 times as long as most. Every step waits "
         "for it."
     ) in made.lines()
+
+
+def test_a_result_is_told_in_short_lines_and_read_again():
+    results = [{"task": "worker:0", "text": "a: b" * n, "lines": ["\n"]} for n in (1, 500, 125)]
+    lines = [line for one in results for line in ("other", *probe.told(one), "words")]
+    assert max(map(len, lines)) < 600
+    assert probe.last_told(lines) == results[-1]
+    assert probe.last_told(lines[:-3]) == results[1]  # the last one is not whole
+    assert probe.last_told(["nothing"]) is None

@@ -8,6 +8,7 @@ with processes.started([...], folder, environment) as launcher:
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import select
@@ -105,3 +106,18 @@ def wait_for_text(path, text, seconds, launcher):
         assert launcher.poll() is None, launcher.communicate()
         assert time.monotonic() < until, f"{text!r} does not come in {path}"
         time.sleep(0.05)
+
+
+def check_doctor(done, hosts, ways=("TensorFlow",)):
+    """Checks that a doctor has found two workers ready, on `hosts` (None: on any)."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    levels = {check["name"]: check["level"] for check in report["checks"]}
+    # How much disk is left is this machine's affair.
+    assert {**levels, "disk": "ok"} == dict.fromkeys(
+        ("ways", "versions", "clocks", "gpus", "disk"), "ok"
+    )
+    assert list(report["tasks"]) == ["worker:0", "worker:1"]
+    if hosts is not None:
+        assert [facts["host"] for facts in report["tasks"].values()] == hosts
+    assert set(ways) <= {row["by"] for row in report["all_reduce"]}

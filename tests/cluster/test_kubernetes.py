@@ -13,7 +13,7 @@ import time
 import pytest
 from platforms import kubernetes_server
 
-from cluster import hosts, processes
+from cluster import hosts, kills, processes
 
 REASON = hosts.missing()
 pytestmark = [
@@ -195,3 +195,22 @@ def test_what_was_made_goes_on_without_the_launcher(start):
     while "status" not in server.objects["jobs", "run"] and time.monotonic() < until:
         time.sleep(0.1)
     assert server.objects["jobs", "run"]["status"]["conditions"][0]["type"] == "Complete"
+
+
+def test_the_doctor_finds_pods_ready(start):
+    server = start(["run-0.run", "run-1.run"])
+    verb, *given = start.words("doctor", "--workers=2", "--json", "--dir=.")
+    words = [verb, *(word for word in given if not word.startswith("--log_dir"))]
+    done = processes.run(words, start.folder, start.environment(server), seconds=120)
+    processes.check_doctor(done, hosts=None)
+
+
+def test_predict_says_what_it_needs(start):
+    server = start([])
+    kills.make(start.folder, 2, 10, start.environment(server))
+    verb, *given = kills.words("there")
+    words = [verb, "--platform=kubernetes", "--image=none", *given]
+    done = processes.run(words, start.folder, start.environment(server))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("tfdp: --platform=kubernetes: the pods of a run share no folder")
+    assert len(done.stderr.splitlines()) == 1

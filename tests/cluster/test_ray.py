@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from cluster import processes
+from cluster import kills, processes
 
 pytestmark = pytest.mark.cluster
 
@@ -201,6 +201,19 @@ def test_a_killed_launcher_leaves_nothing(ray, tmp_path):
         tasks = begun(tmp_path, 2, launcher)
         launcher.kill()
     assert gone([pid for task in tasks for pid in task], 15) == []
+
+
+def test_the_doctor_and_predict(ray, tmp_path, environment):
+    doctor = ["doctor", "--platform=ray", "--ray_cpus=0.5", "--workers=2", "--json"]
+    processes.check_doctor(processes.run(doctor, tmp_path, ray, seconds=120), hosts=None)
+    assert list(tmp_path.iterdir()) == []
+    kills.make(tmp_path, 6, 200, environment)
+    done = processes.run(kills.words("here"), tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    verb, *words = kills.words("there")
+    done = processes.run([verb, "--platform=ray", *words], tmp_path, ray, seconds=120)
+    assert done.returncode == 0, done.stderr
+    assert kills.content(tmp_path / "there") == kills.content(tmp_path / "here")
 
 
 def test_what_cannot_be_placed_is_one_line(ray, tmp_path):

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from cluster import processes, slurm
+from cluster import kills, processes, slurm
 from cluster.test_digits import SMOOTH
 from tfdp.launch.platforms import hostlist
 
@@ -465,3 +465,22 @@ def test_an_allocation_that_is_too_small_is_one_line(cluster, tmp_path):
         r"them: salloc --ntasks=5\.\n",
         done.stderr,
     )
+
+
+def test_the_doctor_and_predict(cluster, tmp_path, environment):
+    doctor = [*TFDP, "doctor", "--platform=slurm", "--nodes=2", "--workers=2", "--json"]
+    done = run(cluster, doctor, tmp_path)
+    processes.check_doctor(done, hosts=None, ways=("TensorFlow", "Gloo"))
+    assert list(tmp_path.iterdir()) == []
+    kills.make(tmp_path, 12, 300, environment)
+    done = processes.run(kills.words("here"), tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    verb, *words = kills.words("there")
+    far = ["--platform=slurm", "--nodes=2", "--cpus_per_task=1"]
+    done = run(cluster, [*TFDP, verb, *far, *words], tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = "rows: "
+    assert done.stdout.partition(rows)[2].partition(" parts in")[0].endswith(" 12")
+    assert kills.content(tmp_path / "there") == kills.content(tmp_path / "here")
+    again = run(cluster, [*TFDP, verb, *far, *words], tmp_path)
+    assert "Nothing was missing." in again.stdout

@@ -20,6 +20,8 @@ from tfdp.diagnose import facts as facts_lib
 from tfdp.launch import rendezvous, task_start
 
 MARK = "tfdp-probe: "
+# Slurm's srun breaks lines of more than 1,023 characters.
+_PIECE = 500
 
 
 def main(argv: list[str]) -> None:
@@ -29,11 +31,11 @@ def main(argv: list[str]) -> None:
     found = cluster_lib.from_environment(os.environ)
     assert found is not None
     cluster, task = found
-    result: dict[str, Any] = {"task": str(task)}
+    result: dict[str, Any] = {"task": str(task), "tf_config": cluster.tf_config(task)}
 
     def save() -> None:
         if out == "-":
-            print(MARK + json.dumps(result), flush=True)
+            print(*told(result), sep="\n", flush=True)
             return
         part = out.removesuffix(".json") + ".part"
         pathlib.Path(part).write_text(json.dumps(result))
@@ -60,6 +62,28 @@ def main(argv: list[str]) -> None:
             _look_for_marks(directory, result)
         _with_tensorflow(cluster, task, result)
         save()
+
+
+def told(result: dict[str, Any]) -> list[str]:
+    """Return the lines that tell a result: "tfdp-probe: 0 of 2: {...", and so on."""
+    text = json.dumps(result)
+    pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
+    return [f"{MARK}{n} of {len(pieces)}: {piece}" for n, piece in enumerate(pieces)]
+
+
+def last_told(lines: list[str]) -> dict[str, Any] | None:
+    """Return the last result that lines of a log tell whole; None if there is none."""
+    pieces: list[str] = []
+    found = None
+    for line in lines:
+        if not line.startswith(MARK):
+            continue
+        number, _, rest = line.removeprefix(MARK).partition(" of ")
+        count, _, piece = rest.partition(": ")
+        pieces = [*pieces, piece] if number != "0" else [piece]
+        if len(pieces) == int(count):
+            found = json.loads("".join(pieces))
+    return found
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from tfdp.inference import folder as folder_lib
@@ -67,13 +67,20 @@ class Interrupted(JobFailed):
     """A job that was told to stop."""
 
 
-def run(settings: Settings, stream: IO[str] | None = None, hosts: Hosts | None = None) -> Summary:
+def run(
+    settings: Settings,
+    stream: IO[str] | None = None,
+    hosts: Hosts | None = None,
+    start: Callable[[Order], int] | None = None,
+) -> Summary:
     """Carry out a job, or what is missing of it.
 
     Args:
         settings: What to do.
         stream: Where the progress is shown.
         hosts: Where the workers run; None for this machine.
+        start: Runs `tasks` of an order on hosts that a platform chooses, which see the same files,
+            to their end; returns their exit code. None where the workers are watched from here.
 
     Raises:
         InferenceError: For a command that cannot be carried out; nothing has been changed.
@@ -106,6 +113,9 @@ def run(settings: Settings, stream: IO[str] | None = None, hosts: Hosts | None =
         # Whether a TFDS dataset is the same is seen by a worker.
         if job is not None and found and not folder_lib.Parts.of(folder, job).missing():
             return _finish(settings, folder_lib.Parts.of(folder, job), 0, 0.0)
+        if start is not None:
+            settings = dataclasses.replace(settings, model=os.path.abspath(model))
+            return _Run(Order(settings, 0, known), stream).run_tasks(start)
         return _Run(_order(settings, model, known, hosts), stream, hosts).run()
 
 
@@ -188,6 +198,23 @@ class _Run:
         # Not less than nothing: workers of an earlier launcher may have made all that was missing.
         seconds = max(1e-3, self._finished - self._began)
         return _finish(self._settings, self._parts, predicted, seconds)
+
+    def run_tasks(self, start: Callable[[Order], int]) -> Summary:
+        """Let tasks make what is missing, and see what there is when all have ended."""
+        self._look()
+        self._before, began = self._done_rows(), time.monotonic()
+        try:
+            code = start(self._order)
+        except KeyboardInterrupt:
+            raise Interrupted(self._how_far()) from None
+        self._look()
+        if self._parts is None or self._missing:
+            # 128 and more: a signal to the launcher has ended them.
+            failed = Interrupted if code in (130, 143) else JobFailed
+            raise failed(f"The tasks have ended with exit code {code}. {self._how_far()}")
+        shutil.rmtree(self._parts.writing, ignore_errors=True)
+        predicted = self._parts.rows - self._before
+        return _finish(self._settings, self._parts, predicted, time.monotonic() - began)
 
     def _is_done(self, pool: Pool, ended: list[tuple[Worker, str]]) -> bool:
         for worker in (*pool.workers, *(worker for worker, _ in ended)):

@@ -46,7 +46,7 @@ def main() -> None:
     order = Order.from_json(sys.argv[2])
     code = 0
     try:
-        _Maker(order, status).make()
+        make(order, status)
     except (InferenceError, JobFailed) as error:
         code = 1
         status.update(failure=str(error), mistake=isinstance(error, InferenceError))
@@ -54,6 +54,16 @@ def main() -> None:
             print(error, file=sys.stderr, flush=True)
     # Not through TensorFlow's destructors, which can take seconds.
     os._exit(code)
+
+
+def make(order: Order, status: Status) -> None:
+    """Make parts until none is missing.
+
+    Raises:
+        InferenceError: If the model cannot be loaded, or the input does not fit.
+        JobFailed: If a part cannot be read, run or written.
+    """
+    _Maker(order, status).make()
 
 
 def _divide_machine(threads: int) -> None:
@@ -77,7 +87,7 @@ class _Maker:
         from tfdp import run
 
         run.import_tensorflow()
-        _divide_machine(order.settings.threads)
+        _divide_machine(order.settings.threads or len(os.sched_getaffinity(0)))
         from tfdp.inference import model, plan, readers, signature
 
         self._order = order

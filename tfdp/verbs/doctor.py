@@ -17,11 +17,12 @@ from typing import Any
 from absl import flags
 
 from tfdp.launch import platforms
-from tfdp.verbs import UsageError
+from tfdp.verbs import UsageError, elsewhere
 
 SYNOPSIS = (
     "tfdp doctor [--workers=N] [--chief] [--ps=M] [--json]\n"
-    "tfdp doctor --platform=ssh --hosts=a:2,b --workers=3\n\n"
+    "tfdp doctor --platform=ssh --hosts=a:2,b --workers=3\n"
+    "tfdp doctor --platform=slurm|kubernetes|ray --workers=3\n\n"
     "Look at the cluster that would be used, before a run: versions, ports, clocks, GPUs,\n"
     "disk, and how fast the tasks exchange. In a process that has a TF_CONFIG it is that\n"
     "task: start it on every machine at the same time."
@@ -41,7 +42,7 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     add(flags.DEFINE_bool, "json", False, "Print the report as JSON.")
     add(flags.DEFINE_float, "wait", 10.0, "Seconds to wait for the other tasks.")
     add(flags.DEFINE_bool, "trust_network", False, "Allow addresses that the internet may reach.")
-    platforms.define_reachable(values, "Where the tasks would run.")
+    elsewhere.define(values, "Where the tasks would run.")
 
 
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
@@ -56,7 +57,8 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     if not 0 < values.wait <= 3600:
         raise UsageError(f"--wait={values.wait}: use a number of seconds from 1 to 3600.")
     if values.platform != "local":
-        return _on_platform(values)
+        asked = elsewhere.is_asked_before(values.platform)
+        return _on_hosts(values) if asked else _as_a_job(values)
     try:
         found = cluster_lib.from_environment(os.environ)
         if found is None:
@@ -95,7 +97,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
                 os.rmdir(values.dir)
         if code >= 128 and code != 137:
             return code  # Ctrl-C
-        results = _results(pathlib.Path(folder), processes)
+        results = _results(pathlib.Path(folder), mine)
     return _print(values, report_lib.make(cluster, results))
 
 
@@ -107,7 +109,44 @@ def _print(values: flags.FlagValues, report: Any) -> int:
     return report.exit_code
 
 
-def _on_platform(values: flags.FlagValues) -> int:
+def _as_a_job(values: flags.FlagValues) -> int:
+    """Run the probe as each task of a cluster whose hosts the platform chooses."""
+    from tfdp import cluster as cluster_lib
+    from tfdp.diagnose import report as report_lib
+    from tfdp.error import Error
+    from tfdp.launch import plan
+    from tfdp.launch import shape as shape_lib
+
+    is_new = not os.path.exists(values.dir)
+    try:
+        shape = shape_lib.Shape(values.workers, values.chief, values.ps)
+        os.makedirs(values.dir, exist_ok=True)
+        # Beside the runs: what Slurm's tasks write is seen here only in a folder that all share.
+        with tempfile.TemporaryDirectory(prefix=".tfdp-doctor-", dir=values.dir) as folder:
+            directory = os.path.abspath(values.dir)
+            probe = ("-m", "tfdp.diagnose.probe", "-", directory, str(values.wait))
+            code = elsewhere.run(values, shape, probe, folder, "tfdp-doctor")
+            if code >= 128 and code not in (137, 138):
+                return code  # Ctrl-C
+            # Of tasks that have told nothing only the kinds are known.
+            names = plan.local_cluster(shape, range(1, len(shape) + 1)).tasks
+            results = _results(pathlib.Path(folder), names)
+    except (Error, OSError) as error:
+        raise UsageError(str(error)) from error
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                os.rmdir(values.dir)
+    told = [one["tf_config"] for one in results.values() if "tf_config" in one]
+    if not told:
+        raise UsageError(
+            f"--platform={values.platform}: no task has told what it found (exit code {code}): see "
+            f"the lines above."
+        )
+    return _print(values, report_lib.make(cluster_lib.parse(told[0]).cluster, results))
+
+
+def _on_hosts(values: flags.FlagValues) -> int:
     """Ask the hosts, and run the probe as each task of the cluster there."""
     from tfdp.diagnose import report as report_lib
     from tfdp.error import Error
@@ -144,7 +183,7 @@ def _on_platform(values: flags.FlagValues) -> int:
                 code = local.run(relays, folder, stdout=nothing, stderr=nothing)
             if code >= 128 and code not in (137, 138):
                 return code  # Ctrl-C
-            results = _results(pathlib.Path(folder), relays)
+            results = _results(pathlib.Path(folder), cluster.tasks)
             for one in relays:
                 facts = results.get(str(one.task), {}).get("facts", {})
                 facts["host"] = f"{one.host} ({facts.get('host', '?')})"
@@ -174,14 +213,14 @@ def _mark(directory: str) -> Iterator[str]:
                 os.rmdir(directory)
 
 
-def _results(folder: pathlib.Path, processes: Any) -> dict[str, dict[str, Any]]:
+def _results(folder: pathlib.Path, tasks: Any) -> dict[str, dict[str, Any]]:
     """What the probes have written, by task; a probe that broke down says so itself."""
     from tfdp.diagnose import probe
 
     results: dict[str, dict[str, Any]] = {}
-    for process in processes:
-        name = str(process.task)
-        path = folder / f"{process.task.type}-{process.task.index}.json"
+    for task in tasks:
+        name = str(task)
+        path = folder / f"{task.type}-{task.index}.json"
         if path.exists():
             result = json.loads(path.read_text())
             for other in result.pop("results", []):
@@ -189,9 +228,8 @@ def _results(folder: pathlib.Path, processes: Any) -> dict[str, dict[str, Any]]:
             results[name] = result
         log = path.with_suffix(".log")
         last = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        told = [line for line in last if line.startswith(probe.MARK)]
-        if told:
-            result = json.loads(told[-1].removeprefix(probe.MARK))
+        result = probe.last_told(last)
+        if result is not None:
             for other in result.pop("results", []):
                 results.setdefault(other["task"], other)
             results[name] = result

@@ -4,22 +4,25 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
 
 from tfdp.error import Error
 from tfdp.launch import platforms
-from tfdp.verbs import UsageError
+from tfdp.verbs import UsageError, elsewhere
 
 SYNOPSIS = (
     "tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR [--workers=N]\n"
-    "tfdp predict --platform=ssh --hosts=a:2,b --model=... --input=... --output=...\n\n"
+    "tfdp predict --platform=ssh --hosts=a:2,b --model=... --input=... --output=...\n"
+    "tfdp predict --platform=slurm|ray --workers=N --model=... --input=... --output=...\n\n"
     "Predict every row of the input once, in its order, whatever dies. The same command run\n"
     "again does what is missing. The input is TFRecord, .csv, .npy, images, a folder of one of\n"
     "these, or tfds:NAME/SPLIT. The output is DIR/part-00000-of-00016.jsonl and so on."
 )
+# New starts of the tasks that a platform runs, after one of them has failed.
+_RESTARTS = 3
 _USAGE = "tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR"
 
 
@@ -46,7 +49,7 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     add(text, "data_dir", "", "Folder of TFDS datasets.")
     add(flags.DEFINE_float, "timeout_seconds", 60.0, "A worker silent for so long is replaced.")
     add(number, "threads", 0, "Threads of a worker's model; 0: the cores, divided.")
-    platforms.define_reachable(values, "Where the workers run.")
+    elsewhere.define(values, "Where the workers run.")
 
 
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
@@ -69,7 +72,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
                 if problems:
                     sys.stderr.write("".join(f"tfdp: {line}\n" for line in problems))
                     return 2
-                summary = job.run(Settings(**settings), sys.stderr, hosts)
+                summary = job.run(Settings(**settings), sys.stderr, hosts, _start(values))
         except Error as error:
             raise UsageError(str(error)) from error
         except (job.Interrupted, KeyboardInterrupt) as error:
@@ -87,7 +90,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
 @contextlib.contextmanager
 def _hosts(values: flags.FlagValues) -> Iterator[tuple[Any, list[str]]]:
     """Ask the hosts of the workers; yields them, None for this machine, and what is wrong."""
-    if values.platform == "local":
+    if values.platform == "local" or not elsewhere.is_asked_before(values.platform):
         yield None, []
         return
     from tfdp.inference.hosts import Hosts
@@ -97,6 +100,29 @@ def _hosts(values: flags.FlagValues) -> Iterator[tuple[Any, list[str]]]:
     shape = Shape(values.workers or platform.slots(values))
     with platform.reach(shape, values, os.getcwd(), sys.executable) as reached:
         yield (None if reached.problems else Hosts(reached, shape)), reached.problems
+
+
+def _start(values: flags.FlagValues) -> Callable[[Any], int] | None:
+    """Return what runs the tasks of a job where a platform chooses the hosts; None elsewhere."""
+    if values.platform == "local" or elsewhere.is_asked_before(values.platform):
+        return None
+    if values.platform == "kubernetes":
+        raise UsageError(
+            "--platform=kubernetes: the pods of a run share no folder with this machine. Run "
+            "tfdp predict with --workers=N in a pod that has the model, the input and a volume for "
+            "the output."
+        )
+    from tfdp.launch.shape import Shape
+
+    shape = Shape(values.workers or 1)
+
+    def start(order: Any) -> int:
+        # All tasks see the output's folder: it is what they share.
+        folder = os.path.join(values.output, ".tfdp", "logs")
+        script = ("-m", "tfdp.inference.task", order.to_json())
+        return elsewhere.run(values, shape, script, folder, "tfdp-predict", max_restarts=_RESTARTS)
+
+    return start
 
 
 def describe(summary: Any, output: str) -> str:

@@ -190,7 +190,8 @@ class SharedMemory:
         self, region: Region, arrays: Sequence[np.ndarray]
     ) -> tuple[list[tuple[np.ndarray, int]], list[tuple[np.ndarray, int]]]:
         """Cut arrays in what this worker adds up, and what others do: (numbers, place) each."""
-        ours, others = [], []
+        ours: list[tuple[np.ndarray, int]] = []
+        others: list[tuple[np.ndarray, int]] = []
         bounds = {
             name: [begin + n * (count // self.size) * np.dtype(name).itemsize for n in (0, 1)]
             for name, begin, count in region.layout.parts

@@ -26,24 +26,6 @@ from typing import Any
 NAMES: tuple[str, ...] = ("local", "ssh", "slurm", "kubernetes", "ray")
 
 
-def define_reachable(values: Any, text: str) -> None:
-    """Define --platform, of those whose hosts can be asked before a run, and their flags.
-
-    Args:
-        values: absl's FlagValues.
-        text: The help of --platform.
-    """
-    from absl import flags
-
-    def add(define: Any, name: str, default: object, text: str) -> None:
-        define(name, default, text, flag_values=values)
-
-    found = [name for name in NAMES[1:] if hasattr(module(name), "reach")]
-    flags.DEFINE_enum("platform", "local", ["local", *found], text, flag_values=values)
-    for name in found:
-        module(name).define(add)
-
-
 def module(name: str) -> Any:
     """Return the module of a platform."""
     return importlib.import_module(f"tfdp.launch.platforms.{name}")
