@@ -8,41 +8,17 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
-from platforms import asked
+from platforms import asked, test_artefacts
 from tfdp.error import Error
 from tfdp.launch.platforms import kubernetes, yaml_text
 from tfdp.launch.platforms import kubernetes_objects as objects_lib
 
-IMAGE = "--image=registry/team/digits:1"
-TABLE = {
-    "job-workers": ("workers", []),
-    "job-workers-gpus": (
-        "workers",
-        [
-            *("--namespace=ml", "--kubernetes_cpu=4", "--kubernetes_memory=8Gi"),
-            "--kubernetes_directory=/app",
-        ],
-    ),
-    "job-evaluator": ("evaluator", []),
-    "jobset-servers": ("servers", []),
-    "jobset-servers-gpus": ("servers", []),
-    "jobset-workers": ("workers", ["--kubernetes_kind=jobset"]),
-    "tfjob-servers": ("servers", ["--kubernetes_kind=tfjob"]),
-    "trainjob-workers": ("workers", ["--kubernetes_kind=trainjob"]),
-}
+IMAGE = test_artefacts.IMAGE
+TABLE = test_artefacts.TABLE["kubernetes"]
 
 
 def rendered(name):
-    shape, words = TABLE[name]
-    job = asked.job(asked.SHAPES[shape], gpus_per_task=2 if "gpus" in name else 0)
-    return kubernetes.render(job, asked.values(IMAGE, *words))
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_the_whole_artefact(name):
-    text = rendered(name)
-    assert text == (asked.ARTEFACTS / f"kubernetes-{name}.yaml").read_text()
-    assert "s3cret" not in text
+    return test_artefacts.rendered("kubernetes", name)
 
 
 @pytest.mark.parametrize("name", [name for name in TABLE if name.startswith("job-")])
@@ -53,9 +29,9 @@ def test_the_schemas_of_kubernetes_take_it(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_what_is_read_is_what_was_meant(name):
-    shape, words = TABLE[name]
-    job = asked.job(asked.SHAPES[shape], gpus_per_task=2 if "gpus" in name else 0)
-    pod, kind = kubernetes._read(job, asked.values(IMAGE, *words))
+    shape, words, changes = TABLE[name]
+    job = asked.job(asked.SHAPES[shape], **changes)
+    pod, kind = kubernetes._read(job, asked.values(*words))
     assert list(yaml.safe_load_all(rendered(name))) == json.loads(
         json.dumps(objects_lib.objects(job, pod, kind))
     )

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# digits: chief=1,worker=2,ps=2,evaluator=1 on a, me@b, fd00::3
+# digits: worker=2 on a
 # Made by tfdp launch --platform=ssh. It needs bash 5.1 and ssh here, bash and tfdp on the hosts.
+# Set these before you run it: TOKEN.
 set -u
-ssh=(-p 2200 -i '/my keys/id' -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes -o RequestTTY=no -o RemoteCommand=none)
+ssh=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes -o RequestTTY=no -o RemoteCommand=none)
 logs=/shared/runs/a
 mkdir -p -- "$logs" || exit
 
 # What each host is told over standard input. It ends the task when nothing comes any more.
 IFS= read -r -d '' program <<'PROGRAM'
 {
-cd -- /shared/digits || exit 126
+cd -- '/shared/my code' || exit 126
+export LEVEL=yes
 export TFDP_SEED=7
-export TFDP_EVALUATOR=r
 export PYTHONUNBUFFERED=1
-export TFDP_CLUSTER='{"chief": ["a:4000"], "worker": ["a:4001", "b:4000"], "ps": ["b:4001", "[fd00::3]:4000"], "evaluator": ["[fd00::3]:4001"]}'
+export TFDP_CLUSTER='{"worker": ["a:2222", "a:2223"]}'
 set -m  # a process group for the task, so that all that it starts is ended with it
-/venv/bin/python -m tfdp.run train.py --lr=0.1 </dev/null &
+/venv/bin/python -m tfdp.run train.py '--name=a b' $'--note=it\x27s "on"\x0a$(HOME)' </dev/null &
 task=$!
 { while read -r -t 10 _; do :; done; kill -KILL -- "-$task"; } <&0 2>/dev/null &
 wait "$task"
@@ -25,21 +26,19 @@ exit "$code"
 }
 PROGRAM
 
-# The number of the task, the program, then a sign of life each second.
+# The number of the task, its GPUs, the secrets, the program, then a sign of life each second.
 tell() {
   printf 'export TFDP_TASK_INDEX=%q\n' "$1"
+  printf 'export CUDA_VISIBLE_DEVICES=%q\n' "$2"
+  printf 'export TOKEN=%q\n' "${TOKEN?Set it.}"
   printf '%s\n' "$program"
   while kill -0 $$ 2>/dev/null; do echo; sleep 1; done
 }
 
-# In the order of their numbers: chief:0, worker:0, worker:1, ps:0, ps:1, evaluator:0.
+# In the order of their numbers: worker:0, worker:1.
 trains=() others=()
-tell 0 | ssh "${ssh[@]}" a exec bash -s > >(tee -- "$logs"/chief-0.log) 2>&1 & trains+=($!)
-tell 1 | ssh "${ssh[@]}" a exec bash -s >"$logs"/worker-0.log 2>&1 & others+=($!)
-tell 2 | ssh "${ssh[@]}" me@b exec bash -s >"$logs"/worker-1.log 2>&1 & others+=($!)
-tell 3 | ssh "${ssh[@]}" me@b exec bash -s >"$logs"/ps-0.log 2>&1 & others+=($!)
-tell 4 | ssh "${ssh[@]}" fd00::3 exec bash -s >"$logs"/ps-1.log 2>&1 & others+=($!)
-tell 5 | ssh "${ssh[@]}" fd00::3 exec bash -s >"$logs"/evaluator-0.log 2>&1 & others+=($!)
+tell 0 0,1 | ssh "${ssh[@]}" a exec bash -s > >(tee -- "$logs"/worker-0.log) 2>&1 & trains+=($!)
+tell 1 2,3 | ssh "${ssh[@]}" a exec bash -s >"$logs"/worker-1.log 2>&1 & trains+=($!)
 trap 'kill "${trains[@]}" "${others[@]}" 2>/dev/null' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

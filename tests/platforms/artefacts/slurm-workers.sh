@@ -2,16 +2,18 @@
 #SBATCH --job-name=digits
 #SBATCH --ntasks=2
 #SBATCH --nodes=2
-#SBATCH --gpus-per-task=2
-#SBATCH '--chdir=/home/me/a b'
-#SBATCH --output=/runs/a%%1/slurm-%j.out
+#SBATCH --ntasks-per-node=1
+#SBATCH --time=1:00:00
+#SBATCH '--chdir=/shared/my code'
+#SBATCH --output=/shared/runs/a/slurm-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:TERM@120
 
-# Submit it with: mkdir -p /runs/a%1 && sbatch FILE
+# Submit it with: mkdir -p /shared/runs/a && sbatch FILE
+: "${TOKEN:?is not set. Set it where you submit this script.}"
+export LEVEL=yes
 export TFDP_SEED=7
-export TFDP_TRUST_NETWORK=1
 export PYTHONUNBUFFERED=1
 export TFDP_TASKS=worker=2
 export TFDP_RESTART=${SLURM_RESTART_COUNT:-0}
@@ -20,8 +22,9 @@ export TFDP_RESTART=${SLURM_RESTART_COUNT:-0}
 
 # The tasks are told as well: they save, and end with 143.
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-said=/runs/a%1/srun-$SLURM_JOB_ID.txt
-srun --job-name=digits --ntasks=2 --kill-on-bad-exit=1 --wait=600 --export=ALL --unbuffered --open-mode=append --output=/runs/a%%1/task-%t.log python3 -m tfdp.run train.py --lr=0.1 2>"$said" &
+said=/shared/runs/a/srun-$SLURM_JOB_ID.txt
+srun --job-name=digits --ntasks=2 --kill-on-bad-exit=1 --wait=600 --export=ALL --unbuffered --open-mode=append --output=/shared/runs/a/task-%t.log /venv/bin/python -m tfdp.run train.py '--name=a b' '--note=it'"'"'s "on"
+$(HOME)' 2>"$said" &
 step=$!
 # A signal ends wait before the step has ended.
 while wait "$step"; code=$?; kill -0 "$step" 2>/dev/null; do :; done
@@ -33,7 +36,7 @@ again=
 if grep -q "Exited with exit code 143$" "$said"; then
   again=yes
 elif [ $code != 0 ] && ! grep -q "Exited with exit code 2$" "$said"; then
-  [ "${SLURM_RESTART_COUNT:-0}" -ge 0 ] || again=yes
+  [ "${SLURM_RESTART_COUNT:-0}" -ge 3 ] || again=yes
 fi
 # A job that was cancelled, or that Slurm itself starts again, is not RUNNING any more.
 if [ -n "$again" ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then

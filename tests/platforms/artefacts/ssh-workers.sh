@@ -1,25 +1,22 @@
 #!/usr/bin/env bash
-# digits: worker=1 on a
+# digits: worker=2 on a
 # Made by tfdp launch --platform=ssh. It needs bash 5.1 and ssh here, bash and tfdp on the hosts.
-# Set these before you run it: HF_TOKEN, MY_ID.
+# Set these before you run it: TOKEN.
 set -u
 ssh=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes -o RequestTTY=no -o RemoteCommand=none)
-logs='/my logs'
+logs=/shared/runs/a
 mkdir -p -- "$logs" || exit
-rsync --archive --compress --protect-args --mkpath '--filter=:- .gitignore' --exclude=.git --exclude=.venv --rsh 'ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o ClearAllForwardings=yes -o RequestTTY=no -o RemoteCommand=none -o ControlPersist=no' '/my folder/it'"'"'s/' 'a:my runs/' || exit
 
 # What each host is told over standard input. It ends the task when nothing comes any more.
 IFS= read -r -d '' program <<'PROGRAM'
 {
-cd -- ~/'my runs' || exit 126
-export GREETING=$'it\x27s\x0a"two" lines'
-export HOME_OF='$HOME `id`'
+cd -- '/shared/my code' || exit 126
+export LEVEL=yes
 export TFDP_SEED=7
-export TFDP_TRUST_NETWORK=1
 export PYTHONUNBUFFERED=1
-export TFDP_CLUSTER='{"worker": ["a:2222"]}'
+export TFDP_CLUSTER='{"worker": ["a:2222", "a:2223"]}'
 set -m  # a process group for the task, so that all that it starts is ended with it
-'/my venv/python' -m tfdp.run -m a.b 'two words' 'it'"'"'s' $'new\x0aline' </dev/null &
+/venv/bin/python -m tfdp.run train.py '--name=a b' $'--note=it\x27s "on"\x0a$(HOME)' </dev/null &
 task=$!
 { while read -r -t 10 _; do :; done; kill -KILL -- "-$task"; } <&0 2>/dev/null &
 wait "$task"
@@ -32,15 +29,15 @@ PROGRAM
 # The number of the task, the secrets, the program, then a sign of life each second.
 tell() {
   printf 'export TFDP_TASK_INDEX=%q\n' "$1"
-  printf 'export HF_TOKEN=%q\n' "${HF_TOKEN?Set it.}"
-  printf 'export MY_ID=%q\n' "${MY_ID?Set it.}"
+  printf 'export TOKEN=%q\n' "${TOKEN?Set it.}"
   printf '%s\n' "$program"
   while kill -0 $$ 2>/dev/null; do echo; sleep 1; done
 }
 
-# In the order of their numbers: worker:0.
+# In the order of their numbers: worker:0, worker:1.
 trains=() others=()
 tell 0 | ssh "${ssh[@]}" a exec bash -s > >(tee -- "$logs"/worker-0.log) 2>&1 & trains+=($!)
+tell 1 | ssh "${ssh[@]}" a exec bash -s >"$logs"/worker-1.log 2>&1 & trains+=($!)
 trap 'kill "${trains[@]}" "${others[@]}" 2>/dev/null' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
