@@ -12,7 +12,8 @@ from fit import cases
 
 from cluster.exactness import MECHANISMS
 
-pytestmark = pytest.mark.cluster
+# All cases, with --all, take longer than a test may.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 SCRIPT = pathlib.Path(__file__).parent / "exactness.py"
 
