@@ -57,6 +57,7 @@ class Carrier:
 
     Attributes:
         timeout_seconds: The longest that one exchange may take; None for no limit.
+        is_told: Whether the user knows that it carries the sums.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Carrier:
         self._names = list(addresses)
         self._others = {name: at for name, at in addresses.items() if name != me}
         self.timeout_seconds: float | None = None
+        self.is_told = False
 
     def sum(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Return the sums of tensors over all workers.
@@ -183,6 +185,9 @@ def choose(strategy: tf.distribute.Strategy, communication: Any, call: str) -> N
     else:
         kind = implementation
     carrier = _carriers[strategy][kind]
+    if not carrier.is_told:
+        _log.info("Gradients and sums travel by %s.", KINDS[kind])
+        carrier.is_told = True
     carrier.timeout_seconds = communication.timeout_seconds
     _current[strategy] = carrier
 
@@ -228,9 +233,7 @@ def _decide(
     if not found:
         problem = _connect(strategy, kind, me, names)
         found = exchange.first_problem(strategy, call, option, problem)
-    if not found:
-        _log.info("Gradients and sums travel by %s.", KINDS[kind])
-    elif lost := connected.pop(kind, None):
+    if found and (lost := connected.pop(kind, None)):
         lost.close()
     return found
 
