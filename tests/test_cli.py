@@ -65,7 +65,7 @@ SERVED = {
     '"task": {"type": "chief", "index": 0}}'
 }
 
-VERBS = "train, launch, doctor, shards, reshard, export, predict"
+VERBS = "train, launch, bench, doctor, shards, reshard, export, predict"
 
 # What is typed after "tfdp" (DIGITS stands for configs/digits.py), and the lines of the answer.
 MISTAKES = [
@@ -212,6 +212,49 @@ MISTAKES = [
     (
         "predict --modle=a",
         ["Unknown command line flag 'modle'. Did you mean: model ?"],
+    ),
+    # bench
+    ("bench", ["No config. Write: tfdp bench --config=configs/digits.py"]),
+    (
+        "bench --config=DIGITS -- script.py",
+        [
+            "'script.py': tfdp bench takes flags only. For a script: tfdp launch --bench -- "
+            "SCRIPT.py"
+        ],
+    ),
+    (
+        "bench --config=DIGITS --chief --workers=1 --ps=1",
+        [
+            "--ps=1: the bench measures replicas that are kept in sync; workers of parameter "
+            "servers take their steps each by itself. Leave out --chief and --ps."
+        ],
+    ),
+    (
+        "bench --config=DIGITS --config.data.ledger=l",
+        ["config.data.ledger: a bench reads records that nobody trains on. Leave it out."],
+    ),
+    (
+        "launch --bench=later -- script.py",
+        ["--bench=later: write --bench, or --bench=continue."],
+    ),
+    (
+        "launch --apply -- script.py",
+        ["--apply tries what a bench has found: add --bench."],
+    ),
+    (
+        "launch --bench --chief --ps=1 -- script.py",
+        [
+            "--ps=1: the bench measures replicas that are kept in sync; workers of parameter "
+            "servers take their steps each by itself. Leave out --chief and --ps."
+        ],
+    ),
+    (
+        "launch --bench --evaluator -- script.py",
+        ["--evaluator waits for checkpoints, which a bench does not write. Leave it out."],
+    ),
+    (
+        "launch --workers=2 --bench=continue --max_restarts=1 -- script.py",
+        ["--max_restarts: a bench is not started again. Leave it out."],
     ),
     # train: the config file
     ("train", ["No config. Write: tfdp train --config=configs/digits.py"]),
@@ -457,7 +500,7 @@ def test_help_of_a_verb_names_every_flag(verb, asked):
     described = [line.split()[0] for line in lines if line.startswith("  --")]
     settings = [word for word in described if "." in word]
     described = [word for word in described if "." not in word]
-    assert ("--config.data.source=tfds" in settings) == (verb in ("train", "shards"))
+    assert ("--config.data.source=tfds" in settings) == (verb in ("train", "bench", "shards"))
     assert described == [f"--{name}" for name in sorted(flags_of(verb))]
 
 
@@ -476,7 +519,8 @@ def test_flags_of_the_verbs():
     cluster += ["trust_network", "workers"]
     for platform in platforms.NAMES[1:]:
         platforms.module(platform).define(lambda _, name, *rest: cluster.append(name))
-    assert sorted(flags_of("launch")) == sorted(cluster)
+    assert sorted(flags_of("launch")) == sorted([*cluster, "apply", "bench"])
+    assert sorted(flags_of("bench")) == sorted([*cluster, "apply", "config", "json"])
     assert sorted(flags_of("train")) == sorted([*cluster, "config", "resume"])
     doctor = ["chief", "dir", "job_name", "json", "platform", "ps", "trust_network"]
     doctor += ["wait", "workers"]

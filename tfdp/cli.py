@@ -16,6 +16,7 @@ from absl import flags
 
 from tfdp.verbs import (
     UsageError,
+    bench,
     config_flag,
     doctor,
     export,
@@ -30,6 +31,7 @@ from tfdp.verbs import (
 VERBS: dict[str, ModuleType] = {
     "train": train,
     "launch": launch,
+    "bench": bench,
     "doctor": doctor,
     "shards": shards,
     "reshard": reshard,

@@ -27,6 +27,7 @@ import traceback
 from collections.abc import Iterator
 
 from tfdp import cluster as cluster_lib
+from tfdp.bench import settings
 from tfdp.compat import on_import
 from tfdp.launch import discovery, endings, memory, network, progress, rendezvous, seeds, task_start
 
@@ -136,6 +137,10 @@ def _teach_keras() -> None:
     strategies.begin()
     if os.environ.get(progress.FILE_VARIABLE):
         fit.tell_progress(progress.report_progress)
+    if os.environ.get(settings.VARIABLE):
+        from tfdp.bench import session
+
+        session.begin(os.environ)
 
 
 def check_script(argv: list[str]) -> str | None:

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from tfdp import batching, run
 from tfdp import cluster as cluster_lib
 from tfdp import config as config_lib
+from tfdp.bench import settings as bench_settings
 from tfdp.error import Error
 
 _log = logging.getLogger("tfdp")
@@ -170,6 +171,10 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
     if has_evaluator:
         path = run_dir / CHECKPOINTS / "{epoch:04d}.weights.h5"
         callbacks.append(keras.callbacks.ModelCheckpoint(str(path), save_weights_only=True))
+    if os.environ.get(bench_settings.VARIABLE):
+        from tfdp.bench import session
+
+        session.begin(os.environ)
     try:
         history = model.fit(
             inputs.training,

@@ -44,9 +44,15 @@ def missing():
 
 
 class Network:
-    """Hosts 0, 1, ... and the switch between them."""
+    """Hosts 0, 1, ... and the switch between them.
 
-    def __init__(self, count):
+    Args:
+        count: How many.
+        rate: Of each link, as tc writes it.
+    """
+
+    def __init__(self, count, rate="1gbit"):
+        self._rate = rate
         # Several networks of one process are strangers to each other, with the same addresses.
         name = f"tfdp-{os.getpid()}-{next(_numbers)}"
         self.names = [f"{name}-{index}" for index in range(count)]
@@ -69,8 +75,8 @@ class Network:
             _ip("-n", name, "addr", "add", f"{self.addresses[index]}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "link", "set", "eth0", "up")
-            _limit(name, "eth0")
-            _limit(self._switch, f"port{index}")
+            _limit(name, "eth0", self._rate)
+            _limit(self._switch, f"port{index}", self._rate)
 
     def tear_down(self):
         for process in self._started:
@@ -106,9 +112,9 @@ class Network:
 
 
 @contextlib.contextmanager
-def network(count):
+def network(count, rate="1gbit"):
     """So many hosts, for as long as they are needed."""
-    made = Network(count)
+    made = Network(count, rate)
     try:
         made.set_up()
         yield made
@@ -116,11 +122,11 @@ def network(count):
         made.tear_down()
 
 
-def _limit(name, link):
+def _limit(name, link, rate="1gbit"):
     subprocess.run(
         [
             *("tc", "-n", name, "qdisc", "add", "dev", link, "root"),
-            *("tbf", "rate", "1gbit", "burst", "256kb", "latency", "50ms"),
+            *("tbf", "rate", rate, "burst", "256kb", "latency", "50ms"),
         ],
         check=True,
         capture_output=True,

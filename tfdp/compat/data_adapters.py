@@ -135,7 +135,7 @@ def shards(dataset: tf.data.Dataset) -> list[tuple[int, int]]:
     """Return (number of shards, index) of each `shard` that a script put into a dataset."""
     return [
         (int(one._num_shards), int(one._index))
-        for one in _made_of(dataset)
+        for one in made_of(dataset)
         if type(one).__name__ == "_ShardDataset" and tf.executing_eagerly()
     ]
 
@@ -144,17 +144,22 @@ def cache_files(dataset: tf.data.Dataset) -> list[str]:
     """Return the names given to `cache(filename)` in a dataset."""
     names = [
         one._filename.numpy().decode()
-        for one in _made_of(dataset)
+        for one in made_of(dataset)
         if type(one).__name__ == "CacheDataset"
     ]
     return [name for name in names if name]
 
 
-def _made_of(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
+def unfinished_cache_files(dataset: tf.data.Dataset) -> list[str]:
+    """Return the names given to `cache(filename)` whose files no pass has filled yet."""
+    return [name for name in cache_files(dataset) if not tf.io.gfile.exists(f"{name}.index")]
+
+
+def made_of(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
     """Yield a dataset and those it was made of; its graph would hold its arrays as well."""
     yield dataset
     for one in dataset._inputs():
-        yield from _made_of(one)
+        yield from made_of(one)
 
 
 def runs_python(dataset: tf.data.Dataset) -> bool:
@@ -176,7 +181,7 @@ def is_the_same_each_time(dataset: tf.data.Dataset) -> bool:
 
     It holds no shuffle, no random numbers, no variable and no Python code, in its functions either.
     """
-    if any(_DRAWS.search(type(one).__name__) for one in _made_of(dataset)):
+    if any(_DRAWS.search(type(one).__name__) for one in made_of(dataset)):
         return False
     nodes = (node.op for body in _own_bodies(dataset) for node in body)
     return not any(_DRAWS.search(name) for name in nodes)
@@ -186,7 +191,7 @@ def _own_bodies(dataset: tf.data.Dataset) -> list[Any]:
     """Return the nodes of the functions that a dataset and those it was made of call."""
     graphs = [
         function.function.graph.as_graph_def()
-        for one in _made_of(dataset)
+        for one in made_of(dataset)
         for function in one._functions()
     ]
     return [nodes for graph in graphs for nodes in _bodies_of(graph)]
@@ -203,7 +208,7 @@ def shardable(dataset: tf.data.Dataset) -> Callable[[int, int], tf.data.Dataset]
     On a worker too: the dataset travels as a graph. Sharded is by its own auto_shard_policy.
     """
     policy = dataset.options().experimental_distribute.auto_shard_policy
-    graph, spec = _graph(dataset, strip_devices=True), dataset.element_spec
+    graph, spec = serialized(dataset, strip_devices=True), dataset.element_spec
     types = {
         "output_types": structure.get_flat_tensor_types(spec),
         "output_shapes": structure.get_flat_tensor_shapes(spec),
@@ -224,7 +229,7 @@ def shardable(dataset: tf.data.Dataset) -> Callable[[int, int], tf.data.Dataset]
     return shard
 
 
-def _graph(dataset: tf.data.Dataset, strip_devices: bool = False) -> tf.Tensor:
+def serialized(dataset: tf.data.Dataset, strip_devices: bool = False) -> tf.Tensor:
     """Return a dataset as a serialized graph.
 
     Without devices it runs in other processes; TensorFlow crashes where a tf.py_function has one.
@@ -235,7 +240,7 @@ def _graph(dataset: tf.data.Dataset, strip_devices: bool = False) -> tf.Tensor:
 
 def _bodies(dataset: tf.data.Dataset) -> list[Any]:
     """Return the nodes of a dataset's graph, and of each function in it."""
-    return _bodies_of(tf.compat.v1.GraphDef.FromString(_graph(dataset).numpy()))
+    return _bodies_of(tf.compat.v1.GraphDef.FromString(serialized(dataset).numpy()))
 
 
 def _bodies_of(graph: Any) -> list[Any]:

@@ -119,6 +119,31 @@ def global_seed() -> int | None:
     return context.global_seed()
 
 
+def is_deterministic() -> bool:
+    """Say whether operations have to be deterministic: then none may look at the clock.
+
+    There is no public name that tells (framework/config.py; TensorFlow 2.20 and 2.21).
+    """
+    from tensorflow.python.framework import config
+
+    return bool(config.is_op_determinism_enabled())
+
+
+def eager_seeds() -> Callable[[], None]:
+    """Return what puts back the numbers that operations without a seed of their own draw next.
+
+    With a global seed each of them, also a shuffle, gets the next number of Python's generator in
+    the context (eager/context.py, _internal_operation_seed; TensorFlow 2.20 and 2.21).
+    """
+    from tensorflow.python.eager import context
+
+    generator = context.context()._rng
+    if generator is None:  # nothing has drawn yet, and there is no seed
+        return lambda: None
+    state = generator.getstate()
+    return lambda: generator.setstate(state)
+
+
 def function(body: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Return `tf.function(body)` that does not warn when many models trace the same code."""
     made = tf.function(body, autograph=False, **options)

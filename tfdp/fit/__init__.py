@@ -7,6 +7,7 @@ Read in this order:
     call            the arguments of fit, evaluate and predict, and what they return
     callbacks, saving, evaluator    what runs beside the steps
     feed, split, digest, random_state   the input, split over the replicas by rows
+    pace, observers     how fast an epoch was; who measures a fit before it begins
     recovery/       a fit that was killed goes on where it was
     loss, metrics   why the sums over replicas are exact
     view, logs      what a step sees and assigns of the variables, and what it returns
@@ -23,6 +24,8 @@ Read in this order:
         agreement, differences      do all tasks train the same?
         exchange, model_watch       how they tell each other; whether they make the same model
         gather          predictions of all replicas
+        rehearsal       steps, and parts of steps, that leave no trace: for the bench; kept
+        clock           how long steps wait for their batches
 
     servers/        parameter servers
         engine          one epoch of training, testing or predicting
@@ -42,11 +45,14 @@ from tfdp.fit.dispatch import (
     set_evaluator,
     set_server_options,
 )
+from tfdp.fit.observers import observe_next_fit
+from tfdp.fit.pace import Pace
 from tfdp.fit.recovery.callback import BackupAndRestore
 from tfdp.fit.replicas.communication import Communication
 from tfdp.fit.replicas.exchange import same_everywhere
 from tfdp.fit.replicas.gloo import binding as gloo_binding
 from tfdp.fit.replicas.model_watch import watch
+from tfdp.fit.replicas.rehearsal import Rehearsal, Runs
 from tfdp.fit.replicas.transport import INSTALL as INSTALL_GLOO
 from tfdp.fit.replicas.transport import carriers
 from tfdp.fit.servers.coordinator import Options as ServerOptions
@@ -57,12 +63,16 @@ __all__ = [
     "INSTALL_GLOO",
     "BackupAndRestore",
     "Communication",
+    "Pace",
+    "Rehearsal",
+    "Runs",
     "ServerOptions",
     "carriers",
     "disable",
     "enable",
     "gloo_binding",
     "initialize_by_partition",
+    "observe_next_fit",
     "same_everywhere",
     "set_communication",
     "set_evaluator",

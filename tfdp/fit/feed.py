@@ -68,7 +68,7 @@ class Feed:
         self._seen = 0
         self._passes = 0  # iterators that were made
         self._drawn = random_state.now()  # where random numbers stood before the last one
-        self._goes_on = False
+        self._goes_on = self._is_endless_pass = False
         self._first_step = 0
         self.step = 0
 
@@ -194,6 +194,22 @@ class Feed:
         self._passes += 1
         self._seen = skip
 
+    def begin_endless(self) -> None:
+        """Begin a pass that is followed by others for ever: for who measures, not for epochs.
+
+        Steps are taken as in an epoch: with a look at the end of the data, or without.
+        """
+        if self._adapter and not self._is_endless_pass:  # its epoch has no end
+            self._adapter.on_epoch_begin()
+        self._is_endless_pass = True
+        self.close()
+        dataset = self._dataset
+        # What MultiDeviceIterator splits has no repeat: there passes begin anew.
+        self.iterator = iter(dataset.repeat() if hasattr(dataset, "repeat") else dataset)
+        self.step, self.steps_per_epoch = 0, 1 << 60
+        self._endless = self._endless or self.batches is not None
+        self.batches = None
+
     # -- a run that goes on ---------------------------------------------------------------
 
     def place(self) -> dict[str, Any]:
@@ -286,6 +302,11 @@ class Feed:
             self._seen = 0
         elif at_end or (exhausted and not self.once):
             self.close()
+
+
+def is_generator(data: Any) -> bool:
+    """Say whether data is a Python generator, which gives each batch once."""
+    return inspect.isgenerator(data)
 
 
 def is_distributed(data: Any) -> bool:

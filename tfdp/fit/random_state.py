@@ -18,6 +18,13 @@ def now() -> tuple[Any, Any]:
     return random.getstate(), np.random.get_state()
 
 
+def put_back(states: tuple[Any, Any]) -> None:
+    """Set both to what `now` returned."""
+    python, numpy = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
 def plain(states: tuple[Any, Any]) -> dict[str, Any]:
     """Return both states as plain data, for a JSON file."""
     (version, numbers, gauss), (name, keys, *rest) = states

@@ -18,7 +18,8 @@ import keras
 import tensorflow as tf
 
 from tfdp.compat import compiled, data_adapters
-from tfdp.fit import call, evaluator, predictions
+from tfdp.error import Error
+from tfdp.fit import call, evaluator, observers, pace, predictions
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit.recovery import backup as backup_lib
 from tfdp.fit.recovery import preemption
@@ -42,6 +43,8 @@ class Trainer(abc.ABC):
         self.strategy = strategy
         self.chief = chief
         self.backup: backup_lib.Backup | None = None
+        self.pace: pace.Pace | None = None
+        self._hint = pace.Hint()
 
     # -- what an engine does --------------------------------------------------------------------
 
@@ -69,6 +72,23 @@ class Trainer(abc.ABC):
         """Return what tasks compare of a fit beside its model and its data."""
         del callbacks, evaluation
         return {}
+
+    def show(self, watching: list[Any], data: call.Data, feed: Any) -> Any:
+        """Let observers measure a fit before it begins; return what runs its steps.
+
+        Args:
+            watching: What `observers.due` returned.
+            data: The data of the fit.
+            feed: Of the fit.
+
+        Raises:
+            Error: If such a training cannot be measured.
+        """
+        raise Error(
+            "The bench measures replicas that are kept in sync, and parameter servers are not: "
+            "each worker takes its steps by itself. Leave out --bench (tfdp.callbacks.Bench), or "
+            "measure the same script with --workers=N and neither --chief nor --ps."
+        )
 
     def first_epoch(self, steps: Any, callbacks: Callbacks, initial_epoch: int) -> int:
         """Return the epoch to begin with, after callbacks may have restored a state."""
@@ -194,6 +214,8 @@ class Trainer(abc.ABC):
             start |= self.plan(callbacks, evaluation)
             start["validation_freq"] = validation_freq if evaluation else None
             self.check("fit", feed, start)
+            if watching := observers.due(callbacks):
+                steps = self.show(watching, data, feed)
             callbacks = self._callbacks(callbacks, verbose, feed, epochs=epochs, add_history=True)
             stack.enter_context(callbacks_lib.chief_writes(self.model, self.chief))
             epoch_numbers = range(initial_epoch, epochs)
@@ -252,6 +274,9 @@ class Trainer(abc.ABC):
                 with backup.validating(steps) if backup is not None else contextlib.nullcontext():
                     results = self.test(steps, evaluation, callbacks, "validation data")
                 logs.update({f"val_{name}": value for name, value in results.items()})
+            if self.pace is not None:
+                pace.tell(callbacks, epoch, self.pace)
+                self._hint(epoch, self.pace)
             callbacks.on_epoch_end(epoch, logs)
             asks = backup.asks() if backup is not None else ()
             stop, *asked = self.agree(steps, bool(model.stop_training), *asks)
@@ -359,8 +384,12 @@ class Trainer(abc.ABC):
         if isinstance(callbacks, keras.callbacks.CallbackList):
             return callbacks
         verbose = call.verbosity(verbose) if self.chief else 0
+        given = callbacks_lib.prepare(callbacks, self.chief)
+        shows = verbose != 0 and add_history
+        if shows and not any(isinstance(c, keras.callbacks.ProgbarLogger) for c in given):
+            given = [*given, pace.Progress()]
         return keras.callbacks.CallbackList(
-            callbacks_lib.prepare(callbacks, self.chief),
+            given,
             add_history=add_history,
             add_progbar=verbose != 0,
             verbose=verbose,

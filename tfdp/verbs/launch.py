@@ -8,25 +8,29 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from tfdp.launch import data_workers, platforms
-from tfdp.verbs import UsageError
+from tfdp.verbs import UsageError, bench_flags
 
 SYNOPSIS = (
     "tfdp launch --workers=N [--chief] [--ps=M] [--evaluator] -- SCRIPT.py ARGS\n"
-    "tfdp launch --workers=N -- -m MODULE ARGS\n\n"
+    "tfdp launch --workers=N -- -m MODULE ARGS\n"
+    "tfdp launch --workers=N --bench[=continue] [--apply] -- SCRIPT.py ARGS\n\n"
     "Start a cluster, on this machine or with --platform=ssh, slurm, kubernetes or ray elsewhere:\n"
-    "each task runs the script with its own TF_CONFIG."
+    "each task runs the script with its own TF_CONFIG. With --bench its first fit is measured\n"
+    "before it begins: input, training, synchronisation or one slow worker, and what to do. The\n"
+    "run ends with the report; with --bench=continue it trains as it would have without."
 )
 
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
     """Define the flags of a cluster."""
     define_cluster(values, workers=1)
+    bench_flags.define(values, words)
 
 
 def define_cluster(values: flags.FlagValues, workers: int) -> None:
@@ -118,13 +122,25 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = os.path.splitext(os.path.basename(script[0 if script[0] != "-m" else -1]))[0]
     log_dir = values.log_dir or os.path.join("runs", f"{name}-{stamp}-{os.getpid()}")
-    return launch_tasks(values, script, log_dir)
+    settings = bench_flags.settings(values, log_dir)
+    return launch_tasks(values, script, log_dir, variables=bench_flags.variables(settings))
 
 
 def launch_tasks(
-    values: flags.FlagValues, script: list[str], log_dir: str, seed: int | None = None
+    values: flags.FlagValues,
+    script: list[str],
+    log_dir: str,
+    seed: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> int:
     """Start the tasks that the flags of define_cluster name; return the exit code of the run.
+
+    Args:
+        values: The flags.
+        script: "SCRIPT.py" or "-m", "MODULE", then its arguments.
+        log_dir: Folder of the tasks' logs.
+        seed: Of all tasks; None for another one each time.
+        variables: What every task finds in its environment besides.
 
     Raises:
         UsageError: If the flags make no cluster, or there is no such script.
@@ -156,12 +172,12 @@ def launch_tasks(
     if problem:
         raise UsageError(problem)
     if seed is None:
-        given = os.environ.get("TFDP_SEED", "")
-        if given and not (given.isdecimal() and int(given) < 1 << 31):
-            raise UsageError(f"TFDP_SEED={given!r}: use a number from 0 to 2147483647.")
-        seed = int(given) if given else int.from_bytes(os.urandom(4), "little") >> 1
+        named = os.environ.get("TFDP_SEED", "")
+        if named and not (named.isdecimal() and int(named) < 1 << 31):
+            raise UsageError(f"TFDP_SEED={named!r}: use a number from 0 to 2147483647.")
+        seed = int(named) if named else int.from_bytes(os.urandom(4), "little") >> 1
     try:
-        variables, secrets = job_lib.read_variables(values.env, os.environ)
+        given, secrets = job_lib.read_variables(values.env, os.environ)
         job = job_lib.Job(
             name=job_lib.platform_name(values.job_name or os.path.basename(log_dir)),
             shape=Shape(values.workers, values.chief, values.ps, values.evaluator),
@@ -169,7 +185,7 @@ def launch_tasks(
             seed=seed,
             log_dir=os.path.abspath(log_dir),
             directory=os.getcwd(),
-            environment=variables,
+            environment={**given, **(variables or {})},
             secrets=secrets,
             run=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             gpus_per_task=values.gpus_per_task,

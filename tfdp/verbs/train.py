@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Mapping
 
 from absl import flags
 
@@ -90,28 +91,43 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         )
         return 0
     if values.workers or values.chief or values.ps or values.evaluator:
-        if os.environ.get("TF_CONFIG"):
-            raise UsageError(
-                "TF_CONFIG is set: this process is a task of a cluster already. Leave out "
-                "--workers, --chief, --ps and --evaluator to train as it, or unset TF_CONFIG."
-            )
-        if values.evaluator and not values.workers:
-            raise UsageError(
-                "--evaluator evaluates the checkpoints of other tasks, and there are no workers: "
-                "add --workers=1 or more, or leave it out."
-            )
-        fitting = "parameter_server" if values.ps else "multi_worker"
-        if values.config.strategy not in ("auto", fitting):
-            raise UsageError(
-                f"config.strategy={values.config.strategy!r} does not train on such a cluster: use "
-                f"--config.strategy={fitting}, or change --workers, --chief and --ps."
-            )
-        replicas = 1 if values.ps else max(1, values.workers) + values.chief
-        try:
-            batching.Batch(values.config.data.global_batch_size, replicas)
-        except Error as error:
-            raise UsageError(str(error)) from error
-        return _launch(values)
+        check_cluster(values)
+        return launch_config(values)
+    return run_here(values)
+
+
+def check_cluster(values: flags.FlagValues) -> None:
+    """Check that a config trains on the cluster that the flags name.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    if os.environ.get("TF_CONFIG"):
+        raise UsageError(
+            "TF_CONFIG is set: this process is a task of a cluster already. Leave out "
+            "--workers, --chief, --ps and --evaluator to train as it, or unset TF_CONFIG."
+        )
+    if values.evaluator and not values.workers:
+        raise UsageError(
+            "--evaluator evaluates the checkpoints of other tasks, and there are no workers: "
+            "add --workers=1 or more, or leave it out."
+        )
+    fitting = "parameter_server" if values.ps else "multi_worker"
+    if values.config.strategy not in ("auto", fitting):
+        raise UsageError(
+            f"config.strategy={values.config.strategy!r} does not train on such a cluster: use "
+            f"--config.strategy={fitting}, or change --workers, --chief and --ps."
+        )
+    replicas = 1 if values.ps else max(1, values.workers) + values.chief
+    try:
+        batching.Batch(values.config.data.global_batch_size, replicas)
+    except Error as error:
+        raise UsageError(str(error)) from error
+
+
+def run_here(values: flags.FlagValues) -> int:
+    """Train what a config names in this process; return the exit code."""
+    from tfdp import train
     from tfdp.launch import memory, network
 
     memory.keep_freed(os.environ)
@@ -126,7 +142,13 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     return 0
 
 
-def _launch(values: flags.FlagValues) -> int:
+def launch_config(values: flags.FlagValues, variables: Mapping[str, str] | None = None) -> int:
+    """Start the tasks of a cluster that train what a config names; return the exit code.
+
+    Args:
+        values: The flags.
+        variables: What every task finds in its environment besides.
+    """
     from ml_collections import config_flags
 
     from tfdp import config as config_lib
@@ -139,7 +161,7 @@ def _launch(values: flags.FlagValues) -> int:
     log_dir = values.log_dir or os.path.join(run_dir, "logs")
     if values.evaluator:
         _check_no_checkpoints(run_dir)
-    return launch.launch_tasks(values, script, log_dir, seed=values.config.seed)
+    return launch.launch_tasks(values, script, log_dir, values.config.seed, variables)
 
 
 def _check_no_checkpoints(run_dir: str) -> None:

@@ -97,6 +97,23 @@ class Communication:
         )
 
 
+_is_left_out = False
+
+
+@contextlib.contextmanager
+def left_out() -> Iterator[None]:
+    """Trace steps in here that exchange nothing: each replica takes its own sums for those of all.
+
+    It measures what a step costs without the exchange; what such steps train is of no use.
+    """
+    global _is_left_out
+    before, _is_left_out = _is_left_out, True
+    try:
+        yield
+    finally:
+        _is_left_out = before
+
+
 def all_sum(values: Any) -> Any:
     """Sum small tensors over all replicas; call it on each replica.
 
@@ -107,7 +124,7 @@ def all_sum(values: Any) -> Any:
         The same structure of sums.
     """
     context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
+    if context.num_replicas_in_sync == 1 or _is_left_out:
         return values
     if carrier := transport.of(context.strategy):
         return tf.nest.pack_sequence_as(values, carrier.sum(tf.nest.flatten(values)))
@@ -124,6 +141,10 @@ def reduced_by_carrier(strategy: tf.distribute.Strategy) -> Iterator[None]:
     at a time, and a worker that waits for others leaves no thread to the collective that another
     worker waits for.
     """
+    if _is_left_out:
+        with distribute.all_reduce_by(strategy, list, memory.DTYPES):
+            yield
+        return
     carrier = transport.of(strategy)
     if carrier is None:
         yield
@@ -205,7 +226,7 @@ class Packs:
 
     def reduce(self, packs: Sequence[Any]) -> list[Any]:
         """Sum packs over all replicas; call it on each replica."""
-        if self._replicas == 1 or not packs:
+        if self._replicas == 1 or not packs or _is_left_out:
             return list(packs)
         if self._carrier is not None:
             return _carried(self._carrier, packs)
@@ -244,6 +265,20 @@ class Packs:
         for index in self._alone:
             gradients[index] = left.pop(0)
         return gradients
+
+    def sizes(self) -> list[tuple[int, tf.DType]]:
+        """Return the numbers in each pack, and their type as they travel.
+
+        Gradients that travel alone, sparse ones, are left out: only the step knows their rows.
+        """
+        sizes: list[tuple[int, tf.DType]] = []
+        for index, parts in self._parts.items():
+            count = self._shapes[index].num_elements()
+            sizes += [(size, self._wires[index]) for size in _sizes(count, parts)]
+        for group in self._groups:
+            count = sum(self._shapes[index].num_elements() for index in group)
+            sizes.append((count, self._wires[group[0]]))
+        return sizes
 
     def _wire(self, dtype: tf.DType) -> tf.DType:
         compression = self._communication.compression
@@ -323,7 +358,7 @@ def all_reduce_in_branch(
     the collective operation itself stands in each replica's graph.
     """
     context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
+    if context.num_replicas_in_sync == 1 or _is_left_out:
         return list(gradients)
     packs = Packs(gradients, communication)
     if transport.of(context.strategy) is not None:

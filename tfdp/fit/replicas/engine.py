@@ -21,8 +21,9 @@ from tfdp.fit import call as call_lib
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import digest, predictions, random_state, trainer
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import pace as pace_lib
 from tfdp.fit import split as split_lib
-from tfdp.fit.replicas import agreement, exchange, gather, snapshot, transport
+from tfdp.fit.replicas import agreement, exchange, gather, rehearsal, snapshot, transport
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import loop as loop_lib
 from tfdp.fit.replicas import replica as replica_lib
@@ -99,6 +100,13 @@ class SyncTrainer(trainer.Trainer):
     def announce(self, feed: feed_lib.Feed) -> None:
         """Log how the batches are split."""
         _log.info("Input: %s.", feed.description)
+
+    def show(self, watching: list[Any], data: call_lib.Data, feed: feed_lib.Feed) -> loop_lib.Loop:
+        """Let observers measure a fit before it begins; return a loop that has run nothing."""
+        for observe in watching:
+            observe(rehearsal.Rehearsal(self, data))
+        self._key = ()  # what was traced meanwhile has found out things of its own
+        return self.prepare("fit", feed)
 
     def plan(self, callbacks: Any, evaluation: Any) -> trainer.Logs:
         """Return what the tasks compare of the callbacks and of the validation data."""
@@ -183,8 +191,10 @@ class SyncTrainer(trainer.Trainer):
         epoch: int,
     ) -> tuple[trainer.Logs, bool]:
         """Train on one epoch; return its logs, and whether there is no data for another."""
+        watch = pace_lib.Stopwatch(loop.clock, traces=not loop.is_traced)
 
         def took(steps: int) -> None:
+            watch.after_steps(steps)
             call_lib.report(feed.step, epoch)
             if points.reached(steps):
                 loop.merge_state("train")
@@ -196,6 +206,7 @@ class SyncTrainer(trainer.Trainer):
         logs, exhausted, short = self._run(
             "train", loop, feed, callbacks, "stop_training", took, after
         )
+        self.pace = watch.pace(feed.split, loop.replicas.count / loop.replicas.in_sync)
         read_once = exhausted and feed.once
         if short and not read_once and not self.model.stop_training:
             self._warn_of_end(short)

@@ -146,8 +146,8 @@ def same_everywhere(strategy: tf.distribute.Strategy, name: str, value: str) -> 
     return not exchange(strategy, name, facts, pairwise(judge))
 
 
-def of_all(strategy: tf.distribute.Strategy, what: str, number: int) -> list[int]:
-    """Returns the numbers that all tasks give, the chief's first.
+def of_all(strategy: tf.distribute.Strategy, what: str, value: Any) -> list[Any]:
+    """Returns what all tasks give, the chief's first: numbers, or other plain data.
 
     Raises:
         AgreementError: On every task, when another has called something else, or has ended.
@@ -158,10 +158,10 @@ def of_all(strategy: tf.distribute.Strategy, what: str, number: int) -> list[int
         for other in others:
             if facts[other]["call"] != what:
                 return differences.between(chief, facts[chief], other, facts[other])
-        return NOTE + json.dumps([fact["number"] for fact in facts.values()])
+        return NOTE + json.dumps([fact["value"] for fact in facts.values()])
 
-    numbers = exchange(strategy, what, {"call": what, "number": number}, judge)
-    return json.loads(numbers) if numbers else [number]
+    values = exchange(strategy, what, {"call": what, "value": value}, judge)
+    return json.loads(values) if values else [value]
 
 
 def first_problem(strategy: tf.distribute.Strategy, call: str, option: str, problem: str) -> str:

@@ -3,10 +3,13 @@
 loop = Loop(steps)
 done = loop.advance("train", feed, limit=20)
 logs, stopped = loop.aggregate("train", stop=False)
+loop.clock.take()       # how long these steps have waited for their batches
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +18,7 @@ from tfdp.compat import distribute
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import retrace
 from tfdp.fit import split as split_lib
+from tfdp.fit.replicas import clock as clock_lib
 from tfdp.fit.replicas import communication, snapshot
 from tfdp.fit.replicas import replica as replica_lib
 from tfdp.fit.replicas import step as step_lib
@@ -25,10 +29,14 @@ class Loop:
 
     Args:
         steps: The step functions.
+
+    Attributes:
+        clock: Of the training steps.
     """
 
     def __init__(self, steps: step_lib.Steps):
         self._steps = steps
+        self.clock = clock_lib.Clock()
         self._eager = bool(steps.model.run_eagerly)
         self._functions: dict[Any, Callable[..., Any]] = {}
 
@@ -145,6 +153,42 @@ class Loop:
         """Let the optimizer set the variables' last values (averages over the steps)."""
         self._collective("finalize", self._steps.finalize)
 
+    def trace(self, kind: str, feed: Any, limit: int) -> None:
+        """Trace what `advance` runs, and run nothing; not for models that run eagerly."""
+        left = feed.steps_left()
+        exact = left is not None and left >= limit
+
+        def trace() -> None:
+            function: Any = self._function(kind, feed.split, limit == 1, exact)
+            function.get_concrete_function(feed.iterator, tf.constant(limit))
+
+        self._retrying(trace)
+
+    def rows_here(self, split: split_lib.Split, element: Any) -> Any:
+        """Return the rows that this process has read with an element."""
+        whole = split.by_rows or self._steps.replicas.count == 1
+        parts = [element] if whole else self._steps.parts_here(element)
+        return tf.add_n([tf.cast(split_lib.rows(p), tf.int64) for p in parts])
+
+    def exchange(self, split: split_lib.Split, size: int = 0) -> None:
+        """Exchange packs like those of the gradients alone; or so many bytes.
+
+        Args:
+            split: Of a feed for which a training step was traced.
+            size: The bytes; 0 for the packs.
+        """
+        key = ("exchange", split, size)
+        if key not in self._functions:
+            steps = self._steps
+            self._functions[key] = distribute.function(
+                lambda: steps.exchange_bytes(size) if size else steps.exchange(split)
+            )
+        self._functions[key]()
+
+    def packs_in_bytes(self, split: split_lib.Split) -> list[int]:
+        """Return the bytes of each pack that `exchange` exchanges."""
+        return self._steps.packs_in_bytes(split)
+
     def _collective(self, name: str, on_replica: Callable[..., Any], *args: Any) -> Any:
         """Run a function on every replica, in a graph; return the first result."""
         if name not in self._functions:
@@ -185,6 +229,11 @@ class Loop:
         return labels, inputs
 
     @property
+    def is_traced(self) -> bool:
+        """Whether a training step was traced."""
+        return any(key[0] == "train" for key in self._functions)
+
+    @property
     def replicas(self) -> replica_lib.Replicas:
         """The replicas of this process."""
         return self._steps.replicas
@@ -194,7 +243,8 @@ class Loop:
     def _function(
         self, kind: str, split: split_lib.Split, single: bool, exact: bool
     ) -> Callable[..., Any]:
-        key = (kind, split, single, exact)
+        # Whether time stamps are in it, too.
+        key = (kind, split, single, exact, distribute.is_deterministic())
         if key not in self._functions:
             one = {"train": self._steps.train, "test": self._steps.test}[kind]
 
@@ -202,8 +252,8 @@ class Loop:
                 if not exact:
                     return self._until_end(one, split, iterator, limit)
                 if not single:
-                    return _counted(one, split, iterator, limit)
-                one(split, next(iterator))
+                    return self._counted(one, split, iterator, limit)
+                self._timed(one, split, iterator)
                 return limit
 
             self._functions[key] = distribute.function(run, reduce_retracing=True)
@@ -220,10 +270,13 @@ class Loop:
     def _advance_eagerly(self, kind: str, feed: feed_lib.Feed, limit: int) -> int:
         one = {"train": self._steps.train, "test": self._steps.test}[kind]
         for step in range(limit):
+            begin = time.perf_counter()
             found, data = self._next(feed)
+            waited = time.perf_counter() - begin
             if not found:
                 return step
             self._retrying(functools.partial(one, feed.split, data))
+            self._count(feed.split, data, waited)
         return limit
 
     def _next(self, feed: feed_lib.Feed) -> tuple[bool, Any]:
@@ -233,42 +286,75 @@ class Loop:
             if key not in self._functions:
                 ahead = functools.partial(self._ahead, feed.split)
                 self._functions[key] = distribute.function(ahead, reduce_retracing=True)
-            present, optional = self._functions[key](feed.iterator)
+            _, present, optional = self._functions[key](feed.iterator)
             return bool(present), _value(feed.split, feed.iterator, optional) if present else None
         try:
             return True, next(feed.iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
             return False, None
 
-    def _ahead(self, split: split_lib.Split, iterator: Any) -> tuple[tf.Tensor, Any]:
-        """Return whether any replica has another element, and this process's, an Optional."""
+    def _ahead(self, split: split_lib.Split, iterator: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
+        """Return when the next element came, whether any replica has one, and this process's.
+
+        The last is an Optional.
+        """
         optional = iterator.get_next_as_optional()
         present = optional.has_value()
+        came = self.clock.now([present])
         if split.ends_apart:
             strategy = self._steps.strategy
             sums = strategy.run(communication.all_sum, args=(tf.cast(present, tf.float32),))
             present = strategy.experimental_local_results(sums)[0] > 0
-        return present, optional
+        return came, present, optional
+
+    def _counted(
+        self, one: Any, split: split_lib.Split, iterator: Any, limit: tf.Tensor
+    ) -> tf.Tensor:
+        def body(step: tf.Tensor) -> tuple[tf.Tensor]:
+            self._timed(one, split, iterator)
+            return (step + 1,)
+
+        (done,) = tf.while_loop(
+            lambda step: step < limit, body, (tf.constant(0),), parallel_iterations=1
+        )
+        return done
+
+    def _timed(self, one: Any, split: split_lib.Split, iterator: Any) -> None:
+        """Take a step on the next batch."""
+        element, waited = self.clock.next(iterator)
+        one(split, element)
+        self._count(split, element, waited)
+
+    def _count(self, split: split_lib.Split, element: Any, waited: Any) -> None:
+        """Add a batch to the clock."""
+        self.clock.add(waited, self.rows_here(split, element))
 
     def _until_end(
         self, one: Any, split: split_lib.Split, iterator: Any, limit: tf.Tensor
     ) -> tf.Tensor:
         """Take batches while there are any: no step runs beside the data."""
 
-        def cond(step: tf.Tensor, present: tf.Tensor, optional: Any) -> tf.Tensor:
-            del optional
+        def cond(step: Any, ended: Any, came: Any, present: Any, optional: Any) -> tf.Tensor:
+            del ended, came, optional
             return tf.logical_and(step < limit, present)
 
-        def body(step: tf.Tensor, present: tf.Tensor, optional: Any) -> tuple[Any, ...]:
-            one(split, _value(split, iterator, optional))
+        def body(step: Any, ended: Any, came: Any, present: Any, optional: Any) -> tuple[Any, ...]:
+            # The batch may have come while the step before was under way: then nothing waited.
+            waited = tf.maximum(came - ended, 0.0)
+            element = _value(split, iterator, optional)
+            with _all_of_it() as operations:
+                one(split, element)
+            self._count(split, element, waited)
             following = tf.cond(
                 step + 1 < limit,
                 lambda: self._ahead(split, iterator),
-                lambda: (present, optional),
+                lambda: (came, present, optional),
             )
-            return step + 1, *following
+            return step + 1, self.clock.now(operations), *following
 
-        first = (tf.constant(0), *self._ahead(split, iterator))
+        begin = self.clock.now()
+        with tf.control_dependencies([begin]):
+            first = (tf.constant(0), begin, *self._ahead(split, iterator))
         return tf.while_loop(cond, body, first, parallel_iterations=1)[0]
 
 
@@ -283,12 +369,11 @@ def _value(split: split_lib.Split, iterator: Any, optional: Any) -> Any:
     )
 
 
-def _counted(one: Any, split: split_lib.Split, iterator: Any, limit: tf.Tensor) -> tf.Tensor:
-    def body(step: tf.Tensor) -> tuple[tf.Tensor]:
-        one(split, iterator.get_next())
-        return (step + 1,)
-
-    (done,) = tf.while_loop(
-        lambda step: step < limit, body, (tf.constant(0),), parallel_iterations=1
-    )
-    return done
+@contextlib.contextmanager
+def _all_of_it() -> Iterator[list[Any]]:
+    """Yield a list that at the end holds the operations traced in here that have effects."""
+    graph = tf.compat.v1.get_default_graph()
+    before = len(graph.get_operations())
+    operations: list[Any] = []
+    yield operations
+    operations += [op for op in graph.get_operations()[before:] if op.op_def.is_stateful]

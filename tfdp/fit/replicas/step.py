@@ -11,7 +11,9 @@ and the update itself see the reduced gradients, as on one device.
 """
 
 import contextlib
+import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -130,9 +132,49 @@ class Steps:
         data = self._parts(split, element)
         return self._local_results(self.strategy.run(self._predict_on_replica, args=(split, data)))
 
+    def exchange(self, split: split_lib.Split) -> None:
+        """Sum zeros over all replicas, in packs like those of the gradients: an exchange alone."""
+
+        def on_replica() -> None:
+            layout = self._layout(split, self.replicas.here())
+            layout.reduce([tf.zeros((size,), dtype) for size, dtype in layout.sizes()])
+
+        self.strategy.run(on_replica)
+
+    def exchange_bytes(self, size: int) -> None:
+        """Sum so many bytes of float32 over all replicas, as gradients travel uncompressed."""
+        plain = dataclasses.replace(self.communication, compression=None)
+
+        def on_replica() -> None:
+            communication_lib.all_reduce([tf.zeros((max(1, size // 4),))], plain)
+
+        self.strategy.run(on_replica)
+
+    def packs_in_bytes(self, split: split_lib.Split) -> list[int]:
+        """Return the bytes of each pack of a replica's dense gradients, once a step was traced."""
+        layout = self._packs.get((split, 0))
+        if layout is None:
+            return [
+                math.prod(v.shape) * tf.as_dtype(v.dtype).size
+                for v in self.model.trainable_variables
+            ]
+        return [size * dtype.size for size, dtype in layout.sizes()]
+
+    def _layout(self, split: split_lib.Split, local: int) -> communication_lib.Packs:
+        layout = self._packs.get((split, local))
+        if layout is None:  # a train_step of the user's own makes its packs by itself
+            trained = self.model.trainable_variables
+            zeros = [tf.zeros(v.shape, v.dtype) for v in trained]
+            layout = communication_lib.Packs(zeros, self.communication)
+        return layout
+
     def results(self, kind: str) -> dict[str, Any]:
         """Return the logs of "train" or "test" steps out of the metrics' present values."""
         return self.replicas.logs.results(kind, self.model.get_metrics_result())
+
+    def parts_here(self, element: Any) -> tuple[Any, ...]:
+        """Return the batches of this process's replicas, where tf.distribute has split them."""
+        return self._local_results(element)
 
     def _parts(self, split: split_lib.Split, element: Any) -> Any:
         """Return an element in the replicas' parts; what was read goes into the digests."""

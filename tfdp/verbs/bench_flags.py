@@ -1,0 +1,89 @@
+"""The flags of a bench: --bench of `tfdp launch`, and --apply, which `tfdp bench` has too.
+
+define(values, words)
+environment = variables(settings(values, "runs/a"))
+"""
+
+import os
+from collections.abc import Mapping
+
+from absl import flags
+
+from tfdp.bench import settings as settings_lib
+from tfdp.error import Error
+from tfdp.verbs import UsageError
+
+
+def define(values: flags.FlagValues, words: list[str]) -> None:
+    """Define --bench and --apply.
+
+    Args:
+        values: The flags.
+        words: The command line; --bench alone becomes --bench=end in it, and --nobench goes.
+    """
+    for i, word in enumerate(words):
+        if word.lstrip("-") == "bench" and word.startswith("-"):
+            words[i] = f"--bench={settings_lib.ENDS}"
+    flags.DEFINE_string(
+        "bench",
+        "",
+        "Measure the first fit before it begins, and end; --bench=continue trains afterwards.",
+        flag_values=values,
+    )
+    define_apply(values)
+
+
+def define_apply(values: flags.FlagValues) -> None:
+    """Define --apply."""
+    flags.DEFINE_bool(
+        "apply",
+        False,
+        "Try the best remedy for some steps: predicted gain beside measured.",
+        flag_values=values,
+    )
+
+
+def settings(values: flags.FlagValues, folder: str) -> settings_lib.Settings | None:
+    """Return what is asked for; None without --bench.
+
+    Args:
+        values: The flags.
+        folder: Of bench.json.
+
+    Raises:
+        UsageError: For flags that do not go together.
+    """
+    if not values.bench:
+        if values.apply:
+            raise UsageError("--apply tries what a bench has found: add --bench.")
+        return None
+    refuse_servers(values)
+    try:
+        return settings_lib.Settings(os.path.abspath(folder), values.bench, values.apply)
+    except Error as error:
+        raise UsageError(str(error)) from error
+
+
+def refuse_servers(values: flags.FlagValues) -> None:
+    """Refuse clusters whose training is not measured.
+
+    Raises:
+        UsageError: With what is.
+    """
+    if values.ps:
+        raise UsageError(
+            f"--ps={values.ps}: the bench measures replicas that are kept in sync; workers of "
+            "parameter servers take their steps each by itself. Leave out --chief and --ps."
+        )
+    if values.evaluator:
+        raise UsageError(
+            "--evaluator waits for checkpoints, which a bench does not write. Leave it out."
+        )
+    if values.max_restarts or values.min_workers:
+        flag = "--max_restarts" if values.max_restarts else "--min_workers"
+        raise UsageError(f"{flag}: a bench is not started again. Leave it out.")
+
+
+def variables(settings: settings_lib.Settings | None) -> Mapping[str, str]:
+    """Return what every task finds in its environment."""
+    return {} if settings is None else {settings_lib.VARIABLE: settings.to_text()}
