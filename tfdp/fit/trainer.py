@@ -44,6 +44,8 @@ class Trainer(abc.ABC):
         self.chief = chief
         self.backup: backup_lib.Backup | None = None
         self.pace: pace.Pace | None = None
+        # How the steps of this fit measure the gradients' noise: see replicas/noise.py.
+        self.noise: Any = None
         self._hint = pace.Hint()
 
     # -- what an engine does --------------------------------------------------------------------
@@ -88,6 +90,25 @@ class Trainer(abc.ABC):
             "The bench measures replicas that are kept in sync, and parameter servers are not: "
             "each worker takes its steps by itself. Leave out --bench (tfdp.callbacks.Bench), or "
             "measure the same script with --workers=N and neither --chief nor --ps."
+        )
+
+    def measure_noise(self, every: int, smoothing: float) -> Any:
+        """Let the steps of the fit that begins measure how much replicas' gradients differ.
+
+        Args:
+            every: Steps from one measurement to the next.
+            smoothing: Weight of the past in the moving averages.
+
+        Returns:
+            What reads how many steps were measured, and the averages of |G|^2 and tr(S).
+
+        Raises:
+            Error: Where that cannot be measured.
+        """
+        raise Error(
+            "GradientNoiseScale compares the gradients of replicas that are kept in sync; the "
+            "workers of parameter servers take their steps by themselves. Leave the callback out, "
+            "or train with --workers=N and neither --chief nor --ps."
         )
 
     def first_epoch(self, steps: Any, callbacks: Callbacks, initial_epoch: int) -> int:
@@ -203,6 +224,10 @@ class Trainer(abc.ABC):
                 data = self.backup.resume.starting(data)
             feed = self.feed(data, trains=True)
             stack.callback(feed.close)
+            self.noise = None
+            for callback in getattr(callbacks, "callbacks", callbacks) or ():
+                if hasattr(callback, "tfdp_measures_noise"):
+                    callback.tfdp_measures_noise(self.measure_noise)
             steps = self.prepare("fit", feed)
             self.announce(feed)
             evaluation = None

@@ -26,6 +26,7 @@ from tfdp.fit import split as split_lib
 from tfdp.fit.replicas import agreement, exchange, gather, rehearsal, snapshot, transport
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import loop as loop_lib
+from tfdp.fit.replicas import noise as noise_lib
 from tfdp.fit.replicas import replica as replica_lib
 from tfdp.fit.replicas import step as step_lib
 
@@ -84,9 +85,13 @@ class SyncTrainer(trainer.Trainer):
             model.jit_compile,
             model.steps_per_execution,
             tuple(id(v) for v in model.trainable_variables),
+            self.noise,
         )
         if key != self._key:
-            self._loop = loop_lib.Loop(step_lib.Steps(model, self.strategy, self.communication))
+            noise = None if self.noise is None else noise_lib.Noise(self.noise)
+            self._loop = loop_lib.Loop(
+                step_lib.Steps(model, self.strategy, self.communication, noise)
+            )
             self._key = key
         return self._loop
 
@@ -107,6 +112,21 @@ class SyncTrainer(trainer.Trainer):
             observe(rehearsal.Rehearsal(self, data))
         self._key = ()  # what was traced meanwhile has found out things of its own
         return self.prepare("fit", feed)
+
+    def measure_noise(self, every: int, smoothing: float) -> Callable[[], tuple[int, float, float]]:
+        """Let the steps measure how much the replicas' gradients differ."""
+        if self.strategy.num_replicas_in_sync == 1:
+            raise Error(
+                "GradientNoiseScale compares the gradients of replicas, and there is one. Train on "
+                "two or more, such as tfdp launch --workers=2; on one machine they share its cores."
+            )
+        if type(self.model).train_step is not keras.Model.train_step:
+            raise Error(
+                f"GradientNoiseScale: model {self.model.name!r} has a train_step of its own, whose "
+                "gradients tfdp does not see as a whole. Leave the callback out."
+            )
+        self.noise = noise_lib.Settings(every, smoothing)
+        return lambda: self._loop.noise.read()
 
     def plan(self, callbacks: Any, evaluation: Any) -> trainer.Logs:
         """Return what the tasks compare of the callbacks and of the validation data."""

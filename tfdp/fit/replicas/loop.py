@@ -234,6 +234,11 @@ class Loop:
         return any(key[0] == "train" for key in self._functions)
 
     @property
+    def noise(self) -> Any:
+        """What measures how much the replicas' gradients differ; None where nobody asks."""
+        return self._steps.noise
+
+    @property
     def replicas(self) -> replica_lib.Replicas:
         """The replicas of this process."""
         return self._steps.replicas

@@ -28,6 +28,7 @@ from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import split as split_lib
 from tfdp.fit import view as view_lib
 from tfdp.fit.replicas import communication as communication_lib
+from tfdp.fit.replicas import noise as noise_lib
 from tfdp.fit.replicas import replica as replica_lib
 from tfdp.fit.replicas import user_step
 
@@ -41,6 +42,7 @@ class Steps:
         model: A built model.
         strategy: The strategy it was made under.
         communication: How gradients travel.
+        noise: Measures how much the replicas' gradients differ; None: nobody asks.
 
     Attributes:
         digests: int64[2]: of the labels and the inputs of the batches since they were set to 0.
@@ -51,7 +53,9 @@ class Steps:
         model: keras.Model,
         strategy: tf.distribute.Strategy,
         communication: communication_lib.Communication,
+        noise: noise_lib.Noise | None = None,
     ):
+        self.noise = noise
         self.model = model
         self.strategy = strategy
         self.communication = communication
@@ -215,14 +219,16 @@ class Steps:
     def _train_on_replica(self, split: split_lib.Split, data: Any) -> None:
         local = self.replicas.here()
         batch, totals = self._prepare(split, data, local, self._loss, training=True)
+        # Looked up outside of what XLA compiles, for all replicas of this process alike.
+        due = None if self.noise is None else self.noise.is_due()
         packs, updates = self.call(("train", split, local), self._gradients)(
-            split, local, batch, *totals.numbers
+            split, local, batch, *totals.numbers, due
         )
         # Weights that layers assigned, before the optimizer updates them.
         self.replicas.agree_on(self._differing[split, local], loss_lib.share(totals))
         layout = self._packs[split, local]
         rows = self.call(("update", local), self._update)(
-            layout, local, layout.reduce(packs), totals.rows is None, totals.nominal_rows
+            layout, local, layout.reduce(packs), totals.rows is None, totals.nominal_rows, due
         )
         if rows is not None and local == 0:
             self._nominal_rows.assign(rows)
@@ -309,6 +315,7 @@ class Steps:
         rows: Any,
         divisors: Any,
         nominal_rows: Any,
+        due: Any,
     ) -> tuple[list[Any], dict[str, Any]]:
         """Return the gradients of this replica's share of the loss, packed, and what to assign."""
         totals = loss_lib.Totals(mine, rows, divisors, nominal_rows, self._reduce_totals)
@@ -327,9 +334,14 @@ class Steps:
             present = tf.greater(mine, 0)
             updates = replicas.keep_where(present, updates, local)
             gradients = gradients_lib.zero_unless(present, gradients)
+        exact = []
+        if self.noise is not None:
+            share = loss_lib.share(totals)
+            exact.append(self.noise.of_replica(due, gradients, mine, share))
         if rows is None:  # only the replicas together know them: they travel with the gradients
-            gradients = [*gradients, tf.cast(mine, tf.float32)]
-        counts = () if rows is not None else (len(gradients) - 1,)
+            exact.append(tf.cast(mine, tf.float32))
+        counts = range(len(gradients), len(gradients) + len(exact))
+        gradients = [*gradients, *exact]
         self._packs[split, local] = communication_lib.Packs(gradients, self.communication, counts)
         return self._packs[split, local].pack(gradients), updates
 
@@ -340,16 +352,20 @@ class Steps:
         packs: Sequence[Any],
         with_rows: bool,
         nominal_rows: Any,
+        due: Any,
     ) -> Any:
         """Apply reduced gradients to replica `local`'s copies, as one device would.
 
         Returns:
             The rows of the global batch, where they travelled with the gradients.
         """
-        gradients, rows = layout.unpack(packs), None
+        gradients, rows, factor, sums = layout.unpack(packs), None, 1.0, None
         if with_rows:
             *gradients, rows = gradients
             factor = nominal_rows / rows
+        if self.noise is not None:
+            *gradients, sums = gradients
+        if with_rows:
             gradients = tf.cond(
                 tf.equal(factor, 1.0),
                 lambda: [gradients_lib.scaled(g, 1.0) for g in gradients],
@@ -360,6 +376,8 @@ class Steps:
         optimizer, trained = self.model.optimizer, self.model.trainable_variables
         gradients = gradients_lib.by_rows(gradients, trained)
         with self.on_copies(optimizer, local):
+            if self.noise is not None and local == 0:
+                self.noise.add(due, sums, gradients, factor, optimizer.scale_loss(1.0))
             optimizer.apply_gradients(zip(gradients, trained, strict=True))
         return rows
 
