@@ -13,8 +13,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Each file of configs/ with the variants that its docstring names.
 FILES = {
+    "cifar100_resnet164.py": ("", "tiny"),
+    "cifar100_vgg19.py": ("", "tiny"),
+    "cifar10_resnet164.py": ("", "tiny"),
+    "cifar10_vgg19.py": ("", "tiny"),
     "digits.py": ("", "quick"),
     "fashion_mnist.py": ("", "quick"),
+    "imagenet_resnet50.py": ("", "tiny"),
+    "imagenet_vgg19.py": ("", "tiny"),
     "recommender.py": ("", "quick"),
 }
 
@@ -57,7 +63,8 @@ def test_every_wrong_value_is_named_at_once():
     assert problems(wrong) == [
         "config.strategy='mirored': use one of auto, one_device, mirrored, multi_worker, "
         "parameter_server (did you mean 'mirrored'?).",
-        "config.training.optimizer='lion': use one of adam, adamw, sgd.",
+        "config.training.optimizer='lion': use one of adam, adamw, sgd, lars, lamb, or "
+        "package.module:name.",
         "config.training.precision='half': use one of float32, mixed_float16, mixed_bfloat16.",
         "config.communication.implementation='mpi': use one of auto, ring, nccl, gloo, "
         "shared_memory.",
@@ -147,6 +154,55 @@ def test_every_wrong_value_is_named_at_once():
             {"training__learning_rate": math.nan},
             "config.training.learning_rate=nan: use a number above 0.",
         ),
+        ({"training__base_batch_size": -1}, "config.training.base_batch_size=-1: use 0 or more."),
+        ({"training__warmup_epochs": -0.5}, "config.training.warmup_epochs=-0.5: use 0 or more."),
+        (
+            {"training__schedule": "cosin"},
+            "config.training.schedule='cosin': use one of constant, cosine, or factors as in "
+            "'30:0.1, 60:0.01', package.module:function (did you mean 'cosine'?).",
+        ),
+        (
+            {"training__schedule": "60:0.1, 30:0.01"},
+            "config.training.schedule: the epochs of '60:0.1, 30:0.01' do not rise. Write them in "
+            "their order, each once.",
+        ),
+        (
+            {"training__weight_decay": 0.1},
+            "config.training.weight_decay=0.1: Adam's moments would change it. Use "
+            "optimizer='adamw', which keeps it apart.",
+        ),
+        (
+            {"training__loss": "my loss"},
+            "config.training.loss='my loss': use one of a name of Keras, or package.module:name.",
+        ),
+        (
+            {"training__loss": "mse", "training__label_smoothing": 0.1},
+            "config.training.label_smoothing=0.1: it is for the loss "
+            "'sparse_categorical_crossentropy'. Let a loss of your own smooth its labels.",
+        ),
+        (
+            {"training__label_smoothing": 1.0},
+            "config.training.label_smoothing=1.0: use a number from 0 up to below 1.",
+        ),
+        (
+            {"training__metrics": "accuracy, "},
+            "config.training.metrics='accuracy, ': use names of Keras or package.module:name, with "
+            "commas between them.",
+        ),
+        ({"model__width": 0.0}, "config.model.width=0.0: use a number above 0."),
+        (
+            {"data__resize": "center"},
+            "config.data.resize='center': set config.data.image_size as well.",
+        ),
+        (
+            {
+                "data__source": "numpy",
+                "data__manual_dir": "tars",
+                "data__train_files": "a.npz",
+                "data__test_files": "b.npz",
+            },
+            "config.data.manual_dir='tars': source 'numpy' has none.",
+        ),
         (
             {"training__learning_rate": math.inf},
             "config.training.learning_rate=inf: use a number above 0.",
@@ -164,6 +220,10 @@ def test_one_wrong_value(settings, line):
         {"training__learning_rate": 1},
         {"model__name": "my_package.models:build"},
         {"data__shuffle_buffer": 0},
+        {"training__schedule": "0:0.1, 1.02:1"},
+        {"training__schedule": "mine.schedules:poly", "training__optimizer": "mine:Optimizer"},
+        {"training__optimizer": "lamb", "training__weight_decay": 0.01},
+        {"training__metrics": ""},
         {"data__function": "my.data:train", "data__policy": "hint"},
         {"data__tfds_name": "glue/mrpc:2.0.0"},
         {"data__data_dir": "/some where/else"},
@@ -189,7 +249,7 @@ def test_another_kind_of_config():
         ("config.dat.tfds_name", "config has no setting 'dat'. Did you mean config.data?"),
         (
             "config.model.xyz",
-            "config.model has no setting 'xyz'. It has name, dropout.",
+            "config.model has no setting 'xyz'. It has name, dropout, width, synchronized.",
         ),
         ("config.data", "config.data is a group of settings, not one: name one of them."),
         ("config.seed.x", "config.seed is a single value: config.seed.x goes too far."),

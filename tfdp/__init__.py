@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 from tfdp.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from tfdp import callbacks, layers
+    from tfdp import callbacks, layers, optimizers, schedules
     from tfdp.error import Error
     from tfdp.fit import Communication, disable, enable
     from tfdp.inference.rows import predict
     from tfdp.launch.discovery import is_chief
     from tfdp.launch.notebook import notebook_launcher
     from tfdp.launch.progress import report_progress
+    from tfdp.learning_rate import scale_learning_rate
     from tfdp.serving.export import export
     from tfdp.strategies import strategy
 
@@ -43,6 +44,7 @@ _HOMES = {
     "notebook_launcher": "tfdp.launch.notebook",
     "predict": "tfdp.inference.rows",
     "report_progress": "tfdp.launch.progress",
+    "scale_learning_rate": "tfdp.learning_rate",
     "strategy": "tfdp.strategies",
 }
 
@@ -57,14 +59,17 @@ __all__ = [
     "is_chief",
     "layers",
     "notebook_launcher",
+    "optimizers",
     "predict",
     "report_progress",
+    "scale_learning_rate",
+    "schedules",
     "strategy",
 ]
 
 
 # Modules with public names: tfdp.layers.Embedding.
-_MODULES = ("callbacks", "layers")
+_MODULES = ("callbacks", "layers", "optimizers", "schedules")
 
 
 def __getattr__(name: str) -> Any:

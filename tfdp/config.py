@@ -18,17 +18,20 @@ import textwrap
 import time
 from typing import Any
 
+from tfdp import learning_rate
 from tfdp.error import Error
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "parameter_server")
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd", "lars", "lamb")
+SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 IMPLEMENTATIONS = ("auto", "ring", "nccl", "gloo", "shared_memory")
 COMPRESSIONS = ("none", "float16", "bfloat16")
 READINGS = ("coordinator", "shard")
 SECOND_SIGNATURES = ("none", "examples", "images")
 SOURCES = ("tfds", "tfrecord", "array_record", "images", "csv", "numpy")
-AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
+AUGMENTATIONS = ("none", "flip", "crop", "crop_flip", "pad_crop", "pad_crop_flip")
+RESIZES = ("stretch", "center")
 SHUFFLES = ("auto", "full", "buffer", "none")
 SERVICES = ("off", "parallel_epochs", "distributed_epoch")
 POLICIES = ("auto", "file", "data", "hint", "off")
@@ -53,6 +56,8 @@ class Data:
         data_dir: Folder of prepared datasets; "" is TFDS's own (TFDS_DATA_DIR, else
             ~/tensorflow_datasets).
         download: Whether TFDS may download and prepare the dataset.
+        manual_dir: Folder of the files that TFDS prepares the dataset from, downloaded by you, as
+            those of ImageNet have to be. Nothing else is downloaded.
         train_split: Records to train on, in TFDS's syntax ("train[:90%]").
         test_split: Records to evaluate on.
         train_files: Files to train on, where the source is not "tfds": patterns with commas
@@ -66,7 +71,10 @@ class Data:
         label: Feature or column to learn.
         classes: Number of labels, where the source does not tell it.
         image_size: "HEIGHTxWIDTH" to which images are resized; "" leaves them.
-        augment: One of AUGMENTATIONS, drawn from the seed, the epoch and the record's number.
+        resize: One of RESIZES: "stretch" gives an image that size as it is; "center" keeps its
+            proportions, and takes the middle of it (7/8 of the shorter side, as 224 of 256).
+        augment: One of AUGMENTATIONS, drawn from the seed, the epoch and the record's number:
+            "crop" resizes 8% to all of an image's area, "pad_crop" moves it by up to 4 pixels.
         function: "package.module:function" of your own instead of a source: it gets (this Data,
             split, tf.distribute.InputContext) and returns a tf.data.Dataset of (x, y) batches for
             that pipeline. It shards itself, unless `policy` is "hint".
@@ -90,6 +98,7 @@ class Data:
     tfds_name: str = "tfdp_digits"
     data_dir: str = ""
     download: bool = False
+    manual_dir: str = ""
     train_split: str = "train"
     test_split: str = "test"
     train_files: str = ""
@@ -99,6 +108,7 @@ class Data:
     label: str = "label"
     classes: int = 0
     image_size: str = ""
+    resize: str = "stretch"
     augment: str = "none"
     function: str = ""
     global_batch_size: int = 64
@@ -123,10 +133,15 @@ class Model:
             config.data.function it gets nothing. A model that it has compiled keeps its loss,
             metrics and optimizer.
         dropout: Fraction of the last hidden units that training leaves out.
+        width: Factor of the number of channels, of a model that takes width=.
+        synchronized: Whether batch normalisation looks at the rows of all replicas, of a model that
+            takes synchronized=.
     """
 
     name: str = "convnet"
     dropout: float = 0.25
+    width: float = 1.0
+    synchronized: bool = False
 
 
 @dataclasses.dataclass
@@ -135,8 +150,24 @@ class Training:
 
     Attributes:
         epochs: Passes over the training records.
-        optimizer: One of OPTIMIZERS.
-        learning_rate: Of the optimizer.
+        optimizer: One of OPTIMIZERS ("sgd" has momentum 0.9), or "package.module:name" of a class
+            or a function that takes learning_rate=, and weight_decay= where that is set.
+        learning_rate: Of the optimizer, for steps of `base_batch_size` records.
+        base_batch_size: Global batch for which the learning rate was found. For another one it is
+            scaled: by the ratio of the two for "sgd" and "lars", by its square root for Adam and
+            its kin and "lamb". 0 takes the learning rate as it is.
+        warmup_epochs: Epochs, also parts of one, in which the learning rate rises in a straight
+            line: from `learning_rate` where `base_batch_size` is set, else from 0.
+        schedule: One of SCHEDULES ("cosine" ends at 0), or factors from epochs on as in
+            "30:0.1, 60:0.01", or "package.module:function" that takes (learning_rate,
+            steps_per_epoch, epochs) and returns a Keras schedule.
+        weight_decay: As the optimizer takes it: part of the gradient for "sgd" and "lars" (L2), of
+            the update for "adamw" and "lamb". Biases and normalisation get none, but by "adamw".
+            0 leaves it to the optimizer.
+        loss: A name of Keras, or "package.module:name" of a class or a function.
+        label_smoothing: Share of a label's weight that all classes get alike; for
+            "sparse_categorical_crossentropy".
+        metrics: Names as those of `loss`, with commas between them.
         precision: Keras dtype policy, one of PRECISIONS.
         jit_compile: Whether XLA compiles the steps.
         steps_per_execution: Steps in one call of the graph.
@@ -145,6 +176,13 @@ class Training:
     epochs: int = 20
     optimizer: str = "adam"
     learning_rate: float = 2e-3
+    base_batch_size: int = 0
+    warmup_epochs: float = 0.0
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    loss: str = "sparse_categorical_crossentropy"
+    label_smoothing: float = 0.0
+    metrics: str = "accuracy"
     precision: str = "float32"
     jit_compile: bool = False
     steps_per_execution: int = 1
@@ -310,7 +348,7 @@ def _problems(config: Config) -> Any:
         return
     data, training, wire = config.data, config.training, config.communication
     yield from _choice("config.strategy", config.strategy, STRATEGIES)
-    yield from _choice("config.training.optimizer", training.optimizer, OPTIMIZERS)
+    yield from _training_problems(training)
     yield from _choice("config.training.precision", training.precision, PRECISIONS)
     yield from _choice("config.communication.implementation", wire.implementation, IMPLEMENTATIONS)
     yield from _choice("config.communication.compression", wire.compression, COMPRESSIONS)
@@ -324,6 +362,11 @@ def _problems(config: Config) -> Any:
     yield from _data_problems(data)
     yield from _at_least("config.training.epochs", training.epochs, 1)
     yield from _at_least("config.training.steps_per_execution", training.steps_per_execution, 1)
+    for name in ("base_batch_size", "warmup_epochs", "weight_decay"):
+        yield from _at_least(f"config.training.{name}", getattr(training, name), 0)
+    if _is_number(training.label_smoothing) and not 0 <= training.label_smoothing < 1:
+        smoothing = training.label_smoothing
+        yield f"config.training.label_smoothing={smoothing!r}: use a number from 0 up to below 1."
     yield from _at_least("config.communication.bytes_per_pack", wire.bytes_per_pack, 1)
     yield from _at_least("config.communication.timeout_seconds", wire.timeout_seconds, 0)
     yield from _at_least(
@@ -338,6 +381,8 @@ def _problems(config: Config) -> Any:
         )
     if _is_number(training.learning_rate) and not 0 < training.learning_rate < math.inf:
         yield f"config.training.learning_rate={training.learning_rate!r}: use a number above 0."
+    if _is_number(config.model.width) and not 0 < config.model.width < math.inf:
+        yield f"config.model.width={config.model.width!r}: use a number above 0."
     if _is_number(config.model.dropout) and not 0 <= config.model.dropout < 1:
         yield f"config.model.dropout={config.model.dropout!r}: use a number from 0 up to below 1."
     for name, value in (("config.data.tfds_name", data.tfds_name), ("config.name", config.name)):
@@ -360,10 +405,48 @@ def _problems(config: Config) -> Any:
         )
 
 
+def _training_problems(training: Training) -> Any:
+    """Name what is wrong with names and texts."""
+    for name, allowed in (("optimizer", OPTIMIZERS), ("loss", ()), ("schedule", SCHEDULES)):
+        text = getattr(training, name)
+        if not isinstance(text, str):
+            continue
+        try:
+            numbers = name == "schedule" and learning_rate.milestones(text) is not None
+        except Error as error:
+            yield f"config.training.{name}: {error}"
+            continue
+        if numbers or re.fullmatch(r"[\w.]+:\w+", text) or (not allowed and text.isidentifier()):
+            continue
+        own = "package.module:name"
+        if name == "schedule":
+            own = "factors as in '30:0.1, 60:0.01', package.module:function"
+        yield from _choice(f"config.training.{name}", text, allowed or ("a name of Keras",), own)
+    if isinstance(training.metrics, str):
+        for text in training.metrics.split(",") if training.metrics.strip() else ():
+            if not re.fullmatch(r"\s*([\w.]+:)?\w+\s*", text):
+                yield (
+                    f"config.training.metrics={training.metrics!r}: use names of Keras or "
+                    "package.module:name, with commas between them."
+                )
+                break
+    if training.optimizer == "adam" and training.weight_decay:
+        yield (
+            f"config.training.weight_decay={training.weight_decay!r}: Adam's moments would change "
+            "it. Use optimizer='adamw', which keeps it apart."
+        )
+    if training.label_smoothing and training.loss != "sparse_categorical_crossentropy":
+        yield (
+            f"config.training.label_smoothing={training.label_smoothing!r}: it is for the loss "
+            "'sparse_categorical_crossentropy'. Let a loss of your own smooth its labels."
+        )
+
+
 def _data_problems(data: Data) -> Any:
     for name, allowed in (
         ("source", SOURCES),
         ("augment", AUGMENTATIONS),
+        ("resize", RESIZES),
         ("shuffle", SHUFFLES),
         ("policy", POLICIES),
         ("order", ORDERS),
@@ -385,6 +468,10 @@ def _data_problems(data: Data) -> Any:
                 "off), or holds tf.data's hint (hint)."
             )
         return
+    if data.resize != "stretch" and data.image_size == "":
+        yield f"config.data.resize={data.resize!r}: set config.data.image_size as well."
+    if data.manual_dir and data.source != "tfds":
+        yield f"config.data.manual_dir={data.manual_dir!r}: source {data.source!r} has none."
     yield from _service_problems(data)
     if data.source in SOURCES and data.source != "tfds":
         for name in ("train_files", "test_files"):
@@ -446,11 +533,12 @@ def _types(part: Any, path: str) -> Any:
             yield f"{path}.{name}={value!r}: use {_described(wanted)}."
 
 
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
+def _choice(name: str, value: Any, allowed: tuple[str, ...], own: str = "") -> Any:
     if isinstance(value, str) and value not in allowed:
         close = difflib.get_close_matches(value, allowed, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        yield f"{name}={value!r}: use one of {', '.join(allowed)}{hint}."
+        own = f", or {own}" if own else ""
+        yield f"{name}={value!r}: use one of {', '.join(allowed)}{own}{hint}."
 
 
 def _at_least(name: str, value: Any, least: int) -> Any:

@@ -89,7 +89,7 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
     import keras
     import tensorflow as tf
 
-    from tfdp import fit, models, strategies
+    from tfdp import fit, learning, models, strategies
     from tfdp.data import inputs as inputs_lib
     from tfdp.serving import export
 
@@ -145,12 +145,17 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
                 inputs.classes,
                 pixel_max=inputs.pixel_max,
                 dropout=config.model.dropout,
+                width=config.model.width,
+                synchronized=config.model.synchronized,
             )
         if not model.compiled:
+            learned = learning.make(config.training, data.global_batch_size, inputs.steps)
+            if learned.line and (chief or evaluates):
+                print(learned.line, flush=True)
             model.compile(
-                optimizer=_optimizer(config.training),
-                loss="sparse_categorical_crossentropy",
-                metrics=["accuracy"],
+                optimizer=learned.optimizer,
+                loss=learned.loss,
+                metrics=learned.metrics,
                 jit_compile=config.training.jit_compile,
                 steps_per_execution=config.training.steps_per_execution,
             )
@@ -292,17 +297,6 @@ def _communication(settings: config_lib.Communication) -> Any:
         compression=None if settings.compression == "none" else settings.compression,
         timeout_seconds=settings.timeout_seconds or None,
     )
-
-
-def _optimizer(settings: config_lib.Training) -> Any:
-    import keras
-
-    make = {
-        "adam": keras.optimizers.Adam,
-        "adamw": keras.optimizers.AdamW,
-        "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
-    }[settings.optimizer]
-    return make(settings.learning_rate)
 
 
 def _records(data: config_lib.Data, counts: tuple[int | None, int | None]) -> str:

@@ -42,6 +42,8 @@ SYNCHRONOUS = {
         "ftrl",
         "global_clipnorm",
         "loss_scale_grows",
+        "tfdp_lars_by_element",
+        "tfdp_lars_small",
     ),
     "precision": ("mixed_float16", "overflow"),
     "scripts": (
@@ -804,6 +806,23 @@ def refused() -> dict[str, str]:
     return found
 
 
+def refused_optimizers() -> dict[str, str]:
+    """What is said where a variable is cut whose norm an optimizer needs."""
+    fit.set_server_options(STRATEGY, fit.ServerOptions())
+    x, y = cases.arrays(24)
+    found = {}
+    for make in (tfdp.optimizers.LARS, tfdp.optimizers.LAMB):
+        keras.utils.clear_session(free_memory=False)
+        with STRATEGY.scope():
+            model = cases.classifier(optimizer=make(0.1))
+        try:
+            model.fit(x, y, batch_size=8, verbose=0)
+            found[make.__name__] = ""
+        except tfdp.Error as error:
+            found[make.__name__] = str(error)
+    return found
+
+
 def assigned_in_steps() -> dict[str, Any]:
     """What layers and train_steps assign, with workers that do not wait for one another."""
     fit.set_server_options(STRATEGY, fit.ServerOptions())
@@ -946,6 +965,7 @@ CHECKS = [
     worker_reads,
     readings,
     refused,
+    refused_optimizers,
     step_that_fails,
     assigned_in_steps,
     large_table,

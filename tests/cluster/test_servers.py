@@ -35,6 +35,8 @@ SYNCHRONOUS = (
     "optimizers-ftrl",
     "optimizers-global_clipnorm",
     "optimizers-loss_scale_grows",
+    "optimizers-tfdp_lars_by_element",
+    "optimizers-tfdp_lars_small",
     "precision-mixed_float16",
     "precision-overflow",
     "scripts-dict_metric",
@@ -284,3 +286,13 @@ def test_large_table(found):
     assert found["whole"]
     assert "Adam moves every row of" in found["whole"][0]
     assert found["lazy"] == []
+
+
+def test_refused_optimizers(found):
+    for name in ("LARS", "LAMB"):
+        assert found[name] == (
+            f"{name} follows the norm of each whole variable, and sequential/dense/kernel is cut "
+            "into partitions, of which none has it. Use no partitions (a larger "
+            "min_partition_bytes), name it in exclude_from_layer_adaptation, or take another "
+            "optimizer (Adagrad, Adam, ...)."
+        )

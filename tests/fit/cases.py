@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import tfdp
+
 FEATURES, CLASSES, ROWS, BATCH, EPOCHS = 6, 3, 22, 6, 3
 L = keras.layers
 
@@ -666,6 +668,17 @@ def optimizer_cases() -> list[Case]:
         return optimizer
 
     schedule = o.schedules.ExponentialDecay
+    own = tfdp.optimizers
+
+    def warmed_up(rate: float) -> Any:
+        return tfdp.schedules.Warmup(schedule(rate, 6, 0.5), 5, rate / 10)
+
+    def small(optimizer: Any) -> keras.Model:
+        """A model whose variables are too small to be cut by the tests' parameter servers."""
+        model = keras.Sequential([keras.Input((FEATURES,)), L.Dense(CLASSES, activation="softmax")])
+        model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
     return [
         case("adam", lambda: o.Adam(0.02)),
         case("adam_amsgrad", lambda: o.Adam(0.02, amsgrad=True)),
@@ -701,6 +714,27 @@ def optimizer_cases() -> list[Case]:
         case("loss_scale", lambda: o.LossScaleOptimizer(sgd())),
         case(
             "loss_scale_grows", lambda: o.LossScaleOptimizer(o.Adam(0.02), dynamic_growth_steps=3)
+        ),
+        case("tfdp_sgd", lambda: own.SGD(warmed_up(0.1), weight_decay=0.05, nesterov=True)),
+        case("tfdp_lars", lambda: own.LARS(warmed_up(5.0), weight_decay=0.05), tolerance=1e-6),
+        case("tfdp_lamb", lambda: own.LAMB(warmed_up(0.02), weight_decay=0.05), tolerance=1e-6),
+        case(
+            "tfdp_lars_by_element",  # so that parameter servers may cut its variables
+            lambda: own.LARS(0.05, weight_decay=0.05, exclude_from_layer_adaptation=["."]),
+        ),
+        Case("tfdp_lars_small", lambda: small(own.LARS(warmed_up(5.0))), array_fit()),
+        case(
+            "tfdp_lamb_accumulation_clip",
+            lambda: own.LAMB(0.02, gradient_accumulation_steps=2, global_clipnorm=0.1),
+        ),
+        case(
+            "tfdp_lars_loss_scale",
+            lambda: o.LossScaleOptimizer(own.LARS(5.0), dynamic_growth_steps=3),
+        ),
+        Case(
+            "tfdp_lamb_jit_compile",
+            lambda: classifier(optimizer=own.LAMB(0.02, weight_decay=0.05), jit_compile=True),
+            array_fit(),
         ),
         case("loss_scale_nadam", lambda: o.LossScaleOptimizer(o.Nadam(0.02, epsilon=1e-3))),
         Case("frozen", frozen, array_fit()),

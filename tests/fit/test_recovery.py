@@ -291,6 +291,28 @@ def test_saving_changes_nothing(strategy, tmp_path):
     assert facts(train(strategy, tmp_path, backup=False)) == undisturbed(strategy)
 
 
+def warmed_up_lars():
+    """The rate of each step is another, and the last is that of a loss scale that has grown."""
+    schedule = keras.optimizers.schedules.CosineDecay(4.0, 24)
+    lars = tfdp.optimizers.LARS(tfdp.schedules.Warmup(schedule, 11, 0.1), weight_decay=1e-3)
+    return keras.optimizers.LossScaleOptimizer(lars, dynamic_growth_steps=5)
+
+
+def warmed_up_lamb():
+    return tfdp.optimizers.LAMB(tfdp.schedules.Warmup(0.05, 11), weight_decay=1e-2)
+
+
+def none():
+    return []
+
+
+@pytest.mark.parametrize("optimizer", [warmed_up_lars, warmed_up_lamb])
+def test_a_warm_up_goes_on_at_its_step(optimizer, strategy, tmp_path):
+    how = {"optimizer": optimizer, "callbacks": none}
+    assert train(strategy, tmp_path, kill=("on_train_batch_end", 9), **how) is None
+    assert facts(train(strategy, tmp_path, **how)) == undisturbed(strategy, **how)
+
+
 def test_keras_own_callback_does_the_same(one_device, tmp_path):
     def own(folder):
         return [keras.callbacks.BackupAndRestore(str(folder), save_freq=2)]

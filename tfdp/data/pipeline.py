@@ -43,6 +43,7 @@ class _Pipeline:
     buffer: int
     seed: int
     augment: str
+    size: tuple[int, int] | None = None  # of augmented images
 
     @property
     def share(self) -> sharding.Share:
@@ -117,6 +118,7 @@ def training(
         data.shuffle_buffer,
         seed,
         data.augment,
+        images.size_of(data.image_size),
     )
     if plan.steps is None and epochs is None:
         numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
@@ -198,7 +200,7 @@ def _epoch(pipeline: _Pipeline, start: tuple[int, int], number: Any) -> tf.data.
     def decode(ids: Any, raw: Any) -> tuple[Any, Any, Any]:
         x, y = records.decode(raw)
         if pipeline.augment != "none":
-            x = images.augment(x, pipeline.augment, tf.stack([base, ids]))
+            x = images.augment(x, pipeline.augment, tf.stack([base, ids]), pipeline.size)
         return ids, x, y
 
     decoded = raw.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

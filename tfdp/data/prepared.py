@@ -21,7 +21,7 @@ from absl import logging as absl_logging
 
 from tfdp import config as config_lib
 from tfdp.data import counts, sharding
-from tfdp.datasets import digits, fashion_mnist
+from tfdp.datasets import digits, fashion_mnist, textures
 from tfdp.error import Error
 
 _log = logging.getLogger("tfdp")
@@ -29,6 +29,7 @@ _log = logging.getLogger("tfdp")
 _BUILT_IN: dict[str, tuple[Any, int]] = {
     digits.NAME: (digits.TfdpDigits, digits.SHARDS),
     fashion_mnist.NAME: (fashion_mnist.TfdpFashionMnist, fashion_mnist.SHARDS),
+    textures.NAME: (textures.TfdpTextures, textures.SHARDS),
 }
 
 
@@ -42,8 +43,8 @@ def open_builder(data: config_lib.Data) -> tfds.core.DatasetBuilder:
     with _quiet():
         if data.tfds_name in _BUILT_IN:
             return _open_built_in(data.tfds_name, folder)
-        if data.download:
-            return _download(data.tfds_name, folder)
+        if data.download or data.manual_dir:
+            return _prepare(data, folder)
         return _open_prepared(data.tfds_name, folder)
 
 
@@ -71,7 +72,9 @@ def _open_built_in(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _download(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
+def _prepare(data: config_lib.Data, folder: str | None) -> tfds.core.DatasetBuilder:
+    """Prepare a dataset from files that TFDS downloads, or that lie in manual_dir."""
+    name, manual = data.tfds_name, os.path.expanduser(data.manual_dir)
     try:
         builder = tfds.builder(name, data_dir=folder)
     except (ValueError, AssertionError) as error:
@@ -79,14 +82,39 @@ def _download(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
         raise Error(f"TFDS cannot make the dataset {name!r}: {why}") from error
     if builder.is_prepared():
         return builder
+    if not data.download:
+        _check_manual(builder, manual)
+    download = tfds.download.DownloadConfig(
+        manual_dir=manual or None, try_download_gcs=data.download
+    )
     try:
         with _lock(builder.data_dir):
             builder = tfds.builder(name, data_dir=folder)
-            builder.download_and_prepare()
-    except OSError as error:  # no network is one
+            if not builder.is_prepared():
+                _log.info("Preparing %s in %s.", name, builder.data_dir)
+                with contextlib.redirect_stdout(io.StringIO()):
+                    builder.download_and_prepare(download_config=download)
+    except tfds.download.DownloadError as error:
+        why = str(error).partition("\n")[0]
+        raise Error(f"The files of {name!r} are not those that TFDS knows: {why}") from error
+    except (OSError, AssertionError) as error:  # no network is one
         why = str(error).partition("\n")[0]
         raise Error(f"The dataset {name!r} could not be prepared: {why}") from error
     return builder
+
+
+def _check_manual(builder: tfds.core.DatasetBuilder, folder: str) -> None:
+    """Refuse a folder without the files that TFDS would download: it would try for minutes."""
+    listed = (builder.url_infos or {}).items()
+    names = sorted({info.filename or os.path.basename(url) for url, info in listed})
+    missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    if missing or not os.path.isdir(folder):
+        wanted = f"no {', '.join(missing[:3])}" if missing else "there is no such folder"
+        raise Error(
+            f"config.data.manual_dir={folder!r}: {wanted}. Put the files of {builder.name!r} there "
+            "as they are published, unpacked or renamed in no way, or allow "
+            "--config.data.download=True."
+        )
 
 
 def _open_prepared(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
@@ -100,7 +128,8 @@ def _open_prepared(name: str, folder: str | None) -> tfds.core.DatasetBuilder:
     except (OSError, ValueError, AttributeError, tf.errors.OpError) as error:
         raise Error(
             f"The dataset {name!r} is not prepared in {where}. Prepare it there with TFDS, name "
-            "its folder with --config.data.data_dir=..., or allow --config.data.download=True."
+            "its folder with --config.data.data_dir=..., or that of its published files with "
+            "--config.data.manual_dir=..., or allow --config.data.download=True."
         ) from error
 
 

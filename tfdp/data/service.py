@@ -102,7 +102,8 @@ def _records(
         x, y = records.decode(raw)
         if data.augment != "none":
             seed = tf.random.uniform((), maxval=tf.int64.max, dtype=tf.int64)
-            x = images.augment(x, data.augment, tf.stack([seed, ids]))
+            size = images.size_of(data.image_size)
+            x = images.augment(x, data.augment, tf.stack([seed, ids]), size)
         return x, y
 
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)

@@ -72,13 +72,15 @@ def open_source(data: config_lib.Data) -> Source:
                 f"config.data.{setting}={getattr(data, setting)!r}: the inputs are no images, but "
                 f"of shape {shape}."
             )
-    if data.image_size:
-        size = tuple(map(int, data.image_size.split("x")))
+    size = images.size_of(data.image_size)
+    if size:
+        # What crops at random takes its part of the whole image, and resizes that.
+        crops = images.crops_at_random(data.augment)
         return dataclasses.replace(
             opened,
             input_shape=(*size, shape[2]),
-            train=_resized(opened.train, size),
-            test=_resized(opened.test, size),
+            train=opened.train if crops else _resized(opened.train, size, data.resize),
+            test=_resized(opened.test, size, data.resize),
         )
     if isinstance(shape, tuple) and None in shape:
         raise Error(
@@ -269,10 +271,12 @@ def _by_index(
     return dataclasses.replace(made, reader=reader)
 
 
-def _resized(records: records_lib.Records, size: Any) -> records_lib.Records:
+def _resized(records: records_lib.Records, size: Any, how: str) -> records_lib.Records:
+    resize = images.center if how == "center" else images.resize
+
     def decode(raw: Any) -> tuple[Any, Any]:
         x, y = records.decode(raw)
-        return images.resize(x, size), y
+        return resize(x, size), y
 
     return dataclasses.replace(records, decode=decode)
 

@@ -1,1 +1,1 @@
-"""Example datasets that tfdp ships or makes: digits, Fashion-MNIST, clicks."""
+"""Example datasets that tfdp ships or makes: digits, Fashion-MNIST, textures, clicks."""

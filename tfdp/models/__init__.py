@@ -15,20 +15,30 @@ from tfdp.models.images import convnet
 
 
 def build(
-    name: str, input_shape: tuple[int, ...], classes: int, pixel_max: float, dropout: float
+    name: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    pixel_max: float,
+    dropout: float,
+    width: float = 1.0,
+    synchronized: bool = False,
 ) -> keras.Model:
     """Return the model of a name.
 
     Args:
         name: "convnet", or "package.module:function" of your own. It is called
-            with (input_shape, classes), and with pixel_max= and dropout= where it takes them.
+            with (input_shape, classes), with pixel_max= and dropout= where it takes them, and with
+            width= and synchronized= where they are asked for.
         input_shape: (height, width, channels).
         classes: Number of labels; the model gives their probabilities.
         pixel_max: The largest value of a pixel.
         dropout: Fraction of the last hidden units that training leaves out.
+        width: Factor of the number of channels.
+        synchronized: Whether batch normalisation looks at the rows of all replicas.
 
     Raises:
-        Error: If there is no such function, or what it returns could not be exported.
+        Error: If there is no such function, if it takes no width or synchronized and one is asked
+            for, or if what it returns could not be exported.
     """
     function = _function(name)
     if function is convnet and len(input_shape) != 3:
@@ -37,10 +47,19 @@ def build(
             f"{tuple(input_shape)}. Name a function of your own that takes (input_shape, classes) "
             "and returns a model: --config.model.name=package.module:function."
         )
-    options = {"pixel_max": pixel_max, "dropout": dropout}
     takes = inspect.signature(function).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        options = {key: value for key, value in options.items() if key in takes}
+    any_option = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    given: dict[str, Any] = {"pixel_max": pixel_max, "dropout": dropout}
+    options = {key: value for key, value in given.items() if any_option or key in takes}
+    for key, value, default in (("width", width, 1.0), ("synchronized", synchronized, False)):
+        if value == default:
+            continue
+        if key not in takes and not any_option:
+            raise Error(
+                f"config.model.{key}={value!r}: {name!r} takes no {key}=. Leave it out, or let "
+                "your function take it."
+            )
+        options[key] = value
     return _named(name, function(input_shape, classes, **options))
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdp.compat import distribute, keras_variables, parameter_server
+from tfdp.error import Error
 from tfdp.fit.servers import update
 
 _log = logging.getLogger("tfdp")
@@ -113,6 +114,7 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
 
     Raises:
         ValueError: If it keeps something that cannot be cut into partitions.
+        Error: If it needs the norm of a whole variable.
     """
     variables = expand(model.trainable_variables)
     for variable in model.trainable_variables:
@@ -132,6 +134,7 @@ def build(optimizer: keras.optimizers.Optimizer, model: keras.Model, strategy: A
         optimizer.build(variables)
     inner = update.innermost(optimizer)
     if cut:
+        _check_whole(inner, cut)
         _check_slots(inner, variables)
         if isinstance(inner, _BY_VARIABLE):
             _log.warning(
@@ -277,6 +280,19 @@ def _check_constraint(variable: keras.Variable) -> None:
             f"{variable.path!r} is cut into partitions by rows, but its constraint "
             f"{type(constraint).__name__} needs whole columns. Use axis=1, or no partitions "
             "(a larger min_partition_bytes)."
+        )
+
+
+def _check_whole(optimizer: Any, cut: Sequence[keras.Variable]) -> None:
+    """Refuse an optimizer that says of itself that a part of a variable is not enough for it."""
+    needs_whole = getattr(optimizer, "needs_whole", None)
+    parted = [v.path for v in cut if needs_whole is not None and needs_whole(v)]
+    if parted:
+        raise Error(
+            f"{type(optimizer).__name__} follows the norm of each whole variable, and "
+            f"{', '.join(parted)} is cut into partitions, of which none has it. Use no partitions "
+            "(a larger min_partition_bytes), name it in exclude_from_layer_adaptation, or take "
+            "another optimizer (Adagrad, Adam, ...)."
         )
 
 

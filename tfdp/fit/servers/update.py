@@ -181,7 +181,10 @@ def apply(
         if isinstance(gradient, tf.IndexedSlices):
             gradient = gradients_lib.merged(gradient)
             same_shape = all(slot.shape == variable.shape for slot in slots[id(variable)])
-            if only_rows and same_shape and variable.constraint is None:
+            # LARS and LAMB follow the norm of all rows.
+            needs_whole = getattr(innermost(optimizer), "needs_whole", None)
+            by_rows = only_rows and not (needs_whole and needs_whole(variable))
+            if by_rows and same_shape and variable.constraint is None:
                 rows = gradient.indices
                 for one in [variable, *slots[id(variable)]]:
                     rows_of[id(one)] = rows
