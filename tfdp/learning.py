@@ -124,7 +124,11 @@ def _warms_up(settings: config_lib.Training, rate: float) -> bool:
 def _optimizer(settings: config_lib.Training, rate: Any) -> Any:
     decay = {"weight_decay": settings.weight_decay} if settings.weight_decay else {}
     name = settings.optimizer
-    if name == "sgd" and not decay and not isinstance(rate, schedules.Schedule):
+    if (
+        name == "sgd"
+        and not decay
+        and not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    ):
         # Keras's own does the same where the rate stays what it is, and loads without tfdp.
         return keras.optimizers.SGD(rate, momentum=0.9)
     built_in = {

@@ -11,14 +11,13 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from tfdp.error import Error
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule
-
 
 @keras.saving.register_keras_serializable(package="tfdp")
-class Warmup(Schedule):
+class Warmup(LearningRateSchedule):
     """A straight line from `start` up to what another schedule gives at the step `steps`.
 
     From there on it is the other schedule, whose steps are counted from the start of training (not
@@ -39,7 +38,7 @@ class Warmup(Schedule):
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise Error(f"Warmup: steps={steps!r} is not a whole number from 0 up. Use one.")
         for argument, value in (("schedule", schedule), ("start", start)):
-            if argument == "schedule" and isinstance(schedule, Schedule):
+            if argument == "schedule" and isinstance(schedule, LearningRateSchedule):
                 continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not 0 <= value < math.inf:
@@ -58,14 +57,14 @@ class Warmup(Schedule):
         return (1.0 - share) * self.start + share * peak
 
     def _target(self, step: Any) -> Any:
-        if isinstance(self.schedule, Schedule):
+        if isinstance(self.schedule, LearningRateSchedule):
             return self.schedule(step)
         return ops.convert_to_tensor(self.schedule, dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
         """Return what makes a schedule like this one."""
         schedule = self.schedule
-        if isinstance(schedule, Schedule):
+        if isinstance(schedule, LearningRateSchedule):
             schedule = keras.saving.serialize_keras_object(schedule)
         return {
             "schedule": schedule,
