@@ -234,6 +234,45 @@ MISTAKES = [
         ["config.data.ledger: a bench reads records that nobody trains on. Leave it out."],
     ),
     (
+        "bench --what-if=hosts=2,host=3 --from=no_such.json",
+        [
+            "--what-if: 'host=3' is not understood. Did you mean 'hosts'? Use hosts, gpus, link, "
+            "latency, inside, batch, compression, algorithm, overlap, gradients, examples, epochs: "
+            "--what-if=hosts=16,gpus=8,link=25gbit,latency=20us"
+        ],
+    ),
+    (
+        "bench --what-if=hosts=2 --from=no_such.json",
+        [
+            "no_such.json: No such file or directory. Measure first: tfdp launch --bench -- "
+            "SCRIPT.py"
+        ],
+    ),
+    (
+        "bench --what-if=",
+        ["--what-if is empty. Write: --what-if=hosts=16,gpus=8,link=25gbit,latency=20us"],
+    ),
+    (
+        "bench --config=DIGITS --strong",
+        ["--strong compares numbers of workers: add --workers=1,2,4."],
+    ),
+    (
+        "bench --config=DIGITS --workers=1,x",
+        ["flag --workers=1,x: use numbers of 1 or more, as in 1,2,4"],
+    ),
+    (
+        "bench --config=DIGITS --workers=2,2",
+        ["flag --workers=2,2: scaling compares different numbers, as in 1,2,4"],
+    ),
+    (
+        "bench --config=DIGITS --workers=two",
+        ["flag --workers=two: use a number of workers, or several: 1,2,4"],
+    ),
+    (
+        "bench --config=DIGITS --workers=1,2 --chief",
+        ["--chief: a scaling report counts workers. Leave it out."],
+    ),
+    (
         "launch --bench=later -- script.py",
         ["--bench=later: write --bench, or --bench=continue."],
     ),
@@ -520,7 +559,9 @@ def test_flags_of_the_verbs():
     for platform in platforms.NAMES[1:]:
         platforms.module(platform).define(lambda _, name, *rest: cluster.append(name))
     assert sorted(flags_of("launch")) == sorted([*cluster, "apply", "bench"])
-    assert sorted(flags_of("bench")) == sorted([*cluster, "apply", "config", "json"])
+    assert sorted(flags_of("bench")) == sorted(
+        [*cluster, "apply", "config", "from", "json", "strong", "what_if"]
+    )
     assert sorted(flags_of("train")) == sorted([*cluster, "config", "resume"])
     doctor = ["chief", "dir", "json", "platform", "ps", "trust_network", "wait", "workers"]
     for module in map(platforms.module, platforms.NAMES[1:]):

@@ -142,12 +142,17 @@ def run_here(values: flags.FlagValues) -> int:
     return 0
 
 
-def launch_config(values: flags.FlagValues, variables: Mapping[str, str] | None = None) -> int:
+def launch_config(
+    values: flags.FlagValues,
+    variables: Mapping[str, str] | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> int:
     """Start the tasks of a cluster that train what a config names; return the exit code.
 
     Args:
         values: The flags.
         variables: What every task finds in its environment besides.
+        changes: Settings of the config that are others than the flags say: by name, "data.seed".
     """
     from ml_collections import config_flags
 
@@ -155,7 +160,7 @@ def launch_config(values: flags.FlagValues, variables: Mapping[str, str] | None 
 
     run_dir = values.config.run_dir or config_lib.new_run_dir(values.config)
     flag = values["config"]
-    settings = {**config_flags.get_override_values(flag), "run_dir": run_dir}
+    settings = {**config_flags.get_override_values(flag), "run_dir": run_dir, **(changes or {})}
     script = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
     script += [f"--config.{name}={value}" for name, value in settings.items()]
     log_dir = values.log_dir or os.path.join(run_dir, "logs")
