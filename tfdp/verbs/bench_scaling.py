@@ -62,12 +62,12 @@ def run(values: flags.FlagValues, counts: tuple[int, ...], run_dir: str) -> int:
     kept = _cores_of_a_worker(values, counts)
     for count, batch in zip(counts, batches, strict=True):
         folder = os.path.join(run_dir, f"workers-{count}")
-        values.workers = count
+        values["workers"].value = count
         values.config.data.global_batch_size = batch
         train.check_cluster(values)
         settings = Settings(os.path.abspath(folder), apply=values.apply)
         changes = {"run_dir": folder, "data.global_batch_size": batch}
-        values.log_dir = os.path.join(folder, "logs")
+        values["log_dir"].value = os.path.join(folder, "logs")
         print(f"\n{count} worker{'s'[: count > 1]}, global batch {batch:,}", flush=True)
         with _only(count * kept):
             code = train.launch_config(values, bench_flags.variables(settings), changes)
