@@ -38,6 +38,7 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
         bench_scaling.WorkersParser(), "workers", 0, f"{text[:-1]}; 1,2,4: compare.", values
     )
     bench_flags.define_apply(values)
+    bench_flags.define_profile(values)
     flags.DEFINE_bool(
         "json", False, "Print bench.json; everything else goes to stderr.", flag_values=values
     )
@@ -70,6 +71,8 @@ def _run(values: flags.FlagValues) -> int:
     files = values["from"].value
     several = values.workers if isinstance(values.workers, tuple) else ()
     wish = what_if.parse(values.what_if) if values["what_if"].present else None
+    if values["profile"].present and (several or files):
+        raise UsageError("--profile traces one bench: leave it out, or give one --workers=N.")
     if values.strong and not several:
         raise UsageError("--strong compares numbers of workers: add --workers=1,2,4.")
     if files:
@@ -105,13 +108,14 @@ def _run(values: flags.FlagValues) -> int:
 
 
 def _measure(values: flags.FlagValues, run_dir: str) -> int:
-    from tfdp.bench.settings import VARIABLE, Settings
+    from tfdp.bench.settings import Settings
 
     settings = Settings(os.path.abspath(run_dir), apply=values.apply)
+    variables = {**bench_flags.variables(settings), **bench_flags.profile(values, run_dir)}
     if values.workers or values.chief:
         train.check_cluster(values)
-        return train.launch_config(values, bench_flags.variables(settings))
-    os.environ[VARIABLE] = settings.to_text()
+        return train.launch_config(values, variables)
+    os.environ.update(variables)
     try:
         return train.run_here(values)
     except SystemExit as end:  # the run ends with the report
