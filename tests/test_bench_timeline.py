@@ -10,7 +10,8 @@ from tfdp.error import Error
 
 
 @pytest.mark.parametrize(
-    ("text", "first", "last"), [("steps:10-20", 10, 20), ("steps:7", 7, 7), ("steps:1-1000", 1, 1000)]
+    ("text", "first", "last"),
+    [("steps:10-20", 10, 20), ("steps:7", 7, 7), ("steps:1-1000", 1, 1000)],
 )
 def test_steps_are_read(text, first, last):
     found = profile.parse(text, "/runs/a")
@@ -45,9 +46,21 @@ def spans(ahead, slow=0):
         rows += [
             ("python", "train", begin, begin + 9_000, step),
             ("python", "EagerExecute", begin, begin + 9_000, 0),
-            ("tf_data_iterator_get_next/1", "IteratorGetNextOp::DoCompute", begin, begin + 1_000, 0),
+            (
+                "tf_data_iterator_get_next/1",
+                "IteratorGetNextOp::DoCompute",
+                begin,
+                begin + 1_000,
+                0,
+            ),
             ("tf_data_iterator_get_next/1", "Iterator::Root", begin, begin + 900, 0),
-            ("tf_data_iterator_resource/2", "Iterator::Root::Prefetch::Map", begin, begin + 5_000, 0),
+            (
+                "tf_data_iterator_resource/2",
+                "Iterator::Root::Prefetch::Map",
+                begin,
+                begin + 5_000,
+                0,
+            ),
             ("tf_Compute/3", "dense/MatMul:MatMul", begin + 1_000, begin + 3_000, 0),
             # It runs at the same time, and then another follows at once.
             ("tf_Compute/4", "dense/Relu:Relu", begin + 2_000, begin + 4_000 + slow, 0),
@@ -100,7 +113,9 @@ def test_clocks_are_laid_upon_one_another_at_the_meeting_points():
     assert told["otherData"] == {
         "clocks ahead of the first worker's, in us": {"worker:0": 0.0, "worker:1": 3e6}
     }
-    names = {e["pid"]: e["args"]["name"] for e in told["traceEvents"] if e["name"] == "process_name"}
+    names = {
+        e["pid"]: e["args"]["name"] for e in told["traceEvents"] if e["name"] == "process_name"
+    }
     assert names == {1: "worker:0", 2: "worker:1"}
     sums = [e for e in told["traceEvents"] if e.get("cat") == "all-reduce"]
     # Of worker:1, which computes longer, the sum is shorter; both end at the same time.

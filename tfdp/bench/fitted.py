@@ -267,7 +267,8 @@ def _steps(records: Sequence[Record]) -> tuple[float, float, tuple[float, ...]]:
         )
 
     overlap = min(_OVERLAPS, key=lambda one: sum(error**2 for error in errors(one)))
-    beside = max(
-        0.0, statistics.median(kept - cost.step(alone, e, overlap) for alone, e, kept in points)
-    )
+    # With the least relative errors, as all that is fitted here.
+    weights = [1 / kept**2 for *_, kept in points]
+    left = [kept - cost.step(alone, exchange, overlap) for alone, exchange, kept in points]
+    beside = max(0.0, sum(w * one for w, one in zip(weights, left, strict=True)) / sum(weights))
     return overlap, beside, errors(overlap, beside)

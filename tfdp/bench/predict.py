@@ -4,8 +4,8 @@
     found.examples_per_second, found.low_examples_per_second, found.efficiency
 
 The band holds what the rounds of the bench leave open (they are drawn anew, fitted and predicted
-again) and what the fit leaves over. It is never narrower than 12%, and wider the further a
-prediction is from what was measured.
+again: 9 of 10 draws lie inside) and what the fit leaves over. It is never narrower than 12%, and
+wider the further a prediction is from what was measured.
 """
 
 import dataclasses
@@ -265,7 +265,7 @@ def _band(
         seconds = _step(fitted.fit(again), wish, rows).seconds
         left = generator.choice(model.residuals) if model.residuals else 0.0
         drawn.append(abs(math.log(seconds) + left - middle))
-    from_rounds = statistics.quantiles(drawn, n=20)[-1]
+    from_rounds = statistics.quantiles(drawn, n=10)[-1]
     doublings = max(0.0, math.log2(wish.shape.replicas / model.replicas))
     if wish.link and model.fastest_link:
         doublings += max(0.0, math.log2(wish.link / model.fastest_link))
