@@ -273,6 +273,25 @@ MISTAKES = [
         ["--chief: a scaling report counts workers. Leave it out."],
     ),
     (
+        "bench --config=DIGITS --workers=1,2 --profile=steps:1",
+        ["--profile traces one bench: leave it out, or give one --workers=N."],
+    ),
+    (
+        "train --config=DIGITS --profile=10-20",
+        ["--profile=10-20: write --profile=steps:10-20 (or steps:10 for one)."],
+    ),
+    (
+        "launch --profile=steps:20-10 -- script.py",
+        ["--profile=steps:20-10: the first step is 1, and the last one stands last."],
+    ),
+    (
+        "launch --profile=steps:1-2 --chief --ps=1 -- script.py",
+        [
+            "--profile: with --ps=1 workers take their steps each by itself, and have no common "
+            "timeline. Leave one of them out."
+        ],
+    ),
+    (
         "launch --bench=later -- script.py",
         ["--bench=later: write --bench, or --bench=continue."],
     ),
@@ -558,11 +577,11 @@ def test_flags_of_the_verbs():
     cluster += ["trust_network", "workers"]
     for platform in platforms.NAMES[1:]:
         platforms.module(platform).define(lambda _, name, *rest: cluster.append(name))
-    assert sorted(flags_of("launch")) == sorted([*cluster, "apply", "bench"])
+    assert sorted(flags_of("launch")) == sorted([*cluster, "apply", "bench", "profile"])
     assert sorted(flags_of("bench")) == sorted(
-        [*cluster, "apply", "config", "from", "json", "strong", "what_if"]
+        [*cluster, "apply", "config", "from", "json", "profile", "strong", "what_if"]
     )
-    assert sorted(flags_of("train")) == sorted([*cluster, "config", "resume"])
+    assert sorted(flags_of("train")) == sorted([*cluster, "config", "profile", "resume"])
     doctor = ["chief", "dir", "json", "platform", "ps", "trust_network", "wait", "workers"]
     for module in map(platforms.module, platforms.NAMES[1:]):
         if hasattr(module, "reach"):

@@ -126,7 +126,7 @@ def of(sources: Sequence[fitted.Source]) -> Scaling:
     unit = base.examples_per_second / base.replicas
     points = tuple(_point(record, unit) for record in records)
     expected = _expected(ordered, mode, max(counts) * 2)
-    return Scaling(mode, points, expected, (*_notes(records), *_outside(points, expected)))
+    return Scaling(mode, points, expected, (*_notes(ordered), *_outside(points, expected)))
 
 
 def _outside(points: Sequence[Point], expected: Sequence[Expected]) -> list[str]:
@@ -198,17 +198,20 @@ def _doubling(most: int) -> list[int]:
     return counts
 
 
-def _notes(records: Sequence[Record]) -> list[str]:
-    notes = []
+def _notes(sources: Sequence[fitted.Source]) -> list[str]:
+    records, notes = [source.record for source in sources], []
+    is_linked = any(source.link_bytes_per_second for source in sources)
     cores = [max(worker.cores for worker in record.workers) for record in records]
     hosts = {worker.host for record in records for worker in record.workers}
     gpus = any(worker.device_memory_bytes for record in records for worker in record.workers)
-    if len(set(cores)) > 1 and not gpus:
+    if gpus or is_linked:
+        pass
+    elif len(set(cores)) > 1:
         notes.append(
             f"A worker has {', '.join(map(str, cores))} cores: the more workers share a machine, "
             "the fewer each has, so that this is not the scaling of more machines."
         )
-    elif len(hosts) == 1 and not gpus:
+    elif len(hosts) == 1:
         notes.append(
             f"All workers are on one machine, with {cores[0]} "
             f"core{'s'[: cores[0] > 1]} each, and share its memory and its caches."
