@@ -234,6 +234,64 @@ MISTAKES = [
         ["config.data.ledger: a bench reads records that nobody trains on. Leave it out."],
     ),
     (
+        "bench --what-if=hosts=2,host=3 --from=no_such.json",
+        [
+            "--what-if: 'host=3' is not understood. Did you mean 'hosts'? Use hosts, gpus, link, "
+            "latency, inside, batch, compression, algorithm, overlap, gradients, examples, epochs: "
+            "--what-if=hosts=16,gpus=8,link=25gbit,latency=20us"
+        ],
+    ),
+    (
+        "bench --what-if=hosts=2 --from=no_such.json",
+        [
+            "no_such.json: No such file or directory. Measure first: tfdp launch --bench -- "
+            "SCRIPT.py"
+        ],
+    ),
+    (
+        "bench --what-if=",
+        ["--what-if is empty. Write: --what-if=hosts=16,gpus=8,link=25gbit,latency=20us"],
+    ),
+    (
+        "bench --config=DIGITS --strong",
+        ["--strong compares numbers of workers: add --workers=1,2,4."],
+    ),
+    (
+        "bench --config=DIGITS --workers=1,x",
+        ["flag --workers=1,x: use numbers of 1 or more, as in 1,2,4"],
+    ),
+    (
+        "bench --config=DIGITS --workers=2,2",
+        ["flag --workers=2,2: scaling compares different numbers, as in 1,2,4"],
+    ),
+    (
+        "bench --config=DIGITS --workers=two",
+        ["flag --workers=two: use a number of workers, or several: 1,2,4"],
+    ),
+    (
+        "bench --config=DIGITS --workers=1,2 --chief",
+        ["--chief: a scaling report counts workers. Leave it out."],
+    ),
+    (
+        "bench --config=DIGITS --workers=1,2 --profile=steps:1",
+        ["--profile traces one bench: leave it out, or give one --workers=N."],
+    ),
+    (
+        "train --config=DIGITS --profile=10-20",
+        ["--profile=10-20: write --profile=steps:10-20 (or steps:10 for one)."],
+    ),
+    (
+        "launch --profile=steps:20-10 -- script.py",
+        ["--profile=steps:20-10: the first step is 1, and the last one stands last."],
+    ),
+    (
+        "launch --profile=steps:1-2 --chief --ps=1 -- script.py",
+        [
+            "--profile: with --ps=1 workers take their steps each by itself, and have no common "
+            "timeline. Leave one of them out."
+        ],
+    ),
+    (
         "launch --bench=later -- script.py",
         ["--bench=later: write --bench, or --bench=continue."],
     ),
@@ -519,9 +577,11 @@ def test_flags_of_the_verbs():
     cluster += ["trust_network", "workers"]
     for platform in platforms.NAMES[1:]:
         platforms.module(platform).define(lambda _, name, *rest: cluster.append(name))
-    assert sorted(flags_of("launch")) == sorted([*cluster, "apply", "bench"])
-    assert sorted(flags_of("bench")) == sorted([*cluster, "apply", "config", "json"])
-    assert sorted(flags_of("train")) == sorted([*cluster, "config", "resume"])
+    assert sorted(flags_of("launch")) == sorted([*cluster, "apply", "bench", "profile"])
+    assert sorted(flags_of("bench")) == sorted(
+        [*cluster, "apply", "config", "from", "json", "profile", "strong", "what_if"]
+    )
+    assert sorted(flags_of("train")) == sorted([*cluster, "config", "profile", "resume"])
     doctor = ["chief", "dir", "job_name", "json", "platform", "ps", "trust_network"]
     doctor += ["wait", "workers"]
     for module in map(platforms.module, platforms.NAMES[1:]):

@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Iterator
 
 from tfdp import cluster as cluster_lib
-from tfdp.bench import settings
+from tfdp.bench import profile, settings
 from tfdp.compat import on_import
 from tfdp.launch import discovery, endings, memory, network, progress, rendezvous, seeds, task_start
 
@@ -141,6 +141,10 @@ def _teach_keras() -> None:
         from tfdp.bench import session
 
         session.begin(os.environ)
+    if os.environ.get(profile.VARIABLE):
+        from tfdp.bench import tracing
+
+        tracing.begin(os.environ)
 
 
 def check_script(argv: list[str]) -> str | None:

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from tfdp import batching, run
 from tfdp import cluster as cluster_lib
 from tfdp import config as config_lib
+from tfdp.bench import profile as bench_profile
 from tfdp.bench import settings as bench_settings
 from tfdp.error import Error
 
@@ -180,6 +181,10 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
         from tfdp.bench import session
 
         session.begin(os.environ)
+    if os.environ.get(bench_profile.VARIABLE):
+        from tfdp.bench import tracing
+
+        tracing.begin(os.environ)
     try:
         history = model.fit(
             inputs.training,

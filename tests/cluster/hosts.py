@@ -49,10 +49,11 @@ class Network:
     Args:
         count: How many.
         rate: Of each link, as tc writes it.
+        burst: What passes at once after a pause, as tc writes it.
     """
 
-    def __init__(self, count, rate="1gbit"):
-        self._rate = rate
+    def __init__(self, count, rate="1gbit", burst="256kb"):
+        self._limit = (rate, burst)
         # Several networks of one process are strangers to each other, with the same addresses.
         name = f"tfdp-{os.getpid()}-{next(_numbers)}"
         self.names = [f"{name}-{index}" for index in range(count)]
@@ -75,8 +76,8 @@ class Network:
             _ip("-n", name, "addr", "add", f"{self.addresses[index]}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "link", "set", "eth0", "up")
-            _limit(name, "eth0", self._rate)
-            _limit(self._switch, f"port{index}", self._rate)
+            _limit(name, "eth0", *self._limit)
+            _limit(self._switch, f"port{index}", *self._limit)
 
     def tear_down(self):
         for process in self._started:
@@ -112,9 +113,9 @@ class Network:
 
 
 @contextlib.contextmanager
-def network(count, rate="1gbit"):
+def network(count, rate="1gbit", burst="256kb"):
     """So many hosts, for as long as they are needed."""
-    made = Network(count, rate)
+    made = Network(count, rate, burst)
     try:
         made.set_up()
         yield made
@@ -122,11 +123,11 @@ def network(count, rate="1gbit"):
         made.tear_down()
 
 
-def _limit(name, link, rate="1gbit"):
+def _limit(name, link, rate="1gbit", burst="256kb"):
     subprocess.run(
         [
             *("tc", "-n", name, "qdisc", "add", "dev", link, "root"),
-            *("tbf", "rate", rate, "burst", "256kb", "latency", "50ms"),
+            *("tbf", "rate", rate, "burst", burst, "latency", "50ms"),
         ],
         check=True,
         capture_output=True,

@@ -9,6 +9,7 @@ pip install 'tfdp[bench]'.
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from tfdp.bench.record import Record
@@ -38,7 +39,9 @@ class Arrow:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Style:
+class Style:
+    """Colours: of the page, of lines and text, of areas."""
+
     paper: str
     ink: str
     fills: tuple[str, ...]
@@ -46,8 +49,8 @@ class _Style:
 
 # Fills of different brightness, in both: they stay apart without colour.
 STYLES = {
-    "": _Style("white", "#1a1a1a", ("#9ecae1", "#fdd0a2", "#c7c7c7", "#6a6a6a")),
-    "-dark": _Style("#14171c", "#ececec", ("#2b6a94", "#96611f", "#565b63", "#c8c8c8")),
+    "": Style("white", "#1a1a1a", ("#9ecae1", "#fdd0a2", "#c7c7c7", "#6a6a6a")),
+    "-dark": Style("#14171c", "#ececec", ("#2b6a94", "#96611f", "#565b63", "#c8c8c8")),
 }
 _HATCHES = ("//", "..", "\\\\", "")
 
@@ -76,15 +79,35 @@ def write(record: Record, folder: str | pathlib.Path) -> list[pathlib.Path]:
     Raises:
         Error: If matplotlib is not installed.
     """
+    return save(NAME, (9.6, 4.0), lambda figure, style: _draw(figure, record, style), folder)
+
+
+def save(
+    name: str,
+    inches: tuple[float, float],
+    draw: Callable[[Any, Style], None],
+    folder: str | pathlib.Path,
+) -> list[pathlib.Path]:
+    """Write NAME.svg and .png, and NAME-dark.svg and .png; return them in this order.
+
+    Args:
+        name: Of the files.
+        inches: Width and height.
+        draw: Draws on matplotlib's Figure in a style.
+        folder: Made if it is not there.
+
+    Raises:
+        Error: If matplotlib is not installed.
+    """
     figure_module = _matplotlib()
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for suffix, style in STYLES.items():
-        figure = figure_module.Figure(figsize=(9.6, 4.0), facecolor=style.paper)
-        _draw(figure, record, style)
+        figure = figure_module.Figure(figsize=inches, facecolor=style.paper)
+        draw(figure, style)
         for kind in ("svg", "png"):
-            path = folder / f"{NAME}{suffix}.{kind}"
+            path = folder / f"{name}{suffix}.{kind}"
             more = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
             figure.savefig(path, facecolor=style.paper, **more)
             paths.append(path)
@@ -99,7 +122,7 @@ def _matplotlib() -> Any:
     return matplotlib.figure
 
 
-def _draw(figure: Any, record: Record, style: _Style) -> None:
+def _draw(figure: Any, record: Record, style: Style) -> None:
     from matplotlib import patches
 
     shown = arrows(record)
@@ -153,7 +176,7 @@ def _outline(index: int, width: float) -> list[tuple[float, float]]:
     ]  # fmt: skip
 
 
-def _cut(axes: Any, index: int, style: _Style) -> None:
+def _cut(axes: Any, index: int, style: Style) -> None:
     """Draw the two strokes that say: it goes on beyond."""
     for at in (0.28, 0.34):
         x, y = [], []

@@ -260,6 +260,7 @@ class Bench:
             implementation=runs.carried_by,
             compression=rehearsal.communication.compression or "none",
             pack_bytes=packs,
+            trainable_bytes=model_facts.trainable_bytes(rehearsal.model),
             real_seconds=real,
             kept_seconds=kept,
             half_alone_seconds=half,

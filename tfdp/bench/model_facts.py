@@ -1,5 +1,6 @@
 """What a model computes, and the devices that it computes on."""
 
+import math
 from typing import Any
 
 import keras
@@ -32,6 +33,11 @@ def count_model_flops(model: keras.Model) -> flops.Count:
     given = inputs[0] if len(inputs) == 1 else model.input
     spec = keras.tree.map_structure(lambda one: tf.TensorSpec(one.shape, one.dtype), given)
     return count_flops(model, (spec,))
+
+
+def trainable_bytes(model: keras.Model) -> int:
+    """Return the bytes of the trainable weights in float32: of the gradients of a replica."""
+    return 4 * sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
 def device() -> tuple[str, int]:

@@ -208,6 +208,7 @@ class Record:
         implementation: What carries the sums: "gloo", "auto", ...
         compression: The type in which gradients travel: "none", "float16", "bfloat16".
         pack_bytes: The bytes of each pack that a replica gives away in a step.
+        trainable_bytes: Of the trainable weights in float32: what a replica would give away.
         real_seconds: A step of the real loop (E5).
         kept_seconds: A step on a kept batch, with the exchange (E3).
         half_alone_seconds: A step on half of it, without the exchange (E2), of the slowest worker;
@@ -236,6 +237,7 @@ class Record:
     implementation: str
     compression: str
     pack_bytes: tuple[int, ...]
+    trainable_bytes: int
     real_seconds: Timing
     kept_seconds: Timing
     half_alone_seconds: Timing | None

@@ -15,7 +15,7 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
-from tfdp.bench import apply, figure, measure, record, report, verdict
+from tfdp.bench import apply, figure, measure, record, report, tracing, verdict
 from tfdp.bench.settings import ENDS, VARIABLE, Settings
 from tfdp.error import Error
 from tfdp.fit import Rehearsal, observe_next_fit
@@ -68,7 +68,10 @@ class Session:
         _log.info("The bench measures this training; it takes half a minute or more.")
         with rehearsal.running(puts_back=goes_on) as runs:
             effort = measure.Effort(self.settings.rounds, self.settings.seconds)
-            found = _judged(measure.Bench(rehearsal, runs, effort), self.settings.apply)
+            bench = measure.Bench(rehearsal, runs, effort)
+            found = _judged(bench, self.settings.apply)
+            if not goes_on:  # else the fit itself is traced
+                tracing.of_bench(bench, os.environ)
         self.record = found
         if rehearsal.is_chief:
             self._write(found)

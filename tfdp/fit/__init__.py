@@ -45,7 +45,7 @@ from tfdp.fit.dispatch import (
     set_evaluator,
     set_server_options,
 )
-from tfdp.fit.observers import observe_next_fit
+from tfdp.fit.observers import add_to_next_fit, observe_next_fit
 from tfdp.fit.pace import Pace
 from tfdp.fit.recovery.callback import BackupAndRestore
 from tfdp.fit.replicas.communication import Communication
@@ -67,6 +67,7 @@ __all__ = [
     "Rehearsal",
     "Runs",
     "ServerOptions",
+    "add_to_next_fit",
     "carriers",
     "disable",
     "enable",

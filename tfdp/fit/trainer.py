@@ -217,6 +217,7 @@ class Trainer(abc.ABC):
             size = validation_batch_size or batch_size
             evaluated = call.Data(val_x, val_y, val_weight, size, validation_steps)
         with contextlib.ExitStack() as stack:
+            callbacks = observers.with_added(callbacks)
             if not isinstance(callbacks, keras.callbacks.CallbackList):
                 callbacks = callbacks_lib.prepare(callbacks, self.chief)
                 initial_epoch = self._find_backup(callbacks, initial_epoch, stack)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from absl import flags
 
+from tfdp.bench import profile as profile_lib
 from tfdp.bench import settings as settings_lib
 from tfdp.error import Error
 from tfdp.verbs import UsageError
@@ -31,6 +32,7 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
         flag_values=values,
     )
     define_apply(values)
+    define_profile(values)
 
 
 def define_apply(values: flags.FlagValues) -> None:
@@ -41,6 +43,40 @@ def define_apply(values: flags.FlagValues) -> None:
         "Try the best remedy for some steps: predicted gain beside measured.",
         flag_values=values,
     )
+
+
+def define_profile(values: flags.FlagValues) -> None:
+    """Define --profile."""
+    flags.DEFINE_string(
+        "profile",
+        "",
+        "Trace steps of each worker, and one timeline of all: steps:10-20.",
+        flag_values=values,
+    )
+
+
+def profile(values: flags.FlagValues, folder: str) -> Mapping[str, str]:
+    """Return what every task finds in its environment where steps are to be traced.
+
+    Args:
+        values: The flags.
+        folder: Of the run.
+
+    Raises:
+        UsageError: For steps that cannot be traced.
+    """
+    if not values["profile"].present:
+        return {}
+    if values.ps:
+        raise UsageError(
+            f"--profile: with --ps={values.ps} workers take their steps each by itself, and have "
+            "no common timeline. Leave one of them out."
+        )
+    try:
+        found = profile_lib.parse(values.profile, os.path.abspath(folder))
+    except Error as error:
+        raise UsageError(str(error)) from error
+    return {profile_lib.VARIABLE: found.to_text()}
 
 
 def settings(values: flags.FlagValues, folder: str) -> settings_lib.Settings | None:

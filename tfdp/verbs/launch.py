@@ -123,7 +123,8 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     name = os.path.splitext(os.path.basename(script[0 if script[0] != "-m" else -1]))[0]
     log_dir = values.log_dir or os.path.join("runs", f"{name}-{stamp}-{os.getpid()}")
     settings = bench_flags.settings(values, log_dir)
-    return launch_tasks(values, script, log_dir, variables=bench_flags.variables(settings))
+    variables = {**bench_flags.variables(settings), **bench_flags.profile(values, log_dir)}
+    return launch_tasks(values, script, log_dir, variables=variables)
 
 
 def launch_tasks(

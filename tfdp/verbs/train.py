@@ -10,7 +10,7 @@ from absl import flags
 
 from tfdp import batching
 from tfdp.error import Error
-from tfdp.verbs import UsageError, config_flag, launch
+from tfdp.verbs import UsageError, bench_flags, config_flag, launch
 
 SYNOPSIS = (
     "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--chief --ps=M]\n"
@@ -35,6 +35,7 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     _add_command(words)
     config_flag.define(values, words)
     launch.define_cluster(values, workers=0)
+    bench_flags.define_profile(values)
 
 
 def _add_command(words: list[str]) -> None:
@@ -69,6 +70,7 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         raise UsageError(f"{(positional + script)[0]!r}: tfdp train takes flags only.")
     if not config_flag.is_good(values, "train"):
         return 2
+    from tfdp import config as config_lib
     from tfdp import train
     from tfdp.launch import discovery
 
@@ -90,9 +92,14 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
             "another --config.run_dir."
         )
         return 0
+    variables: Mapping[str, str] = {}
+    if values["profile"].present:
+        values.config.run_dir = run_dir or config_lib.new_run_dir(values.config)
+        variables = bench_flags.profile(values, values.config.run_dir)
     if values.workers or values.chief or values.ps or values.evaluator:
         check_cluster(values)
-        return launch_config(values)
+        return launch_config(values, variables)
+    os.environ.update(variables)
     return run_here(values)
 
 
@@ -142,12 +149,17 @@ def run_here(values: flags.FlagValues) -> int:
     return 0
 
 
-def launch_config(values: flags.FlagValues, variables: Mapping[str, str] | None = None) -> int:
+def launch_config(
+    values: flags.FlagValues,
+    variables: Mapping[str, str] | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> int:
     """Start the tasks of a cluster that train what a config names; return the exit code.
 
     Args:
         values: The flags.
         variables: What every task finds in its environment besides.
+        changes: Settings of the config that are others than the flags say: by name, "data.seed".
     """
     from ml_collections import config_flags
 
@@ -155,7 +167,7 @@ def launch_config(values: flags.FlagValues, variables: Mapping[str, str] | None 
 
     run_dir = values.config.run_dir or config_lib.new_run_dir(values.config)
     flag = values["config"]
-    settings = {**config_flags.get_override_values(flag), "run_dir": run_dir}
+    settings = {**config_flags.get_override_values(flag), "run_dir": run_dir, **(changes or {})}
     script = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
     script += [f"--config.{name}={value}" for name, value in settings.items()]
     log_dir = values.log_dir or os.path.join(run_dir, "logs")

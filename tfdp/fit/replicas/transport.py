@@ -88,7 +88,9 @@ class Carrier:
         @tf.autograph.experimental.do_not_convert
         def body(*arrays: Any) -> list[np.ndarray]:
             given = [np.asarray(array) for array in arrays]
-            return self._explaining(lambda: self._connection.sum(given, self.timeout_seconds))
+            # A trace shows it by this name: see bench/timeline.py.
+            with tf.profiler.experimental.Trace("tfdp::all_reduce"):
+                return self._explaining(lambda: self._connection.sum(given, self.timeout_seconds))
 
         # Not within XLA, which has no such operation: where a step communicates it is left.
         summed = tf.numpy_function(body, tensors, [tensor.dtype for tensor in tensors])
