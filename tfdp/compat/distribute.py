@@ -137,8 +137,9 @@ def eager_seeds() -> Callable[[], None]:
     """
     from tensorflow.python.eager import context
 
-    generator = context.context()._rng
-    if generator is None:  # nothing has drawn yet, and there is no seed
+    # Nothing has drawn yet, and there is no seed: then a context may have no such attribute.
+    generator = getattr(context.context(), "_rng", None)
+    if generator is None:
         return lambda: None
     state = generator.getstate()
     return lambda: generator.setstate(state)
