@@ -14,6 +14,12 @@ Read in this order:
     apply       a remedy tried: predicted beside measured
     session     what happens when a fit is measured: files, text, the end of the run
     callbacks   tfdp.callbacks.Bench and Throughput
+    cost        what a step and a sum cost: ring, tree, hierarchical
+    fitted      ... fitted to one bench or several
+    predict     throughput, speed-up and the time of epochs elsewhere, with a band
+    what_if     ... for what is asked on the command line
+    scaling     the scaling report; scaling_figure: its bars
+    tracing     traces of some steps; profile: which; timeline: all workers in one
 
 The first four, and what predicts from a record, import no TensorFlow: a saved bench.json is read
 in milliseconds.
