@@ -26,5 +26,5 @@ def get_config(variant: str = "") -> config.Config:
     run.training.weight_decay = 5e-4
     run.training.epochs = 164
     if variant == "tiny":
-        recipes.tiny(run, epochs=5, width=0.25)
+        recipes.tiny(run, epochs=4, width=0.25)
     return run

@@ -32,5 +32,5 @@ def get_config(variant: str = "") -> config.Config:
     run.training.weight_decay = 1e-4
     run.training.epochs = 164
     if variant == "tiny":
-        recipes.tiny(run, epochs=5, width=0.25)
+        recipes.tiny(run, epochs=2, width=0.25)
     return run

@@ -1,12 +1,15 @@
 import collections
 import csv
+import dataclasses
 import gzip
+import io
 import itertools
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -247,20 +250,22 @@ SCRIPT = "Train it with a script of your own: tfdp launch -- SCRIPT.py"
             "mnist",
             ("train", "test"),
             "The dataset 'mnist' is not prepared in {folder}. Prepare it there with TFDS, name its "
-            "folder with --config.data.data_dir=..., or allow --config.data.download=True.",
+            "folder with --config.data.data_dir=..., or that of its published files with "
+            "--config.data.manual_dir=..., or allow --config.data.download=True.",
         ),
         (
             "good:9.9.9",
             ("train", "validation"),
             "The dataset 'good:9.9.9' is not prepared in {folder}. Prepare it there with TFDS, "
-            "name its folder with --config.data.data_dir=..., or allow "
-            "--config.data.download=True.",
+            "name its folder with --config.data.data_dir=..., or that of its published files with "
+            "--config.data.manual_dir=..., or allow --config.data.download=True.",
         ),
         (
             "empty",
             ("train", "test"),
             "The dataset 'empty' is not prepared in {folder}. Prepare it there with TFDS, name its "
-            "folder with --config.data.data_dir=..., or allow --config.data.download=True.",
+            "folder with --config.data.data_dir=..., or that of its published files with "
+            "--config.data.manual_dir=..., or allow --config.data.download=True.",
         ),
         (
             "configured",
@@ -336,7 +341,7 @@ def test_a_download_without_a_network(tmp_path, monkeypatch):
         def is_prepared(self):
             return False
 
-        def download_and_prepare(self):
+        def download_and_prepare(self, download_config):
             raise ConnectionError("Failed to resolve the host.\nAnd much more.")
 
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: Builder())
@@ -415,3 +420,64 @@ def test_a_part_of_a_split(digits, folder):
     expected = files_in_order(folder, "train")[170:390]
     assert records(pipeline.training(part, data, seed=0)) == expected
     assert [file.first for file in part.train.files] == [170, 0, 0]
+
+
+# -- files that somebody has downloaded ------------------------------------------------------------
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """CIFAR-10 with three images in each of its files, known to TFDS as the published archive."""
+    folder = tmp_path / "manual"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
+    contents = {
+        name: b"".join(bytes([label]) + random.bytes(3072) for label in range(3)) for name in names
+    }
+    labels = "\n".join(f"label {number}" for number in range(10)) + "\n\n"
+    contents["batches.meta.txt"] = labels.encode()
+    archive = folder / "cifar-10-binary.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in contents.items():
+            facts = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            facts.size = len(content)
+            tar.addfile(facts, io.BytesIO(content))
+    info = tfds.core.download.checksums.compute_url_info(archive)
+    info = dataclasses.replace(info, filename=archive.name)
+    kind = tfds.builder_cls("cifar10")
+    url = next(iter(kind.url_infos))
+    monkeypatch.setattr(kind, "url_infos", {url: info})
+    return folder
+
+
+def test_a_dataset_is_prepared_from_files_that_were_downloaded(published, tmp_path):
+    data = Data(tfds_name="cifar10", data_dir=str(tmp_path / "data"), manual_dir=str(published))
+    opened = source_lib.open_source(data)
+    assert (opened.train.count, opened.test.count) == (15, 3)
+    assert (opened.input_shape, opened.classes) == ((32, 32, 3), 10)
+    # It is prepared once: afterwards nobody needs the files.
+    (published / "cifar-10-binary.tar.gz").unlink()
+    assert source_lib.open_source(data).train.count == 15
+
+
+def test_files_that_are_not_there_or_not_the_published_ones(published, tmp_path):
+    data = Data(
+        tfds_name="cifar10", data_dir=str(tmp_path / "data"), manual_dir=str(tmp_path / "none")
+    )
+    with pytest.raises(Error) as raised:
+        source_lib.open_source(data)
+    assert str(raised.value) == (
+        f"config.data.manual_dir='{tmp_path}/none': no cifar-10-binary.tar.gz. Put the files of "
+        "'cifar10' there as they are published, unpacked or renamed in no way, or allow "
+        "--config.data.download=True."
+    )
+    (published / "cifar-10-binary.tar.gz").write_bytes(b"something else")
+    data.manual_dir = str(published)
+    with pytest.raises(Error, match="The files of 'cifar10' are not those that TFDS knows: "):
+        source_lib.open_source(data)
+    data.tfds_name, data.manual_dir = "imagenet2012:5.1.0", str(published)
+    with pytest.raises(
+        Error, match=r"no ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar. Put the"
+    ):
+        source_lib.open_source(data)

@@ -11,7 +11,7 @@ from test_data_damage import example, write, write_array_record
 
 from tfdp.compat import data_adapters
 from tfdp.config import Data
-from tfdp.data import function, inputs, ledger, pipeline, plan_report, reshard, source
+from tfdp.data import function, images, inputs, ledger, pipeline, plan_report, reshard, source
 from tfdp.error import Error
 from tfdp.fit import feed
 
@@ -121,17 +121,26 @@ def test_images_of_an_array_are_resized_and_changed(folder):
     assert sorted(y.numpy()) == list(range(20))
 
 
-def test_augmentation_is_drawn_from_seed_epoch_and_record(folder):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"augment": "crop_flip"},
+        {"augment": "pad_crop_flip"},
+        {"augment": "crop", "image_size": "6x5"},  # a part of the whole image, resized
+        {"augment": "pad_crop", "image_size": "6x5", "resize": "center"},
+    ],
+)
+def test_augmentation_is_drawn_from_seed_epoch_and_record(folder, kind):
     dice = np.random.default_rng(0)
     pictures = [tf.io.encode_png(dice.integers(0, 255, (9, 9, 3), np.uint8)).numpy()
                 for _ in range(16)]  # fmt: skip
     write(folder / "pictures.tfrecord", [example(image=p, label=n)
                                          for n, p in enumerate(pictures)])  # fmt: skip
-    data = settings(folder, "tfrecord", "pictures", augment="crop_flip", global_batch_size=4,
-                    order="global", features="image: image[9,9,3], label: int64")  # fmt: skip
+    data = settings(folder, "tfrecord", "pictures", **kind, global_batch_size=4, order="global",
+                    features="image: image[9,9,3], label: int64")  # fmt: skip
     opened = source.open_source(data)
 
-    def images(number, pipelines):
+    def pictured(number, pipelines):
         """{label: pixels} of each of two epochs."""
         batches = list(
             pipeline.training(opened, data, 3, context(pipelines, number), epochs=2)
@@ -140,12 +149,46 @@ def test_augmentation_is_drawn_from_seed_epoch_and_record(folder):
         half = len(batches) // 2
         return [{int(y): x.tobytes() for x, y in part} for part in (batches[:half], batches[half:])]
 
-    first, second = images(0, 1)
+    first, second = pictured(0, 1)
     assert len(first) == len(second) == 16
     assert sum(first[label] != second[label] for label in first) >= 14
-    for part in (images(0, 2), images(1, 2)):
+    for part in (pictured(0, 2), pictured(1, 2)):
         assert {label: first[label] for label in part[0]} == part[0]
         assert {label: second[label] for label in part[1]} == part[1]
+    # A run that goes on within the second epoch, on another number of workers.
+    resumed = pipeline.training(opened, data, 3, context(2, 1), epochs=2, start=(1, 2))
+    rest = {int(y): x.tobytes() for x, y in resumed.unbatch().as_numpy_iterator()}
+    assert len(rest) == 4
+    assert {label: second[label] for label in rest} == rest
+
+
+def test_pad_crop_moves_an_image_by_up_to_four_pixels():
+    image = np.arange(1, 1 + 9 * 9, dtype=np.uint8).reshape(9, 9, 1)
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
+    moves = set()
+    for number in range(300):
+        found = images.augment(tf.constant(image), "pad_crop", tf.constant([5, number], tf.int64))
+        (at,) = [
+            (y, x) for y, x in itertools.product(range(9), range(9))
+            if np.array_equal(padded[y : y + 9, x : x + 9], found)
+        ]  # fmt: skip
+        moves.add(at)
+    # Of 81 places each is drawn with a probability of 0.976.
+    assert len(moves) > 70
+    assert {y for y, _ in moves} == {x for _, x in moves} == set(range(9))
+
+
+def test_the_middle_of_an_image_keeps_its_proportions():
+    """As torchvision's evaluation: a shorter side of 256, of which 224 are taken."""
+    tall = np.zeros((512, 256, 3), np.uint8)
+    tall[144:368, 16:240] = 200  # the square of 224 in the middle
+    found = images.center(tf.constant(tall), (224, 224))
+    assert found.shape == (224, 224, 3)
+    np.testing.assert_array_equal(found, np.full((224, 224, 3), 200))
+    tall[140:372, 12:244] = 0
+    assert not np.any(images.center(tf.constant(tall), (112, 112)))
+    wide = tf.ones((7, 30, 1), tf.uint8)
+    assert images.center(wide, (4, 3)).shape == (4, 3, 1)
 
 
 # -- as planned ------------------------------------------------------------------------------------

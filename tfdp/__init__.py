@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tfdp.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from tfdp import callbacks, layers, optimizers, schedules
+    from tfdp import callbacks, layers, losses, optimizers, schedules
     from tfdp.error import Error
     from tfdp.fit import Communication, disable, enable
     from tfdp.inference.rows import predict
@@ -58,6 +58,7 @@ __all__ = [
     "export",
     "is_chief",
     "layers",
+    "losses",
     "notebook_launcher",
     "optimizers",
     "predict",
@@ -69,7 +70,7 @@ __all__ = [
 
 
 # Modules with public names: tfdp.layers.Embedding.
-_MODULES = ("callbacks", "layers", "optimizers", "schedules")
+_MODULES = ("callbacks", "layers", "losses", "optimizers", "schedules")
 
 
 def __getattr__(name: str) -> Any:

@@ -729,7 +729,7 @@ def optimizer_cases() -> list[Case]:
         ),
         case(
             "tfdp_lars_loss_scale",
-            lambda: o.LossScaleOptimizer(own.LARS(5.0), dynamic_growth_steps=3),
+            lambda: o.LossScaleOptimizer(own.LARS(1.0), dynamic_growth_steps=3),
         ),
         Case(
             "tfdp_lamb_jit_compile",

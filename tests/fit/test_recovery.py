@@ -306,7 +306,10 @@ def none():
     return []
 
 
-@pytest.mark.parametrize("optimizer", [warmed_up_lars, warmed_up_lamb])
+@pytest.mark.parametrize(
+    "optimizer",
+    [warmed_up_lars, pytest.param(warmed_up_lamb, marks=pytest.mark.exhaustive)],
+)
 def test_a_warm_up_goes_on_at_its_step(optimizer, strategy, tmp_path):
     how = {"optimizer": optimizer, "callbacks": none}
     assert train(strategy, tmp_path, kill=("on_train_batch_end", 9), **how) is None

@@ -94,9 +94,9 @@ def _prepare(data: config_lib.Data, folder: str | None) -> tfds.core.DatasetBuil
                 _log.info("Preparing %s in %s.", name, builder.data_dir)
                 with contextlib.redirect_stdout(io.StringIO()):
                     builder.download_and_prepare(download_config=download)
-    except tfds.download.DownloadError as error:
-        why = str(error).partition("\n")[0]
-        raise Error(f"The files of {name!r} are not those that TFDS knows: {why}") from error
+    except tfds.core.download.download_manager.NonMatchingChecksumError as error:
+        why = str(error).partition("\n")[0].rstrip(":")
+        raise Error(f"The files of {name!r} are not those that TFDS knows: {why}.") from error
     except (OSError, AssertionError) as error:  # no network is one
         why = str(error).partition("\n")[0]
         raise Error(f"The dataset {name!r} could not be prepared: {why}") from error
