@@ -139,6 +139,7 @@ def test_a_sum_that_a_slow_worker_reads_is_not_written_by_a_fast_one(workers):
             (got,) = two.all[rank].sum([np.full(1 << 18, float(step))])
             for _ in range(5 * rank):
                 totals.append((got.min(), got.max(), 2.0 * step))
+            del got  # as TensorFlow does at the end of a step
         return totals
 
     for lowest, highest, wanted in two.each(work)[1]:

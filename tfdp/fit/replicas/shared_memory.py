@@ -260,7 +260,9 @@ class SharedMemory:
         """Send a message to all workers, and return those of all others."""
         number = region.number if region is not None else 0
         gone, self._gone = self._gone, []
-        held = [one for one, sums in self._sums.items() if not sums.is_free()]
+        # Said where a sum begins: at its end nobody holds yet what it is about to hand out.
+        begins = kind in (_BYTES, _REGION)
+        held = [n for n, sums in self._sums.items() if begins and not sums.is_free()]
         head = _HEADER.pack(kind, number, size or len(data), len(gone), len(held))
         message = [head, struct.pack(f"<{len(gone) + len(held)}I", *gone, *held), data]
         files = []
@@ -307,7 +309,8 @@ class SharedMemory:
             raise self._lost(worker)
         kind, number, size, gone, held = _HEADER.unpack_from(message)
         numbers = struct.unpack_from(f"<{gone + held}I", message, _HEADER.size)
-        self._lent[worker] = set(numbers[gone:])
+        if kind in (_BYTES, _REGION):
+            self._lent[worker] = set(numbers[gone:])
         for one in numbers[:gone]:
             self._others.pop((worker, one), None)
             if worker == _FIRST:
