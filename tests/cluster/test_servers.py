@@ -291,8 +291,8 @@ def test_large_table(found):
 def test_refused_optimizers(found):
     for name in ("LARS", "LAMB"):
         assert found[name] == (
-            f"{name} follows the norm of each whole variable, and sequential/dense/kernel is cut "
-            "into partitions, of which none has it. Use no partitions (a larger "
-            "min_partition_bytes), name it in exclude_from_layer_adaptation, or take another "
-            "optimizer (Adagrad, Adam, ...)."
+            f"{name} follows the norm of each whole variable, which no partition of "
+            "sequential/dense/kernel, sequential/dense_1/kernel has. Use no partitions (a larger "
+            "min_partition_bytes), name what is cut in exclude_from_layer_adaptation, or take "
+            "another optimizer (Adagrad, Adam, ...)."
         )

@@ -675,7 +675,15 @@ def optimizer_cases() -> list[Case]:
 
     def small(optimizer: Any) -> keras.Model:
         """A model whose variables are too small to be cut by the tests' parameter servers."""
-        model = keras.Sequential([keras.Input((FEATURES,)), L.Dense(CLASSES, activation="softmax")])
+        model = keras.Sequential(
+            [
+                keras.Input((FEATURES,)),
+                L.Reshape((3, FEATURES // 3)),
+                L.Dense(3, activation="tanh"),
+                L.GlobalAveragePooling1D(),
+                L.Dense(CLASSES, activation="softmax"),
+            ]
+        )
         model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
         return model
 

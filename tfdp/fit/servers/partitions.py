@@ -289,9 +289,9 @@ def _check_whole(optimizer: Any, cut: Sequence[keras.Variable]) -> None:
     parted = [v.path for v in cut if needs_whole is not None and needs_whole(v)]
     if parted:
         raise Error(
-            f"{type(optimizer).__name__} follows the norm of each whole variable, and "
-            f"{', '.join(parted)} is cut into partitions, of which none has it. Use no partitions "
-            "(a larger min_partition_bytes), name it in exclude_from_layer_adaptation, or take "
+            f"{type(optimizer).__name__} follows the norm of each whole variable, which no "
+            f"partition of {', '.join(parted)} has. Use no partitions (a larger "
+            "min_partition_bytes), name what is cut in exclude_from_layer_adaptation, or take "
             "another optimizer (Adagrad, Adam, ...)."
         )
 
