@@ -12,7 +12,9 @@ learning rate 0.1 for batches of 128, 0.01 in the first 400 steps, a tenth of it
 32,000 and 48,000 on, 64,000 steps, weight decay 1e-4. The paper reports a test error of
 5.46%, the median of five runs. An epoch has 391 steps, so the steps are written in epochs
 here. Biases and normalisation get no weight decay here. CIFAR was not at hand: the full run has
-not been tried. What was tried is `tiny`, a quarter of the channels on made images in ten classes.
+not been tried. What was tried is `tiny`: 2 epochs of a quarter of the channels on 2,000 made images
+in ten classes, to a test accuracy of 1.0 on two workers, in a few minutes on two cores, most of
+them for the graph of 164 layers.
 """
 
 from tfdp import config, recipes
