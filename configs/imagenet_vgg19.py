@@ -11,9 +11,9 @@ follows it, with 5 epochs of warm-up.
 The recipe is that of torchvision's reference scripts for its vgg19_bn: SGD with momentum 0.9,
 learning rate 0.1 for batches of 256, a tenth of it from the epochs 30 and 60 on, weight decay 1e-4,
 here not on biases and normalisation. Its weights reach a top-1 accuracy of 74.2% (72.4% without
-normalisation). ImageNet was not at hand: the full run has not been tried. What was tried is `tiny`: 2
-epochs of a quarter of the channels on 2,000 made images of 32 pixels in ten classes, to see that it
-runs; its accuracy says nothing.
+normalisation). ImageNet was not at hand: the full run has not been tried. What was tried is `tiny`:
+2 epochs of a quarter of the channels on 2,000 made images of 32 pixels in ten classes, to see that
+it runs; its accuracy says nothing.
 """
 
 from tfdp import config, recipes
