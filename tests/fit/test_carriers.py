@@ -121,6 +121,26 @@ def test_small_numbers_and_large_ones_of_all_types_of_many_workers_and_many_time
                 np.testing.assert_array_equal(one[1], 4 * np.ones(3))
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_large_and_small_arrays_are_cut_anywhere(size, workers):
+    made = workers(size)
+    shapes = [(3,), (40000,), (5, 7), (0,), (300, 333), (2,), (70000,)]
+    for dtype in (np.float32, np.int64, BFLOAT16):
+        given = [
+            [np.full(shape, rank + i, dtype) for i, shape in enumerate(shapes)]
+            for rank in range(size)
+        ]
+        for summed in made.sum(given):
+            for i, one in enumerate(summed):
+                assert one.shape == shapes[i]
+                assert set(one.astype(int).reshape(-1)) <= {sum(rank + i for rank in range(size))}
+
+
+def test_what_cannot_be_summed_is_named(workers):
+    with pytest.raises(TypeError, match="complex64 cannot be summed"):
+        workers(2).all[0].sum([np.ones(3, np.complex64)])
+
+
 def test_gather_of_rows_of_which_some_are_many(workers):
     two = workers(2)
     many = np.arange(30000, dtype=np.float32).reshape(-1, 3)

@@ -20,7 +20,7 @@ Read in this order:
         replica         a replica's copies of the variables
         communication   how gradients travel
         transport                       what carries them between workers, or TensorFlow:
-        shared_memory, gloo, gloo_process, memory
+        shared_memory, shares, gloo, gloo_process, memory
         agreement, differences      do all tasks train the same?
         exchange, model_watch       how they tell each other; whether they make the same model
         gather          predictions of all replicas

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from tfdp.fit.replicas import gloo_process
-from tfdp.fit.replicas.memory import LOOK_SECONDS, SMALL, Failed, Late, Layout, Regions, check_types
+from tfdp.fit.replicas.memory import LOOK_SECONDS, SMALL, Failed, Late, Layout, Regions, key_of
 
 _GONE = "the process that runs Gloo has ended"
 
@@ -110,10 +110,8 @@ class Gloo:
         Raises:
             Failed: A worker is lost, or the time is over.
         """
-        check_types(arrays)
         with self._lock:
-            key = tuple((array.dtype.name, array.shape) for array in arrays)
-            region = self._regions.take(key, lambda: Layout(arrays, self.size))
+            region = self._regions.take(key_of(arrays), lambda: Layout(arrays, self.size))
             for view, array in zip(region.views, arrays, strict=True):
                 np.copyto(view, array)
             self._order("sum", region.number, region.layout.parts, seconds=timeout_seconds)

@@ -45,11 +45,9 @@ class Late(Failed):
     """A collective has taken longer than it may."""
 
 
-def check_types(arrays: Sequence[np.ndarray]) -> None:
-    """Raise TypeError for an array whose type cannot be summed."""
-    for array in arrays:
-        if array.dtype.name not in DTYPES:
-            raise TypeError(f"{array.dtype.name} cannot be summed: use one of {DTYPES}")
+def key_of(arrays: Sequence[np.ndarray]) -> Any:
+    """Return what arrays have in common that lie alike in memory."""
+    return tuple([(array.dtype, array.shape) for array in arrays])
 
 
 class Layout:
@@ -64,6 +62,9 @@ class Layout:
         parts: (type, first byte, elements) of each type.
         places: (first byte, type, shape) of each array.
         size: In bytes.
+
+    Raises:
+        TypeError: For an array whose type cannot be summed.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], workers: int, gathered: int = 0):
@@ -73,6 +74,8 @@ class Layout:
         self.parts: list[tuple[str, int, int]] = []
         end = 0
         for name in sorted({array.dtype.name for array in arrays}):
+            if name not in DTYPES:
+                raise TypeError(f"{name} cannot be summed: use one of {DTYPES}")
             begin, width = end, 1
             for index, array in enumerate(arrays):
                 if array.dtype.name == name:

@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,14 +38,15 @@ from tfdp.fit.replicas.memory import (
     Layout,
     Region,
     Regions,
-    check_types,
+    key_of,
     mapped,
 )
+from tfdp.fit.replicas.shares import Cut, add
 
 # What is smaller passes the socket whole: one message instead of three. The kernel takes 200 KB.
 _INLINE = 1 << 14
-# Elements that are added up at a time: they stay in a core's cache.
-_CHUNK = 1 << 15
+# Sums whose layouts are remembered.
+_REMEMBERED = 1000
 # What a message says, the number and the size of a region or the bytes that follow, how many
 # regions of its own the sender has given back, and how many of the receiver's it holds: their
 # numbers follow.
@@ -52,7 +54,6 @@ _HEADER = struct.Struct("<BIQHH")
 _BYTES, _REGION, _SUMMED, _READ = range(4)
 # The worker in whose memory the sums lie.
 _FIRST = 0
-_HALVES = ("float16", "bfloat16")
 
 
 class SharedMemory:
@@ -93,6 +94,7 @@ class SharedMemory:
         self._lent: dict[int, set[int]] = {}  # regions with sums that other workers hold
         self._others: dict[tuple[int, int], np.ndarray] = {}  # by worker and number of a region
         self._sums: dict[int, Region] = {}  # the first worker's, as this one sees them
+        self._cuts: dict[Any, Cut] = {}  # of each kind of sum
         self._sockets: dict[int, socket.socket] = {}
         try:
             self._connect(share, shared, time.monotonic() + connect_seconds)
@@ -112,23 +114,27 @@ class SharedMemory:
         Raises:
             Failed: A worker is lost, or the time is over.
         """
-        check_types(arrays)
         with self._lock, self._whole(timeout_seconds) as until:
-            layout = None
-            if sum(array.nbytes for array in arrays) <= _INLINE:
-                layout = Layout(arrays, self.size)
-            if layout is not None and layout.size <= _INLINE:
-                return self._sum_small(arrays, layout, until)
-            key = tuple((array.dtype.name, array.shape) for array in arrays)
-            region = self._regions.take(key, lambda: Layout(arrays, self.size))
-            ours, others = self._shares(region, arrays)
-            for numbers, start in others:
-                np.copyto(_at(region.bytes, start, numbers), numbers)
+            key = key_of(arrays)
+            if key not in self._cuts:
+                if len(self._cuts) >= _REMEMBERED:
+                    self._cuts.clear()
+                self._cuts[key] = Cut(Layout(arrays, self.size), self.rank, self.size)
+            cut = self._cuts[key]
+            if cut.layout.size <= _INLINE:
+                return self._sum_small(arrays, cut.layout, until)
+            region = self._regions.take(key, lambda: cut.layout)
+            for index in cut.whole:
+                np.copyto(region.views[index], arrays[index])
+            for index, part, place, dtype in cut.parts:
+                np.copyto(region.bytes[place].view(dtype), arrays[index].reshape(-1)[part])
             written, sums = self._exchange_region(region, until)
-            for numbers, start in ours:
-                terms = [_at(one, start, numbers) for one in written]
-                terms[self.rank] = numbers  # from where it lies
-                add(terms, _at(sums.bytes, start, numbers))
+            for place, dtype in cut.runs:
+                add([one[place].view(dtype) for one in written], sums.bytes[place].view(dtype))
+            for index, part, place, dtype in cut.direct:
+                terms = [one[place].view(dtype) for one in written]
+                terms[self.rank] = arrays[index].reshape(-1)[part]
+                add(terms, sums.bytes[place].view(dtype))
             self._exchange(_SUMMED, until)
             if region.size <= SMALL:
                 return [view.copy() for view in sums.views]
@@ -185,31 +191,6 @@ class SharedMemory:
             end = begin + count * dtype.itemsize
             add([one[begin:end].view(dtype) for one in each], total[begin:end].view(dtype))
         return layout.views(total)
-
-    def _shares(
-        self, region: Region, arrays: Sequence[np.ndarray]
-    ) -> tuple[list[tuple[np.ndarray, int]], list[tuple[np.ndarray, int]]]:
-        """Cut arrays in what this worker adds up, and what others do: (numbers, place) each."""
-        ours: list[tuple[np.ndarray, int]] = []
-        others: list[tuple[np.ndarray, int]] = []
-        bounds = {
-            name: [begin + n * (count // self.size) * np.dtype(name).itemsize for n in (0, 1)]
-            for name, begin, count in region.layout.parts
-        }
-        for array, (place, dtype, _) in zip(arrays, region.layout.places, strict=True):
-            flat, width = array.reshape(-1), dtype.itemsize
-            first, second = bounds[dtype.name]
-            begin = first + self.rank * (second - first)
-            end = begin + second - first
-            cuts = [min(max(0, (at - place) // width), flat.size) for at in (begin, end)]
-            for start, stop, pieces in (
-                (0, cuts[0], others),
-                (cuts[0], cuts[1], ours),
-                (cuts[1], flat.size, others),
-            ):
-                if stop > start:
-                    pieces.append((flat[start:stop], place + start * width))
-        return ours, others
 
     # -- messages -----------------------------------------------------------------------------
 
@@ -273,7 +254,7 @@ class SharedMemory:
                 try:
                     socket.send_fds(one, message, files)
                 except OSError as error:
-                    raise self._lost(worker, error) from None
+                    raise _lost(worker) from error
         finally:
             for file in files:
                 os.close(file)
@@ -304,9 +285,9 @@ class SharedMemory:
         try:
             message, files, _, _ = socket.recv_fds(self._sockets[worker], 2 * _INLINE, 1)
         except OSError as error:
-            raise self._lost(worker, error) from None
+            raise _lost(worker) from error
         if not message:
-            raise self._lost(worker)
+            raise _lost(worker)
         kind, number, size, gone, held = _HEADER.unpack_from(message)
         numbers = struct.unpack_from(f"<{gone + held}I", message, _HEADER.size)
         if kind in (_BYTES, _REGION):
@@ -323,10 +304,6 @@ class SharedMemory:
             data = self._others[worker, number]
         return _Message(kind, number, size, data)
 
-    def _lost(self, worker: int, error: OSError | None = None) -> Failed:
-        del error  # "Connection reset by peer" or "Broken pipe" say no more
-        return Failed(f"worker {worker} has closed its connection", worker)
-
     # -- connecting ---------------------------------------------------------------------------
 
     def _connect(
@@ -336,12 +313,13 @@ class SharedMemory:
         until: float,
     ) -> None:
         """Connect with every other worker, by sockets that only this user's processes reach."""
-        here = _machine()
-        token = secrets.token_hex(16)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) if here else _no_socket() as own:
-            if here:
-                own.bind(f"\0tfdp-{token}")
-                own.listen(self.size)
+        here, token = _machine(), secrets.token_hex(16)
+        if not here:
+            share(str(self.rank), json.dumps(["", ""]))
+            raise Failed("it needs Linux")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as own:
+            own.bind(f"\0tfdp-{token}")
+            own.listen(self.size)
             share(str(self.rank), json.dumps([here, token]))
             tokens = {}
             for worker in range(self.size):
@@ -351,8 +329,8 @@ class SharedMemory:
                 if text is None:
                     raise Failed(f"worker {worker} did not tell where it runs", worker)
                 machine, tokens[worker] = json.loads(text)
-                if not here or not machine:
-                    raise Failed("it needs Linux")
+                if not machine:
+                    raise Failed(f"it needs Linux, which worker {worker} does not run on")
                 if machine != here:
                     raise Failed(f"worker {worker} runs on another machine than worker {self.rank}")
             for worker in range(self.rank):
@@ -374,31 +352,6 @@ class _Message:
     data: np.ndarray
 
 
-def _at(memory: np.ndarray, start: int, numbers: np.ndarray) -> np.ndarray:
-    """Return the place in memory that begins at byte `start`, for numbers like the given ones."""
-    return memory[start : start + numbers.nbytes].view(numbers.dtype)
-
-
-def add(terms: Sequence[np.ndarray], total: np.ndarray) -> None:
-    """Add up arrays of one type, in their order, into one that may be one of them.
-
-    16-bit floats are added in float32 and rounded once.
-    """
-    halves = total.dtype.name in _HALVES
-    if len(terms) == 2 and not halves:
-        np.add(terms[0], terms[1], out=total)
-        return
-    scratch = np.empty(min(_CHUNK, total.size), np.float32 if halves else total.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite, as promised
-        for begin in range(0, total.size, _CHUNK):
-            chunk = slice(begin, begin + _CHUNK)
-            part = scratch[: len(total[chunk])]
-            part[:] = terms[0][chunk]
-            for term in terms[1:]:
-                np.add(part, term[chunk], out=part)
-            total[chunk] = part
-
-
 def _machine() -> str:
     """Return what all processes have in common that can share memory, "" where none can.
 
@@ -416,8 +369,8 @@ def _machine() -> str:
     return f"{boot} {network} {os.getuid()}"
 
 
-def _no_socket() -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext()
+def _lost(worker: int) -> Failed:
+    return Failed(f"worker {worker} has closed its connection", worker)
 
 
 def _call(token: str, rank: int, worker: int, until: float) -> socket.socket:
