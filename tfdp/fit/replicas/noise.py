@@ -119,5 +119,6 @@ def _squared(gradients: Sequence[Any]) -> tf.Tensor:
             continue
         if isinstance(gradient, tf.IndexedSlices):
             gradient = gradients_lib.merged(gradient).values
-        parts.append(tf.reduce_sum(tf.math.square(tf.cast(gradient, tf.float32))))
+        # Without a copy of the squares.
+        parts.append(2 * tf.nn.l2_loss(tf.cast(gradient, tf.float32)))
     return tf.add_n(parts) if parts else tf.constant(0.0)
