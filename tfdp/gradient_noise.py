@@ -28,8 +28,8 @@ class GradientNoiseScale(keras.callbacks.Callback):
     those of a loss without its scale, whatever type travels.
 
     Args:
-        every: Steps from one measurement to the next. A measurement reads all gradients twice. On two
-            CPU workers 32 cost less than 1% of a step of 31 ms, and 1 to 5% of one of 8 ms.
+        every: Steps from one measurement to the next. A measurement reads all gradients twice. On
+            two CPU workers 32 cost less than 1% of a step of 31 ms, and 1 to 5% of one of 8 ms.
         smoothing: Weight of the past in the moving averages of |G|^2 and tr(S), from 0 to 1. With 1
             they are means over all steps that were measured.
 
