@@ -107,8 +107,8 @@ def test_who_reads_for_parameter_servers(reading, steps, records, capsys):
         (
             ["--config.data.tfds_name=mnist"],
             "tfdp: The dataset 'mnist' is not prepared in {folder}. Prepare it there with TFDS, "
-            "name its folder with --config.data.data_dir=..., or allow "
-            "--config.data.download=True.\n",
+            "name its folder with --config.data.data_dir=..., or that of its published files with "
+            "--config.data.manual_dir=..., or allow --config.data.download=True.\n",
         ),
         (
             ["--config.data.function=mine:data"],
