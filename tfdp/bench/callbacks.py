@@ -8,6 +8,7 @@ import keras
 from tfdp.bench import flops, hardware, model_facts, session
 from tfdp.bench.record import Record
 from tfdp.bench.settings import CONTINUES, ENDS, Settings
+from tfdp.error import Error
 from tfdp.fit import Pace, Rehearsal
 
 
@@ -81,13 +82,11 @@ class Throughput(keras.callbacks.Callback):
         super().__init__()
         units = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
         if seconds_in not in units:
-            from tfdp.error import Error
-
             raise Error(f"Throughput(seconds_in={seconds_in!r}): use one of {', '.join(units)}.")
         self._unit = units[seconds_in]
         self._pace: Pace | None = None
         self._train = self._validation = 0.0
-        self._began = self._test_began = 0.0
+        self._began = self._test_began = self._in_epoch = 0.0
         self._flops = 0.0
         self._peak = 0.0
 
