@@ -32,6 +32,8 @@ WORKERS = 2
 BAND = 0.15
 # What worker:1 waits in each step.
 WAITS_SECONDS = 0.060
+# Filters of each layer, in the cases whose steps compute for a while.
+_CONVOLUTIONS = {"training": 48, "straggler": 16}
 
 
 def main() -> None:
@@ -183,16 +185,18 @@ def _model(case: str, waits: bool):
             return x + tf.ensure_shape(tf.numpy_function(wait, [], tf.float32), ())
 
     layers = keras.layers
-    if case == "training":
+    if case in _CONVOLUTIONS:
+        filters = _CONVOLUTIONS[case]
         body = [
             keras.Input((32, 32, 3)),
-            *[layers.Conv2D(48, 3, padding="same", activation="relu") for _ in range(3)],
+            Wait(),
+            *[layers.Conv2D(filters, 3, padding="same", activation="relu") for _ in range(3)],
             layers.GlobalAveragePooling2D(),
         ]
     else:
         # 0.2 M weights, 0.8 MB of gradients; on the slow link 0.6 M.
         units = 200 if case == "synchronisation" else 64
-        body = [keras.Input((3072,)), Wait(), layers.Dense(units, activation="relu")]
+        body = [keras.Input((3072,)), layers.Dense(units, activation="relu")]
     return keras.Sequential([*body, layers.Dense(1)])
 
 
@@ -202,8 +206,7 @@ def _data(case: str):
 
     random = np.random.default_rng(0)
     rows, batch = 1024, 64
-    convolutions = case == "training"
-    shape = (32, 32, 3) if convolutions else (3072,)
+    shape = (32, 32, 3) if case in _CONVOLUTIONS else (3072,)
     x = random.normal(size=(rows, *shape)).astype("float32")
     data = tf.data.Dataset.from_tensor_slices((x, x.reshape(rows, -1)[:, :1]))
     data = data.batch(batch, drop_remainder=True)

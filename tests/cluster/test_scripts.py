@@ -74,7 +74,7 @@ def test_the_example_of_the_readme(tmp_path, environment):
     command = ["launch", "--workers=2", "--log_dir=logs", "--", "script.py"]
     done = processes.run(command, tmp_path, environment)
     assert done.returncode == 0, done.stderr
-    losses = re.findall(r"^16/16 - .* - loss: (.*)$", done.stdout, re.MULTILINE)
+    losses = re.findall(r"^16/16 - .* - loss: ([0-9.]+)", done.stdout, re.MULTILINE)
     assert len(losses) == 5
     assert float(losses[-1]) < float(losses[0])
 
