@@ -100,6 +100,12 @@ class SavePoints:
         self._frequencies = [f for f in frequencies if isinstance(f, int) and f > 0]
         self._seen = [0] * len(self._frequencies)
 
+    def left(self) -> int | None:
+        """Return how many batches there are until a callback saves next; None: none does."""
+        return min(
+            (f - seen for f, seen in zip(self._frequencies, self._seen, strict=True)), default=None
+        )
+
     def reached(self, steps: int) -> bool:
         """Count `steps` more batches; say whether some callback saves now."""
         saves = False

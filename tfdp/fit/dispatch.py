@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from tfdp.compat import compiled, distribute, keras_variables
+from tfdp.error import Error
 from tfdp.fit import evaluator, saving
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import engine as replicas_engine
@@ -206,14 +207,20 @@ def trainer_of(model: keras.Model) -> Any:
     trainer = vars(model).get(_TRAINER)
     if trainer is not None and (trainer.model is not model or trainer.strategy is not strategy):
         trainer = None  # of a model that this one is a copy of
+    communication = _communication_of.get(strategy, _communication)
     if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        if communication.sync_every > 1:
+            raise Error(
+                f"Communication(sync_every={communication.sync_every}) is for replicas that sum "
+                "their gradients; the workers of parameter servers keep no weights of their own. "
+                "Leave it out, or train with --workers=N and neither --chief nor --ps."
+            )
         options = _server_options_of.get(strategy, coordinator.Options())
         if trainer is None or trainer.options != options:
             trainer = servers_engine.ServerTrainer(model, strategy, options)
             object.__setattr__(model, _TRAINER, trainer)
             _server_trainers.append(trainer)
         return trainer
-    communication = _communication_of.get(strategy, _communication)
     if trainer is None:
         _prepare(strategy)
         trainer = replicas_engine.SyncTrainer(model, strategy, communication)

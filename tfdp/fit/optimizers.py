@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tfdp.compat import keras_variables, parameter_server
+from tfdp.compat import keras_optimizers, keras_variables, parameter_server
 
 
 def of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
@@ -24,6 +24,14 @@ def of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
             seen.add(id(value))
             todo += value.values() if isinstance(value, dict) else value
     return keras_variables.unique(o for o in found if o is not None)
+
+
+def kept(model: keras.Model) -> tuple[list[Any], list[Any]]:
+    """Return what the optimizers keep for weights (momenta), and their numbers (counters)."""
+    own = {id(variable) for variable in model.variables}
+    found = [v for o in of(model) for v in keras_optimizers.optimizer_variables(o)]
+    found = [v for v in keras_variables.unique(found) if id(v) not in own]
+    return [v for v in found if len(v.shape)], [v for v in found if not len(v.shape)]
 
 
 def built_on(model: keras.Model) -> list[list[int]]:

@@ -75,7 +75,13 @@ class Backup:
         return self._ask.ends, late and self._trainer.chief
 
     def after_step(
-        self, steps: Any, epoch: int, step: int, done: int, asked: tuple[bool, ...]
+        self,
+        steps: Any,
+        epoch: int,
+        step: int,
+        done: int,
+        asked: tuple[bool, ...],
+        may_save: bool = True,
     ) -> None:
         """Save, if it is time, after steps of an epoch.
 
@@ -85,6 +91,7 @@ class Backup:
             step: Its steps that are done.
             done: How many since the last call.
             asked: What `wishes` returned, agreed on by all processes.
+            may_save: Whether the replicas are equal; else what is due is done later.
 
         Raises:
             SystemExit: When this process was asked to end.
@@ -98,6 +105,8 @@ class Backup:
         self._position = Position(epoch, step, WITHIN, before.steps + done)
         self._since += done
         ends, late = asked
+        if not may_save:
+            return
         if ends or late or (self._every and self._since >= self._every):
             self._save(steps, waits=ends)
         if ends:

@@ -70,13 +70,18 @@ def settings(model: Any, strategy: Any, communication: Any, feed: Any) -> dict[s
         "optimizer": type(model.optimizer).__name__ if model.compiled else None,
         "steps_per_execution": model.steps_per_execution,
         "run_eagerly": model.run_eagerly,
-        "communication": dataclasses.replace(communication, timeout_seconds=None),
+        "communication": dataclasses.replace(communication, timeout_seconds=None, outer=None),
+        "communication: outer": _plain_optimizer(communication.outer),
         "replicas": strategy.num_replicas_in_sync,
         **data_plan(feed),
     }
     if feed.split.by_rows:  # else each task shuffles its own data as it likes
         same["seed"] = distribute.global_seed()
     return same
+
+
+def _plain_optimizer(optimizer: keras.optimizers.Optimizer | None) -> str:
+    return "none" if optimizer is None else f"{type(optimizer).__name__} {optimizer.get_config()}"
 
 
 def data_plan(feed: Any, of: str = "data") -> dict[str, Any]:

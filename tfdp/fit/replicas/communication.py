@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfdp.compat import distribute
@@ -48,6 +49,17 @@ class Communication:
             up in float32 and round once. Updates stay equal on all replicas.
         timeout_seconds: A collective that takes longer fails instead of waiting for ever;
             None for no limit.
+        sync_every: In `fit`, replicas train by themselves for so many steps and then meet: each
+            takes the mean of what they have made of the weights (Lin et al. 2018, "Don't Use Large
+            Mini-Batches, Use Local SGD", https://arxiv.org/abs/1808.07217). Between two meetings
+            nothing is exchanged, and the numbers are no longer those of one device. With 1 every
+            step sums the gradients. See docs/speed.md.
+        sync_after: So many first steps, as the optimizer counts them, sum the gradients all the
+            same (post-local SGD, the same paper).
+        outer: A Keras optimizer that takes what a meeting found, the weights of the meeting before
+            minus the mean, for a gradient (DiLoCo, Douillard et al. 2023,
+            https://arxiv.org/abs/2311.08105: SGD with rate 0.7, momentum 0.9 and Nesterov). None:
+            each takes the mean, as with SGD of rate 1 without momentum. Each model gets its own.
 
     Raises:
         ValueError: For a value that is not allowed.
@@ -57,6 +69,9 @@ class Communication:
     bytes_per_pack: int = 1 << 22
     compression: str | None = None
     timeout_seconds: float | None = None
+    sync_every: int = 1
+    sync_after: int = 0
+    outer: keras.optimizers.Optimizer | None = None
 
     def __post_init__(self) -> None:
         if self.implementation == "mpi":
@@ -81,6 +96,22 @@ class Communication:
                 f"Communication(timeout_seconds={self.timeout_seconds!r}): use a positive number "
                 "of seconds, or None for no limit."
             )
+        for name, least in (("sync_every", 1), ("sync_after", 0)):
+            steps = getattr(self, name)
+            if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
+                raise ValueError(
+                    f"Communication({name}={steps!r}): use a number of steps, {least} or more."
+                )
+        if self.outer is not None and not isinstance(self.outer, keras.optimizers.Optimizer):
+            raise ValueError(
+                f"Communication(outer={self.outer!r}): use an optimizer of Keras, such as "
+                "keras.optimizers.SGD(0.7, momentum=0.9, nesterov=True)."
+            )
+        if self.outer is not None and self.sync_every == 1:
+            raise ValueError(
+                "Communication(outer=...) needs sync_every, 2 or more: it moves the weights where "
+                "replicas meet that have trained by themselves. Leave out one of the two."
+            )
 
     def options(self) -> tf.distribute.experimental.CommunicationOptions:
         """Return these options in tf.distribute's form.
@@ -104,7 +135,8 @@ _is_left_out = False
 def left_out() -> Iterator[None]:
     """Trace steps in here that exchange nothing: each replica takes its own sums for those of all.
 
-    It measures what a step costs without the exchange; what such steps train is of no use.
+    Between two meetings replicas train so (see meetings). And it measures what a step costs without
+    the exchange; what a step of `Steps.train` trains then is of no use.
     """
     global _is_left_out
     before, _is_left_out = _is_left_out, True

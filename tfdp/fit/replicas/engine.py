@@ -26,6 +26,7 @@ from tfdp.fit import split as split_lib
 from tfdp.fit.replicas import agreement, exchange, gather, rehearsal, snapshot, transport
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import loop as loop_lib
+from tfdp.fit.replicas import meetings as meetings_lib
 from tfdp.fit.replicas import noise as noise_lib
 from tfdp.fit.replicas import replica as replica_lib
 from tfdp.fit.replicas import step as step_lib
@@ -60,6 +61,8 @@ class SyncTrainer(trainer.Trainer):
         self._hooks_wanted: dict[str, bool] = {}
         self._key: tuple[Any, ...] = ()
         self._loop: loop_lib.Loop
+        # Where replicas train by themselves between two of them: sync_every.
+        self._meetings: meetings_lib.Meetings | None = None
 
     def feed(self, data: call_lib.Data, trains: bool = False) -> feed_lib.Feed:
         """Return the batches, split over the replicas."""
@@ -89,9 +92,11 @@ class SyncTrainer(trainer.Trainer):
         )
         if key != self._key:
             noise = None if self.noise is None else noise_lib.Noise(self.noise)
-            self._loop = loop_lib.Loop(
-                step_lib.Steps(model, self.strategy, self.communication, noise)
-            )
+            steps = step_lib.Steps(model, self.strategy, self.communication, noise)
+            self._loop = loop_lib.Loop(steps)
+            self._meetings = None
+            if self._trains_apart and labelled:
+                self._meetings = meetings_lib.Meetings(self._loop, steps, self.communication)
             self._key = key
         return self._loop
 
@@ -102,12 +107,27 @@ class SyncTrainer(trainer.Trainer):
             settings = agreement.settings(self.model, self.strategy, self.communication, feed)
             agreement.check(self.strategy, method, {**settings, **(more or {})})
 
+    @property
+    def _trains_apart(self) -> bool:
+        return self.communication.sync_every > 1 and self.strategy.num_replicas_in_sync > 1
+
     def announce(self, feed: feed_lib.Feed) -> None:
-        """Log how the batches are split."""
+        """Log how the batches are split, and what is given up where replicas train apart."""
         _log.info("Input: %s.", feed.description)
+        if self._trains_apart:
+            _log.warning(meetings_lib.describe(self.communication))
+        elif self.communication.sync_every > 1:
+            every = self.communication.sync_every
+            _log.info("sync_every=%d changes nothing here: there is one replica.", every)
 
     def show(self, watching: list[Any], data: call_lib.Data, feed: feed_lib.Feed) -> loop_lib.Loop:
         """Let observers measure a fit before it begins; return a loop that has run nothing."""
+        if self._trains_apart:
+            _log.warning(
+                "The bench measures steps that sum their gradients; with sync_every=%d one step of "
+                "so many exchanges as much.",
+                self.communication.sync_every,
+            )
         for observe in watching:
             observe(rehearsal.Rehearsal(self, data))
         self._key = ()  # what was traced meanwhile has found out things of its own
@@ -124,6 +144,12 @@ class SyncTrainer(trainer.Trainer):
             raise Error(
                 f"GradientNoiseScale: model {self.model.name!r} has a train_step of its own, whose "
                 "gradients tfdp does not see as a whole. Leave the callback out."
+            )
+        if self._trains_apart:
+            raise Error(
+                "GradientNoiseScale compares gradients that replicas sum at each step, and with "
+                f"sync_every={self.communication.sync_every} they train by themselves. Leave out "
+                "one of the two."
             )
         self.noise = noise_lib.Settings(every, smoothing)
         return lambda: self._loop.noise.read()
@@ -217,12 +243,14 @@ class SyncTrainer(trainer.Trainer):
             watch.after_steps(steps)
             call_lib.report(feed.step, epoch)
             if points.reached(steps):
-                loop.merge_state("train")
+                self._make_equal("train", loop)
 
-        def after(steps: int, asked: tuple[bool, ...]) -> None:
+        def after(steps: int, asked: tuple[bool, ...], met: bool) -> None:
             if self.backup is not None:
-                self.backup.after_step(loop, epoch, feed.step, steps, asked)
+                self.backup.after_step(loop, epoch, feed.step, steps, asked, may_save=met)
 
+        if self._meetings is not None:
+            self._meetings.begin(points)
         logs, exhausted, short = self._run(
             "train", loop, feed, callbacks, "stop_training", took, after
         )
@@ -245,8 +273,8 @@ class SyncTrainer(trainer.Trainer):
         loop.replicas.reset_metrics()
         feed.restart()
 
-        def after(steps: int, asked: tuple[bool, ...]) -> None:
-            del steps
+        def after(steps: int, asked: tuple[bool, ...], met: bool) -> None:
+            del steps, met
             if self.backup is not None:
                 self.backup.after_test_step(loop, asked[0])
 
@@ -325,7 +353,7 @@ class SyncTrainer(trainer.Trainer):
         callbacks: trainer.Callbacks,
         stop: str,
         took: Callable[[int], None] = lambda steps: None,
-        after: Callable[[int, tuple[bool, ...]], None] = lambda steps, asked: None,
+        after: Callable[[int, tuple[bool, ...], bool], None] = lambda steps, asked, met: None,
         what: str = "data",
     ) -> tuple[trainer.Logs, bool, str]:
         """Take the batches of one epoch.
@@ -337,7 +365,8 @@ class SyncTrainer(trainer.Trainer):
             callbacks: Their batch hooks are called.
             stop: The model's attribute that ends the epoch.
             took: Told after each execution how many steps it made.
-            after: The same, when the callbacks were told too, and what any process asks a backup.
+            after: The same, when the callbacks were told too; what any process asks a backup; and
+                whether all replicas are at one step.
             what: What the tasks call the data where they compare it.
 
         Returns:
@@ -350,27 +379,29 @@ class SyncTrainer(trainer.Trainer):
         loop.begin_digests()
         logs: trainer.Logs = {}
         exhausted = agreed = False
+        together = feed.step  # where the processes have met last
         while not agreed and ((left := feed.steps_left()) is None or left > 0):
             limit = self._limit(feed, left)
             hooks.begin(feed.step)
-            before = feed.step
-            done = loop.advance(kind, feed, limit)
-            exhausted = done < limit
+            done, exhausted, met = self._advance(kind, loop, feed, limit)
             if feed.comparisons == 0:
                 self._compare_rows(loop, feed, what)
             if not done:
                 break
             took(done)
             asked = wishes = self.backup.wishes() if self.backup is not None else ()
-            if self._aggregates(kind, before, done, self._hooks_wanted.get(kind, hooks.wanted)):
+            wanted = self._hooks_wanted.get(kind, hooks.wanted)
+            looks = met or not self._several
+            if looks and self._aggregates(kind, together, feed.step - together, wanted):
                 asks = (bool(getattr(model, stop)), hooks.wanted, *wishes)
                 logs, (agreed, self._hooks_wanted[kind], *rest) = loop.aggregate(kind, *asks)
                 setattr(model, stop, getattr(model, stop) or agreed)
                 asked = tuple(rest)
             elif self._several:  # until they meet again nobody knows what the others ask
                 asked = (False,) * len(wishes)
+            together = feed.step if met else together
             hooks.end(feed.step - 1, logs)
-            after(done, asked)
+            after(done, asked, met)
             if exhausted:
                 break
             agreed = agreed or (not self._several and bool(getattr(model, stop)))
@@ -378,10 +409,25 @@ class SyncTrainer(trainer.Trainer):
         feed.end_epoch(exhausted)
         if feed.comparisons == 1:
             self._compare_rows(loop, feed, what)
-        loop.merge_state(kind)
+        self._make_equal(kind, loop)
         logs, _ = loop.aggregate(kind)
         short = steps == 0 or (planned is not None and steps < planned)
         return call_lib.to_python(logs), exhausted, str(steps) if short else ""
+
+    def _advance(
+        self, kind: str, loop: loop_lib.Loop, feed: feed_lib.Feed, limit: int
+    ) -> tuple[int, bool, bool]:
+        """Take some batches; say how many, whether the data has ended, and whether all have met."""
+        if kind == "train" and self._meetings is not None:
+            return self._meetings.advance(feed, limit)
+        done = loop.advance(kind, feed, limit)
+        return done, done < limit, True
+
+    def _make_equal(self, kind: str, loop: loop_lib.Loop) -> None:
+        """Let all replicas hold the same."""
+        if kind == "train" and self._meetings is not None:
+            self._meetings.finish()
+        loop.merge_state(kind)
 
     def _whole(
         self, kind: str, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None

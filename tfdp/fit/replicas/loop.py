@@ -23,6 +23,9 @@ from tfdp.fit.replicas import communication, snapshot
 from tfdp.fit.replicas import replica as replica_lib
 from tfdp.fit.replicas import step as step_lib
 
+# The kind of training steps that exchange nothing: see meetings.
+APART = "apart"
+
 
 class Loop:
     """Runs the steps of one compiled model.
@@ -42,6 +45,9 @@ class Loop:
 
     def advance(self, kind: str, feed: feed_lib.Feed, limit: int) -> int:
         """Take up to `limit` batches, each one step; return how many there were.
+
+        With the kind APART they exchange nothing: each replica trains by itself, and each process
+        for as long as its own data lasts.
 
         The steps run as one graph, unless the model runs eagerly. Where the feed does not know
         how many batches it has, every step first sees whether there is a batch: no step runs
@@ -129,13 +135,13 @@ class Loop:
         """
         replicas = self._steps.replicas
         if replicas.in_sync > 1 and kind in replicas.moves_in:
-            self._collective(f"merge {replicas.moving}", replicas.merge_state)
+            self.collective(f"merge {replicas.moving}", replicas.merge_state)
 
     def take_from_chief(self, epoch: int) -> int:
         """Copy the chief's variables, and its `epoch`, to all processes."""
         variables = snapshot.variables(self._steps.replicas)
         return int(
-            self._collective(
+            self.collective(
                 "take",
                 lambda epoch: self._steps.replicas.take_from_chief(variables, epoch),
                 tf.constant(float(epoch), tf.float64),
@@ -144,14 +150,14 @@ class Loop:
 
     def agree(self, *asks: bool) -> tuple[bool, ...]:
         """Return, for each thing that this process asks for, whether any process does."""
-        counts = self._collective(
+        counts = self.collective(
             f"agree {len(asks)}", communication.all_sum, tf.constant(asks, tf.float32)
         )
         return tuple((counts.numpy() > 0).tolist())
 
     def finalize(self) -> None:
         """Let the optimizer set the variables' last values (averages over the steps)."""
-        self._collective("finalize", self._steps.finalize)
+        self.collective("finalize", self._steps.finalize)
 
     def trace(self, kind: str, feed: Any, limit: int) -> None:
         """Trace what `advance` runs, and run nothing; not for models that run eagerly."""
@@ -189,7 +195,7 @@ class Loop:
         """Return the bytes of each pack that `exchange` exchanges."""
         return self._steps.packs_in_bytes(split)
 
-    def _collective(self, name: str, on_replica: Callable[..., Any], *args: Any) -> Any:
+    def collective(self, name: str, on_replica: Callable[..., Any], *args: Any) -> Any:
         """Run a function on every replica, in a graph; return the first result."""
         if name not in self._functions:
 
@@ -231,7 +237,7 @@ class Loop:
     @property
     def is_traced(self) -> bool:
         """Whether a training step was traced."""
-        return any(key[0] == "train" for key in self._functions)
+        return any(key[0] in ("train", APART) for key in self._functions)
 
     @property
     def noise(self) -> Any:
@@ -251,15 +257,16 @@ class Loop:
         # Whether time stamps are in it, too.
         key = (kind, split, single, exact, distribute.is_deterministic())
         if key not in self._functions:
-            one = {"train": self._steps.train, "test": self._steps.test}[kind]
+            one = self._one(kind)
 
             def run(iterator: Any, limit: tf.Tensor) -> Any:
-                if not exact:
-                    return self._until_end(one, split, iterator, limit)
-                if not single:
-                    return self._counted(one, split, iterator, limit)
-                self._timed(one, split, iterator)
-                return limit
+                with _exchanging(kind):
+                    if not exact:
+                        return self._until_end(one, split, iterator, limit)
+                    if not single:
+                        return self._counted(one, split, iterator, limit)
+                    self._timed(one, split, iterator)
+                    return limit
 
             self._functions[key] = distribute.function(run, reduce_retracing=True)
         return self._functions[key]
@@ -273,21 +280,28 @@ class Loop:
         self._steps.forget()
 
     def _advance_eagerly(self, kind: str, feed: feed_lib.Feed, limit: int) -> int:
-        one = {"train": self._steps.train, "test": self._steps.test}[kind]
-        for step in range(limit):
-            begin = time.perf_counter()
-            found, data = self._next(feed)
-            waited = time.perf_counter() - begin
-            if not found:
-                return step
-            self._retrying(functools.partial(one, feed.split, data))
-            self._count(feed.split, data, waited)
+        one = self._one(kind)
+        with _exchanging(kind):
+            for step in range(limit):
+                begin = time.perf_counter()
+                found, data = self._next(feed, kind)
+                waited = time.perf_counter() - begin
+                if not found:
+                    return step
+                self._retrying(functools.partial(one, feed.split, data))
+                self._count(feed.split, data, waited)
         return limit
 
-    def _next(self, feed: feed_lib.Feed) -> tuple[bool, Any]:
+    def _one(self, kind: str) -> Callable[..., Any]:
+        """Return what takes one step."""
+        if kind == APART:
+            return functools.partial(self._steps.train, apart=True)
+        return {"train": self._steps.train, "test": self._steps.test}[kind]
+
+    def _next(self, feed: feed_lib.Feed, kind: str = "") -> tuple[bool, Any]:
         """Return whether there is another element, and the element."""
         if feed.split.ends_apart:
-            key = ("next", feed.split)
+            key = ("next", feed.split, kind == APART)
             if key not in self._functions:
                 ahead = functools.partial(self._ahead, feed.split)
                 self._functions[key] = distribute.function(ahead, reduce_retracing=True)
@@ -372,6 +386,11 @@ def _value(split: split_lib.Split, iterator: Any, optional: Any) -> Any:
         optional.get_value,
         lambda: split_lib.without_rows(iterator.element_spec),
     )
+
+
+def _exchanging(kind: str) -> contextlib.AbstractContextManager[None]:
+    """Trace steps that exchange what those of their kind do."""
+    return communication.left_out() if kind == APART else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

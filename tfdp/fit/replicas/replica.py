@@ -46,6 +46,8 @@ class Replicas:
         moving: How the copies of each state that steps assign become one again, by the number of
             the variable: see `view.View`.
         moves_in: The kinds of steps after which copies differ: "train", "test", "predict".
+        outer: The optimizer that moves the weights where replicas meet that train apart, or None.
+        trains_apart: Whether they do, so that each keeps momenta of its own.
     """
 
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy):
@@ -74,6 +76,8 @@ class Replicas:
         self.moving: dict[str, str] = {}
         self.moves_in: set[str] = set()
         self._bases = self._make_bases()
+        self.outer: keras.optimizers.Optimizer | None = None
+        self.trains_apart = False
         self.logs = logs_lib.Logs(self.add_logs)
         self._localise_metrics(measures)
 
@@ -140,13 +144,15 @@ class Replicas:
         """Say whether number `index` is a seed generator's state."""
         return int(index) < len(self.variables) and self._is_seed[int(index)]
 
-    def keep_where(self, condition: Any, updates: dict[str, Any], local: int) -> dict[str, Any]:
+    def keep_where(
+        self, condition: Any, updates: dict[str, Any], local: int, apart: bool = False
+    ) -> dict[str, Any]:
         """Return `updates` where `condition` holds, else the present values.
 
         Seeds always move, and so does what does not depend on the rows, or what a layer has
-        computed together with its copies.
+        computed together with its copies (not where replicas train `apart`).
         """
-        state = {i: v for i, v in updates.items() if not self._moves_anyway(i)}
+        state = {i: v for i, v in updates.items() if not self._moves_anyway(i, apart)}
         current = self.current(local)
         kept = tf.cond(
             condition,
@@ -160,7 +166,12 @@ class Replicas:
         return {i: tf.identity(v) for i, v in self.current(local).items() if not self.is_seed(i)}
 
     def restore_unless(
-        self, condition: Any, before: dict[str, tf.Tensor], local: int, view: view_lib.View
+        self,
+        condition: Any,
+        before: dict[str, tf.Tensor],
+        local: int,
+        view: view_lib.View,
+        apart: bool = False,
     ) -> None:
         """Put what a view assigned at once back to `before` unless `condition` holds.
 
@@ -172,18 +183,18 @@ class Replicas:
         for index, variable in enumerate([*self.variables, *self.metrics]):
             number = str(index)
             is_metric = index >= len(self.variables)
-            if self._moves_anyway(number) or (
+            if self._moves_anyway(number, apart) or (
                 not is_metric and (id(variable) not in assigned or id(variable) in trained)
             ):
                 continue
             now = current[number]
             now.assign(tf.where(condition, now, before[number]))
 
-    def _moves_anyway(self, index: str) -> bool:
+    def _moves_anyway(self, index: str, apart: bool) -> bool:
         if (metric := int(index) - len(self.variables)) >= 0:
             return self.logs.holds(self.metrics[metric])
         shared = id(self.variables[int(index)]) in self.synchronized
-        return shared or self.is_seed(index) or self.moving.get(index) == "same"
+        return (shared and not apart) or self.is_seed(index) or self.moving.get(index) == "same"
 
     def write(self, updates: dict[str, Any], local: int) -> None:
         """Assign `updates` to replica `local`'s copies."""

@@ -34,9 +34,10 @@ _OPTIMIZERS = "optimizers"
 
 def variables(replicas: replica_lib.Replicas) -> list[Any]:
     """Return all variables of a model and of its optimizers, those of the model first."""
-    more = [
-        v for o in optimizers.of(replicas.model) for v in keras_optimizers.optimizer_variables(o)
-    ]
+    all_optimizers = optimizers.of(replicas.model)
+    if replicas.outer is not None:  # the last: a run without it knows nothing of it
+        all_optimizers.append(replicas.outer)
+    more = [v for o in all_optimizers for v in keras_optimizers.optimizer_variables(o)]
     measured = {id(v) for v in replicas.metrics}
     found = keras_variables.unique([*replicas.variables, *more])
     return [v for v in found if id(v) not in measured]
@@ -52,13 +53,14 @@ def take(replicas: replica_lib.Replicas, copy: Copy) -> dict[str, np.ndarray]:
         copy: Copies an array, given its name.
     """
     everything = variables(replicas)
+    differing = _differing(replicas, everything)
     arrays: dict[str, np.ndarray] = {}
     if replicas.first == 0:
         for index, variable in enumerate(everything):
-            if not _differs(replicas, index):
+            if index not in differing:
                 name = f"variable/{index:05d}/{variable.path}"
                 arrays[name] = copy(name, np.asarray(replicas.copy(variable, 0).value()))
-    own = [_own(replicas, local) for local in range(replicas.count)]
+    own = [_own(replicas, local, differing) for local in range(replicas.count)]
     every = own
     if replicas.several_processes:
         messages = gather.exchange(replicas.strategy, [_joined(one) for one in own])
@@ -119,7 +121,9 @@ def put(
                 replicas.copy(variable, local).assign(arrays[name])
         elif each := rows.get(f"variable/{number}"):
             bases = rows.get(f"base/{number}", [])
-            values = _spread(each, how.get(f"variable/{number}", "mean"), replicas.in_sync, bases)
+            way = how.get(f"variable/{number}", "mean")
+            own = replicas.trains_apart or index < len(replicas.variables)
+            values = _spread(each, way, replicas.in_sync, bases, own)
             for local in range(replicas.count):
                 value = values[replicas.first + local]
                 _check(variable, variable.path, value)
@@ -174,18 +178,32 @@ def from_chief(
     return _split(message[end:], like)
 
 
-def _differs(replicas: replica_lib.Replicas, index: int) -> bool:
-    return replicas.in_sync > 1 and replicas.moving.get(str(index), "same") != "same"
+def _differing(replicas: replica_lib.Replicas, everything: Sequence[Any]) -> dict[int, Any]:
+    """Return the variables, by their numbers, of which each replica keeps a value of its own.
+
+    They are what layers assign, and where replicas train apart what optimizers keep for weights.
+    """
+    if replicas.in_sync == 1:
+        return {}
+    slots: set[int] = set()
+    if replicas.trains_apart:
+        slots = {id(v) for v in optimizers.kept(replicas.model)[0]}
+    return {
+        index: variable
+        for index, variable in enumerate(everything)
+        if id(variable) in slots or replicas.moving.get(str(index), "same") != "same"
+    }
 
 
-def _own(replicas: replica_lib.Replicas, local: int) -> dict[str, np.ndarray]:
+def _own(
+    replicas: replica_lib.Replicas, local: int, differing: Mapping[int, Any]
+) -> dict[str, np.ndarray]:
     """Return what one replica keeps for itself."""
     values: dict[str, np.ndarray] = {}
-    for index, variable in enumerate(replicas.variables):
-        if _differs(replicas, index):
-            values[f"variable/{index:05d}"] = _copy(replicas.copy(variable, local))
-            if (base := replicas.bases(index, local)) is not None:
-                values[f"base/{index:05d}"] = _copy(base)
+    for index, variable in differing.items():
+        values[f"variable/{index:05d}"] = _copy(replicas.copy(variable, local))
+        if (base := replicas.bases(index, local)) is not None:
+            values[f"base/{index:05d}"] = _copy(base)
     for index in range(len(replicas.metrics)):
         values[f"metric/{index:05d}"] = _copy(replicas.accumulator(index, local))
     return values
@@ -206,10 +224,13 @@ def _rows(arrays: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
 
 
 def _spread(
-    each: Sequence[np.ndarray], way: str, replicas: int, bases: Sequence[np.ndarray]
+    each: Sequence[np.ndarray], way: str, replicas: int, bases: Sequence[np.ndarray], own: bool
 ) -> list[np.ndarray]:
-    """Return the value of each replica now, out of those of the replicas then."""
-    if len(each) == replicas:
+    """Return the value of each replica now, out of those of the replicas then.
+
+    Where a replica may have none of its `own` all get the same.
+    """
+    if len(each) == replicas and own:
         return list(each)
     stacked = np.stack(each)
     one: Any

@@ -27,6 +27,7 @@ from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import split as split_lib
 from tfdp.fit import view as view_lib
+from tfdp.fit.replicas import apart as apart_lib
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import noise as noise_lib
 from tfdp.fit.replicas import replica as replica_lib
@@ -60,6 +61,7 @@ class Steps:
         self.strategy = strategy
         self.communication = communication
         self.replicas = replica_lib.Replicas(model, strategy)
+        self.apart = apart_lib.Apart(self)
         self._user_train: user_step.UserTrainStep | None = None
         if type(model).train_step is not keras.Model.train_step:
             self._user_train = user_step.UserTrainStep(self)
@@ -111,15 +113,22 @@ class Steps:
 
     # -- in cross-replica context -----------------------------------------------------------
 
-    def train(self, split: split_lib.Split, element: Any) -> None:
-        """Train every replica on its part of an element of a feed's iterator."""
+    def train(self, split: split_lib.Split, element: Any, apart: bool = False) -> None:
+        """Train every replica on its part of an element of a feed's iterator.
+
+        Args:
+            split: How the element is split.
+            element: The element.
+            apart: Whether each replica trains by itself, as if there were no other: see apart.
+        """
         data = self._parts(split, element)
         if self._user_train is None:
+            on_replica = self.apart.on_replica if apart else self._train_on_replica
             with self._installed():
-                self.strategy.run(self._train_on_replica, args=(split, data))
+                self.strategy.run(on_replica, args=(split, data))
             return
         with self._installed(), self._user_train.installed():
-            logs = self.strategy.run(self._user_train.on_replica, args=(split, data))
+            logs = self.strategy.run(self._user_train.on_replica, args=(split, data, apart))
         if tf.executing_eagerly():
             # The update is done, so the step cannot be tried again with room for its logs.
             for local, (values, rows) in enumerate(self._local_results(logs)):
@@ -218,7 +227,7 @@ class Steps:
 
     def _train_on_replica(self, split: split_lib.Split, data: Any) -> None:
         local = self.replicas.here()
-        batch, totals = self._prepare(split, data, local, self._loss, training=True)
+        batch, totals = self._prepare(split, data, local, self.loss, training=True)
         # Looked up outside of what XLA compiles, for all replicas of this process alike.
         due = None if self.noise is None else self.noise.is_due()
         packs, updates = self.call(("train", split, local), self._gradients)(
@@ -236,7 +245,7 @@ class Steps:
 
     def _test_on_replica(self, split: split_lib.Split, data: Any) -> None:
         local = self.replicas.here()
-        forward = self._user_test if self._has_test_step else self._loss
+        forward = self._user_test if self._has_test_step else self.loss
         batch, totals = self._prepare(split, data, local, forward, training=False)
         updates = self.call(("test", split, local), self._measures)(
             split, local, batch, *totals.numbers
@@ -322,12 +331,12 @@ class Steps:
         replicas, trained = self.replicas, self.model.trainable_variables
         with distribute.hide_replica_count(), replicas.enter(local, batch, through=trained) as view:
             with tf.GradientTape() as tape:
-                loss, _, outputs = self._loss(batch, totals, training=True, view=view)
+                loss, _, outputs = self.loss(batch, totals, training=True, view=view)
                 objective = self.model.optimizer.scale_loss(loss)
                 objective = objective * tf.cast(loss_lib.share(totals), objective.dtype)
             gradients = tape.gradient(objective, [view.get(v) for v in trained])
             gradients = gradients_lib.shaped(gradients, trained)
-            self._measure(view, totals, loss, outputs, "train")
+            self.measure(view, totals, loss, outputs, "train")
             updates = view.updates()
         self._differing[split, local] = replicas.remember(view, "train")
         if split.may_be_empty:
@@ -398,8 +407,8 @@ class Steps:
                 logs, _, _ = self._user_test(batch, totals, training=False, view=view)
                 self.replicas.logs.keep("test", view, logs, mine)
             else:
-                loss, _, outputs = self._loss(batch, totals, training=False, view=view)
-                self._measure(view, totals, loss, outputs, "test")
+                loss, _, outputs = self.loss(batch, totals, training=False, view=view)
+                self.measure(view, totals, loss, outputs, "test")
             updates = view.updates()
         self._differing["test", split, local] = self.replicas.remember(view, "test")
         if split.may_be_empty:
@@ -420,17 +429,27 @@ class Steps:
 
     # -- the forward pass -----------------------------------------------------------------------
 
-    def _loss(
+    def loss(
         self,
         batch: Any,
         totals: loss_lib.Totals,
         training: bool,
         collect: bool = False,
         view: view_lib.View | None = None,
+        counted: loss_lib.Totals | None = None,
     ) -> tuple[Any, loss_lib.Terms, Any]:
-        """Run the model forward; return its loss, the loss's terms, and inputs and outputs."""
+        """Run the model forward; return its loss, the loss's terms, and inputs and outputs.
+
+        Args:
+            batch: Of this replica.
+            totals: Of the replicas whose loss it is.
+            training: As for `Model.call`.
+            collect: Only collect the terms' divisors: see loss.exact.
+            view: What this replica sees of the variables.
+            counted: The totals by which metrics count, where the loss is of this replica alone.
+        """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        with self._exact(totals, collect, view) as terms:
+        with self._exact(totals, collect, view, counted) as terms:
             if loss_lib.accepts(self.model.call, "training"):
                 y_pred = self.model(x, training=training)
             else:
@@ -453,26 +472,32 @@ class Steps:
 
     @contextlib.contextmanager
     def _exact(
-        self, totals: loss_lib.Totals, collect: bool, view: view_lib.View | None
+        self,
+        totals: loss_lib.Totals,
+        collect: bool,
+        view: view_lib.View | None,
+        counted: loss_lib.Totals | None = None,
     ) -> Iterator[loss_lib.Terms]:
         """Make losses, and what metrics make of scalars, exact; without a view only losses."""
         with contextlib.ExitStack() as stack:
             if view is not None:
-                stack.enter_context(metrics_lib.exact(view, totals))
-            yield stack.enter_context(loss_lib.exact(totals, self.replicas.in_sync, collect))
+                stack.enter_context(metrics_lib.exact(view, counted or totals))
+            exact = loss_lib.exact(totals, self.replicas.in_sync, collect, counted is None)
+            yield stack.enter_context(exact)
 
-    def _measure(
+    def measure(
         self,
         view: view_lib.View,
         totals: loss_lib.Totals,
         loss: Any,
         outputs: Any,
         kind: str,
+        counted: loss_lib.Totals | None = None,
     ) -> None:
-        """Update the metrics, and keep logs that are no metrics."""
+        """Update the metrics, and keep logs that are no metrics; arguments as of `loss`."""
         x, y, y_pred, sample_weight = outputs
         rows = tf.cast(totals.mine, tf.float32)
-        with metrics_lib.exact(view, totals):
+        with metrics_lib.exact(view, counted or totals):
             if loss.shape.rank:  # reduction=None: Keras logs the mean of what it adds up
                 loss = tf.reduce_mean(loss) * loss_lib.share(totals)
             compiled.loss_tracker(self.model).update_state(loss, sample_weight=rows)

@@ -23,6 +23,7 @@ from tfdp.fit import loss as loss_lib
 from tfdp.fit import metrics as metrics_lib
 from tfdp.fit import optimizers, retrace
 from tfdp.fit import split as split_lib
+from tfdp.fit.replicas import apart as apart_lib
 from tfdp.fit.replicas import communication as communication_lib
 from tfdp.fit.replicas import replica as replica_lib
 
@@ -36,6 +37,7 @@ class _Replica(NamedTuple):
     totals: loss_lib.Totals
     graph: Any
     keys: Any
+    apart: bool
 
 
 class Steps(Protocol):
@@ -45,6 +47,7 @@ class Steps(Protocol):
     strategy: tf.distribute.Strategy
     replicas: replica_lib.Replicas
     communication: communication_lib.Communication
+    apart: apart_lib.Apart
 
     def call(self, key: Any, body: Callable[..., Any]) -> Callable[..., Any]:
         """Return `body`, compiled by XLA where the model is."""
@@ -85,27 +88,37 @@ class UserTrainStep:
                 "dict too), so that its gradients are summed over the replicas."
             ) from error
 
-    def on_replica(self, split: split_lib.Split, data: Any) -> Any:
-        """Run the train_step on this replica; return (logs, rows) when that is done eagerly."""
+    def on_replica(self, split: split_lib.Split, data: Any, apart: bool = False) -> Any:
+        """Run the train_step on this replica; return (logs, rows) when that is done eagerly.
+
+        With `apart` its gradients are of this replica's rows alone: see apart.
+        """
         steps, replicas = self._steps, self._steps.replicas
         local = replicas.here()
         batch, mine = split.batch(data, local, replicas.may_stand_in)
         whole = split.total_rows(data)
-        if whole is None:
+        if apart:
+            steps.apart.count(local, mine)
+        elif whole is None:
             whole = communication_lib.all_sum(tf.cast(mine, tf.float32))
         # Alone it does not communicate, so XLA may compile all of it.
-        call = steps.call if replicas.in_sync == 1 else lambda key, body: body
-        return call(("train", split, local), self._run)(split, local, batch, mine, whole)
+        alone = apart or replicas.in_sync == 1
+        call = steps.call if alone else lambda key, body: body
+        key = ("apart" if apart else "train", split, local)
+        return call(key, self._run)(split, local, batch, mine, whole, apart)
 
     def _run(
-        self, split: split_lib.Split, local: int, batch: Any, mine: Any, whole: Any
+        self, split: split_lib.Split, local: int, batch: Any, mine: Any, whole: Any, apart: bool
     ) -> tuple[Any, Any] | None:
         steps, replicas = self._steps, self._steps.replicas
-        totals = loss_lib.Totals(mine, whole)
+        counted = totals = loss_lib.Totals(mine, whole)
+        if apart:
+            totals, counted = apart_lib.totals(mine, whole, replicas.in_sync)
         graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         if local == 0:
             self._branch_keys = communication_lib.BranchKeys(steps.strategy)
-        self._active.replica = _Replica(local, split, totals, graph, self._branch_keys.sequence())
+        keys = self._branch_keys.sequence()
+        self._active.replica = _Replica(local, split, totals, graph, keys, apart)
         state = [*replicas.variables, *replicas.metrics]
         state += [
             v for o in optimizers.of(steps.model) for v in keras_optimizers.optimizer_variables(o)
@@ -119,7 +132,7 @@ class UserTrainStep:
             before = replicas.values(local) if split.may_be_empty else {}
             with (
                 loss_lib.exact(totals, replicas.in_sync, own_divisors=False),
-                metrics_lib.exact(view, totals),
+                metrics_lib.exact(view, counted),
             ):
                 logs = steps.model.train_step(batch)
             kept = replicas.logs.select("train", view, logs)
@@ -128,8 +141,9 @@ class UserTrainStep:
         self._active.replica = None
         differing = replicas.remember(view, "train")
         if split.may_be_empty:
-            replicas.restore_unless(tf.greater(mine, 0), before, local, view)
-        replicas.agree_on(differing, loss_lib.share(totals))
+            replicas.restore_unless(tf.greater(mine, 0), before, local, view, apart)
+        if not apart:
+            replicas.agree_on(differing, loss_lib.share(totals))
         return (kept, mine) if tf.executing_eagerly() else None
 
     def _apply(self, optimizer: Any, own: Any, gradients: Any, variables: Any = None) -> None:
@@ -143,6 +157,9 @@ class UserTrainStep:
             if not gradients:  # nothing to train: Keras leaves the optimizer unbuilt
                 return
             self._build(optimizer, given)
+        if replica.apart:
+            self._update_alone(optimizer, replica, gradients, given)
+            return
         share = loss_lib.share(replica.totals)
         gradients = gradients_lib.shaped(
             [gradients_lib.scaled(gradient, share) for gradient in gradients], given
@@ -157,12 +174,20 @@ class UserTrainStep:
         else:
             gradients = communication_lib.all_reduce(gradients, communication)
         gradients = gradients_lib.by_rows(gradients, given)
+        self._update(optimizer, replica, gradients, given)
+
+    def _update(self, optimizer: Any, replica: _Replica, gradients: Any, given: Any) -> None:
         self._active.replica = None  # the update below ends in the optimizer's own apply
         try:
             with self._steps.on_copies(optimizer, replica.local):
                 optimizer.apply(gradients, given)
         finally:
             self._active.replica = replica
+
+    def _update_alone(self, optimizer: Any, replica: _Replica, gradients: Any, given: Any) -> None:
+        """Update by this replica's own gradients; without rows there is no update."""
+        present = tf.greater(replica.totals.mine, 0) if replica.split.may_be_empty else True
+        apart_lib.where(present, lambda: self._update(optimizer, replica, gradients, given))
 
     def _build(self, optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> None:
         """Build an optimizer inside a step.
