@@ -37,15 +37,27 @@ def trained(strategy, communication=None, optimizer=None, epochs=2, batch=5, cal
         tfdp.enable()
 
 
-def by_hand(replicas, every, after=0, batch=5, epochs=2, outer=None):
+def split(replicas, batch=5, count=26):
+    """The rows of each replica, for each step of an epoch."""
+    steps = []
+    for begin in range(0, count, batch):
+        here = np.arange(begin, min(begin + batch, count))
+        bounds = [r * len(here) // replicas for r in range(replicas + 1)]
+        steps.append([here[a:b] for a, b in itertools.pairwise(bounds)])
+    return steps
+
+
+def by_hand(steps, every, after=0, epochs=2, outer=None):
     """The same in NumPy, in float64: the weights, and the loss of each epoch.
 
     Args:
+        steps: What `split` returns.
         outer: (rate, momentum) of an outer SGD with Nesterov.
     """
     x, y = (part.astype("float64") for part in rows())
-    w = [START[:, None].astype("float64") for _ in range(replicas)]
-    m = [np.zeros_like(w[0]) for _ in range(replicas)]
+    replicas, count = len(steps[0]), sum(len(part) for parts in steps for part in parts)
+    w = [START[:, None].astype("float64")] * replicas
+    m = [np.zeros_like(w[0])] * replicas
     velocity, losses, step = np.zeros_like(w[0]), [], 0
 
     def gradient(part, weights):
@@ -53,35 +65,30 @@ def by_hand(replicas, every, after=0, batch=5, epochs=2, outer=None):
         return 2 * x[part].T @ error / len(error), float(np.sum(error**2))
 
     for _ in range(epochs):
-        start, trains, since, squares = w[0], set(), 0, 0.0
-        for begin in range(0, len(x), batch):
-            here = np.arange(begin, min(begin + batch, len(x)))
-            bounds = [r * len(here) // replicas for r in range(replicas + 1)]
-            parts = [here[a:b] for a, b in itertools.pairwise(bounds)]
+        start, trained, since, squares = w[0], set(), 0, 0.0
+        for number, parts in enumerate(steps, 1):
             together = step < after
             if together:
-                whole, square = gradient(here, w[0])
-                squares += square
+                parts = [np.concatenate(parts)] * replicas
             for r, part in enumerate(parts):
-                if len(part) or together:
-                    g, square = (whole, 0.0) if together else gradient(part, w[r])
-                    squares += square
+                if len(part):
+                    g, square = gradient(part, w[r])
+                    squares += square / replicas if together else square
                     m[r] = MOMENTUM * m[r] - RATE * g
                     w[r] = w[r] + m[r]
-                    trains.add(r)
+                    trained.add(r)
             step, since = step + 1, since + 1
-            last = begin + batch >= len(x)
             if together:
-                start, trains, since = w[0], set(), 0
-            elif since == every or last:
-                mean = np.mean([w[r] for r in trains], 0)
+                start, trained, since = w[0], set(), 0
+            elif since == every or number == len(steps):
+                mean = np.mean([w[r] for r in trained], 0)
                 if outer:
                     velocity = outer[1] * velocity - outer[0] * (start - mean)
                     mean = start + outer[1] * velocity - outer[0] * (start - mean)
                 w = [mean] * replicas
-                start, trains, since = mean, set(), 0
+                start, trained, since = mean, set(), 0
         m = [np.mean(m, 0)] * replicas
-        losses.append(squares / len(x))
+        losses.append(squares / count)
     return w[0], losses
 
 
@@ -104,7 +111,7 @@ def periodic(every, **more):
 def test_the_numbers_are_those_of_numpy(replicas, every, after, how, mirrored):
     """26 rows by 5: batches that do not divide, and in the last some replicas are empty."""
     model, history = trained(mirrored[replicas], periodic(every, sync_after=after), **how)
-    weights, losses = by_hand(replicas, every, after)
+    weights, losses = by_hand(split(replicas), every, after)
     np.testing.assert_allclose(model.get_weights()[0], weights, atol=1e-6)
     np.testing.assert_allclose(history["loss"], losses, rtol=1e-5)
     assert int(model.optimizer.iterations) == 12
@@ -114,7 +121,7 @@ def test_an_outer_optimizer_moves_by_the_difference(mirrored):
     """Its sign, too: a wrong one would move away."""
     outer = keras.optimizers.SGD(0.7, momentum=0.9, nesterov=True)
     model, _ = trained(mirrored[2], periodic(2, outer=outer), epochs=3)
-    weights, _ = by_hand(2, 2, epochs=3, outer=(0.7, 0.9))
+    weights, _ = by_hand(split(2), 2, epochs=3, outer=(0.7, 0.9))
     np.testing.assert_allclose(model.get_weights()[0], weights, atol=1e-6)
 
 
@@ -245,13 +252,13 @@ def test_a_train_step_of_ones_own_trains_apart(how, mirrored):
         model.fit(data, epochs=2, verbose=0)
     finally:
         tfdp.enable()
-    np.testing.assert_allclose(model.get_weights()[0], by_hand(2, 4)[0], atol=1e-6)
+    np.testing.assert_allclose(model.get_weights()[0], by_hand(split(2), 4)[0], atol=1e-6)
 
 
 def test_differences_travel_compressed(mirrored):
     """Of weights 2**-8 would be lost; of what a period has made of them it is little."""
     model, _ = trained(mirrored[2], periodic(4, compression="bfloat16"))
-    weights, _ = by_hand(2, 4)
+    weights, _ = by_hand(split(2), 4)
     assert np.any(model.get_weights()[0] != weights)
     moved = np.max(np.abs(weights - START[:, None]))
     np.testing.assert_allclose(model.get_weights()[0], weights, atol=2**-8 * moved)
