@@ -46,7 +46,7 @@ def measured(strategy, rows, steps, optimizer=still, dtype="float32", every=1, *
         tfdp.enable()
 
 
-@pytest.mark.parametrize("replicas", [2, 3])
+@pytest.mark.parametrize("replicas", [1, 2, 3])
 @pytest.mark.parametrize(
     ("rows", "options"),
     [
@@ -65,9 +65,10 @@ def test_within_a_tenth_after_300_steps(replicas, rows, options, mirrored):
     assert history["gradient_noise_scale"] == [callback.scale]
 
 
-def test_shares_of_any_size_give_the_same_numbers(mirrored):
-    """By hand: 3 of 7 rows on the first of two replicas, 4 on the second."""
-    callback, _ = measured(mirrored[2], 7, 1)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_shares_of_any_size_give_the_same_numbers(replicas, mirrored):
+    """By hand: 3 of 7 rows on the first of two replicas, or in the first half, 4 in the second."""
+    callback, _ = measured(mirrored[replicas], 7, 1)
     data = next(iter(batches(7, 1)))
     x, y = (part.numpy() for part in data)
     each = 2 * (x @ AWAY[:, None] - y) * x
@@ -79,31 +80,46 @@ def test_shares_of_any_size_give_the_same_numbers(mirrored):
     assert callback.squared_gradient == pytest.approx(large - trace / 7, rel=1e-4)
 
 
-def test_one_step_of_so_many_is_measured(mirrored):
-    callback, _ = measured(mirrored[2], 4, 33, every=16)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_one_step_of_so_many_is_measured(replicas, mirrored):
+    callback, _ = measured(mirrored[replicas], 4, 33, every=16)
     assert callback.measured == 3
 
 
-def test_the_training_is_the_same_with_it(mirrored):
+def test_of_one_row_nothing_can_be_said(one_device):
+    callback, history = measured(one_device, 1, 3)
+    assert callback.measured == 0
+    assert "gradient_noise_scale" not in history
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["", "XLA"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_training_is_the_same_with_it(replicas, jit_compile, mirrored):
+    """What is measured beside a step assigns nothing and draws nothing."""
+
     def trained(callbacks):
         keras.utils.set_random_seed(3)
-        with mirrored[2].scope():
-            model = keras.Sequential([keras.Input((WIDTH,)), keras.layers.Dense(1)])
-            model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
-        model.fit(batches(10, 7), callbacks=callbacks, verbose=0)
-        return model.get_weights()
+        with mirrored[replicas].scope():
+            hidden = [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+            spectral = keras.layers.SpectralNormalization(keras.layers.Dense(1))
+            model = keras.Sequential([keras.Input((WIDTH,)), *hidden, spectral])
+            adam = keras.optimizers.Adam(0.1)
+            model.compile(adam, "mse", metrics=["mae"], jit_compile=jit_compile)
+        history = model.fit(batches(10, 7), callbacks=callbacks, verbose=0).history
+        history.pop("gradient_noise_scale", None)
+        return model.get_weights(), history
 
-    with_it = trained([tfdp.callbacks.GradientNoiseScale()])
-    for one, other in zip(with_it, trained([]), strict=True):
+    with_it = trained([tfdp.callbacks.GradientNoiseScale(2)])
+    without = trained([])
+    for one, other in zip(with_it[0], without[0], strict=True):
         np.testing.assert_array_equal(one, other)
+    assert with_it[1] == without[1]
 
 
-def test_where_it_cannot_be_measured_it_is_one_line(one_device):
+def test_where_it_cannot_be_measured_it_is_one_line():
     for options, message in [
         ({"every": 0}, "every=0"),
         ({"smoothing": 2}, "smoothing=2"),
     ]:
         with pytest.raises(tfdp.Error, match=f"GradientNoiseScale.{message}"):
             tfdp.callbacks.GradientNoiseScale(**options)
-    with pytest.raises(tfdp.Error, match="there is one"):
-        measured(one_device, 4, 1)

@@ -287,5 +287,5 @@ def test_what_cannot_be_is_one_line(mirrored):
     ]:
         with pytest.raises(ValueError, match=message):
             tfdp.Communication(**options)
-    with pytest.raises(tfdp.Error, match="GradientNoiseScale.*sync_every=4"):
+    with pytest.raises(tfdp.Error, match=r"GradientNoiseScale.*sync_every=4"):
         trained(mirrored[2], periodic(4), callbacks=[tfdp.callbacks.GradientNoiseScale()])

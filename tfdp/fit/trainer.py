@@ -92,6 +92,7 @@ class Trainer(abc.ABC):
             "measure the same script with --workers=N and neither --chief nor --ps."
         )
 
+    @abc.abstractmethod
     def measure_noise(self, every: int, smoothing: float) -> Any:
         """Let the steps of the fit that begins measure how much replicas' gradients differ.
 
@@ -105,11 +106,6 @@ class Trainer(abc.ABC):
         Raises:
             Error: Where that cannot be measured.
         """
-        raise Error(
-            "GradientNoiseScale compares the gradients of replicas that are kept in sync; the "
-            "workers of parameter servers take their steps by themselves. Leave the callback out, "
-            "or train with --workers=N and neither --chief nor --ps."
-        )
 
     def first_epoch(self, steps: Any, callbacks: Callbacks, initial_epoch: int) -> int:
         """Return the epoch to begin with, after callbacks may have restored a state."""

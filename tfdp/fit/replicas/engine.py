@@ -21,6 +21,7 @@ from tfdp.fit import call as call_lib
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import digest, predictions, random_state, trainer
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import noise as noise_scale
 from tfdp.fit import pace as pace_lib
 from tfdp.fit import split as split_lib
 from tfdp.fit.replicas import agreement, exchange, gather, rehearsal, snapshot, transport
@@ -135,23 +136,15 @@ class SyncTrainer(trainer.Trainer):
 
     def measure_noise(self, every: int, smoothing: float) -> Callable[[], tuple[int, float, float]]:
         """Let the steps measure how much the replicas' gradients differ."""
-        if self.strategy.num_replicas_in_sync == 1:
-            raise Error(
-                "GradientNoiseScale compares the gradients of replicas, and there is one. Train on "
-                "two or more, such as tfdp launch --workers=2; on one machine they share its cores."
-            )
         if type(self.model).train_step is not keras.Model.train_step:
-            raise Error(
-                f"GradientNoiseScale: model {self.model.name!r} has a train_step of its own, whose "
-                "gradients tfdp does not see as a whole. Leave the callback out."
-            )
+            raise Error(noise_scale.own_train_step(self.model.name))
         if self._trains_apart:
             raise Error(
                 "GradientNoiseScale compares gradients that replicas sum at each step, and with "
                 f"sync_every={self.communication.sync_every} they train by themselves. Leave out "
                 "one of the two."
             )
-        self.noise = noise_lib.Settings(every, smoothing)
+        self.noise = noise_scale.Settings(every, smoothing)
         return lambda: self._loop.noise.read()
 
     def plan(self, callbacks: Any, evaluation: Any) -> trainer.Logs:

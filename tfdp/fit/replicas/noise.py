@@ -1,41 +1,25 @@
 """How much the gradients of the replicas differ: the gradient noise scale.
 
-    noise = Noise(Settings(every=32, smoothing=0.99))
+    noise = Noise(noise.Settings(every=32, smoothing=0.99))
     extra = noise.of_replica(due, gradients, mine, share)   # float32[3]: travels with the gradients
+    extra = noise.of_halves(due, batch, gradients_of)       # where there is one replica
     noise.add(due, sums, gradients, factor, scale)          # on one replica of each process
     number, squared, trace = noise.read()                   # averages of |G|^2 and tr(S)
 
-With b_r of the B rows of a global batch on replica r, and g_r the mean gradient there,
-
-    E |g_r|^2 = |G|^2 + tr(S) / b_r         E |g|^2 = |G|^2 + tr(S) / B
-
-where g is the mean over the global batch. Weighted by the shares b_r / B the first gives, for R
-replicas that have rows, |G|^2 + R tr(S) / B, however unequal the shares are. The two equations give
-estimates of |G|^2 and tr(S) without a bias, which are averaged over the steps before they are
-divided (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", appendix A.1).
+Of one replica alone the two halves of its batch are compared. What is estimated of it: see
+tfdp/fit/noise.py.
 """
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfdp.compat import distribute
 from tfdp.fit import gradients as gradients_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How it is measured.
-
-    Attributes:
-        every: Steps from one measurement to the next.
-        smoothing: Weight of the past in the moving averages, 0 to 1; 1: the mean over all.
-    """
-
-    every: int
-    smoothing: float
+from tfdp.fit import noise as noise_lib
+from tfdp.fit import split as split_lib
 
 
 class Noise:
@@ -45,7 +29,7 @@ class Noise:
         settings: How it is measured.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: noise_lib.Settings):
         self._settings = settings
         with distribute.leave_strategy():
             self._step = tf.Variable(0, trainable=False, dtype=tf.int64)
@@ -75,6 +59,30 @@ class Noise:
 
         return tf.cond(due, measured, lambda: tf.zeros((3,)))
 
+    def of_halves(
+        self, due: tf.Tensor, batch: Any, gradients_of: Callable[[Any, Any], Sequence[Any]]
+    ) -> tf.Tensor:
+        """Return what two replicas would add that had a half of a batch each: float32[3].
+
+        Args:
+            due: Whether this step is measured.
+            batch: The batch.
+            gradients_of: Returns the mean gradient of some rows of it, given these and how many.
+        """
+        rows = tf.cast(split_lib.rows(batch), tf.int64)
+
+        def measured() -> tf.Tensor:
+            weighted = tf.constant(0.0)
+            for begin, end in ((tf.zeros_like(rows), rows // 2), (rows // 2, rows)):
+                half = keras.tree.map_structure(
+                    lambda leaf, a=begin, b=end: split_lib.cut(leaf, a, b), batch
+                )
+                share = tf.cast(end - begin, tf.float32) / tf.cast(rows, tf.float32)
+                weighted += share * _squared(gradients_of(half, end - begin))
+            return tf.stack([weighted, 2.0, tf.cast(rows, tf.float32)])
+
+        return tf.cond(tf.logical_and(due, rows > 1), measured, lambda: tf.zeros((3,)))
+
     def add(
         self, due: tf.Tensor, sums: tf.Tensor, gradients: Sequence[Any], factor: Any, scale: Any
     ) -> None:
@@ -93,9 +101,8 @@ class Noise:
             small = sums[0] * tf.cast(factor, tf.float32) / unscaled
             large = _squared(gradients) / unscaled
             replicas, rows = sums[1], sums[2]
-            # Of one replica alone nothing can be said.
-            trace = (small - large) * tf.math.divide_no_nan(rows, replicas - 1)
-            values = tf.stack([large - tf.math.divide_no_nan(trace, rows), trace])
+            values = tf.stack(noise_lib.estimate(small, large, replicas, rows))
+            # Of one part alone nothing can be said.
             counts = tf.logical_and(replicas > 1, tf.reduce_all(tf.math.is_finite(values)))
             before, number = self._averages[1:], self._averages[0] + 1
             weight = tf.maximum(1 - self._settings.smoothing, 1 / number)

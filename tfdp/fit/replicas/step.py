@@ -12,6 +12,7 @@ and the update itself see the reduced gradients, as on one device.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -344,7 +345,10 @@ class Steps:
             updates = replicas.keep_where(present, updates, local)
             gradients = gradients_lib.zero_unless(present, gradients)
         exact = []
-        if self.noise is not None:
+        if self.noise is not None and replicas.in_sync == 1:
+            of_rows = functools.partial(self._gradients_of_rows, local)
+            exact.append(self.noise.of_halves(due, batch, of_rows))
+        elif self.noise is not None:
             share = loss_lib.share(totals)
             exact.append(self.noise.of_replica(due, gradients, mine, share))
         if rows is None:  # only the replicas together know them: they travel with the gradients
@@ -353,6 +357,16 @@ class Steps:
         gradients = [*gradients, *exact]
         self._packs[split, local] = communication_lib.Packs(gradients, self.communication, counts)
         return self._packs[split, local].pack(gradients), updates
+
+    def _gradients_of_rows(self, local: int, batch: Any, count: Any) -> list[Any]:
+        """Return the gradients of the loss of some rows of a batch, which leave no trace."""
+        trained = self.model.trainable_variables
+        with distribute.hide_replica_count(), self.replicas.enter(local, batch) as view:
+            sources = [view.get(v) for v in trained]
+            with tf.GradientTape() as tape:
+                loss, _, _ = self.loss(batch, loss_lib.Totals(count, count), True, view=view)
+                objective = self.model.optimizer.scale_loss(loss)
+            return tape.gradient(objective, sources)
 
     def _update(
         self,

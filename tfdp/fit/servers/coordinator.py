@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfdp.compat import keras_optimizers, parameter_server
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import retrace
+from tfdp.fit.servers import noise as noise_lib
 from tfdp.fit.servers import scheduled, synchronous, worker_feed, worker_step
 
 # Batches that are handed out for each worker: the one it has, and some that wait for it.
@@ -97,6 +98,7 @@ class Epochs:
 
     Attributes:
         steps: The step functions of the model as it is compiled now.
+        noise: Measures how much the parts of a batch differ (max_staleness=0); None: nobody asks.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Epochs:
         self.numbers: dict[str, int] = {}  # of the next batch of each kind
         self._summed: dict[str, synchronous.Summed] = {}
         self.steps: worker_step.RemoteSteps
+        self.noise: noise_lib.Noise | None = None
         self._settle: Callable[[], None] = _nothing
 
     def settle(self) -> None:
@@ -226,7 +229,7 @@ class Epochs:
                     self.steps, feed.spec, self._workers, self._options.lazy_rows
                 )
             for batch in _batches(feed, begin, stopped):
-                took(self._summed[key].step(work, self._next(kind), batch))
+                took(self._summed[key].step(work, self._next(kind), batch, self.noise))
                 after(1)
 
     @contextlib.contextmanager

@@ -21,6 +21,7 @@ from tfdp.error import Error
 from tfdp.fit import call, optimizers, random_state, trainer
 from tfdp.fit import callbacks as callbacks_lib
 from tfdp.fit import feed as feed_lib
+from tfdp.fit import noise as noise_scale
 from tfdp.fit import split as split_lib
 from tfdp.fit.servers import (
     coordinator,
@@ -30,6 +31,7 @@ from tfdp.fit.servers import (
     worker_feed,
     worker_step,
 )
+from tfdp.fit.servers import noise as noise_lib
 
 _log = logging.getLogger("tfdp")
 
@@ -84,7 +86,6 @@ class ServerTrainer(trainer.Trainer):
         self, method: str, feed: feed_lib.Feed | worker_feed.WorkerFeed, labelled: bool = True
     ) -> coordinator.Epochs:
         """Build the model from the spec of a batch, its optimizer and its steps."""
-        del method
         model = self.model
         optimizer = getattr(model, "optimizer", None)
         if not compiled.is_built(model, compiled=labelled):
@@ -105,7 +106,28 @@ class ServerTrainer(trainer.Trainer):
         if key != self._key:
             self._epochs.use(worker_step.RemoteSteps(model, self.options.lazy_rows))
             self._key = key
+        if method == "fit":
+            self._epochs.noise = None if self.noise is None else noise_lib.Noise(self.noise)
         return self._epochs
+
+    def measure_noise(self, every: int, smoothing: float) -> Callable[[], tuple[int, float, float]]:
+        """Let the coordinator measure how much the gradients of the workers differ."""
+        if self.options.max_staleness != 0:
+            raise Error(
+                "GradientNoiseScale compares the gradients of the parts of a batch, and here each "
+                "worker takes its steps by itself. Train with max_staleness=0 (tfdp.strategy, "
+                "config.servers), or with --workers=N and neither --chief nor --ps, or leave the "
+                "callback out."
+            )
+        if self._workers == 1:
+            raise Error(
+                "GradientNoiseScale compares the gradients of the parts of a batch, and one worker "
+                "has it whole. Train with two workers or more."
+            )
+        if type(self.model).train_step is not keras.Model.train_step:
+            raise Error(noise_scale.own_train_step(self.model.name))
+        self.noise = noise_scale.Settings(every, smoothing)
+        return lambda: self._epochs.noise.read() if self._epochs.noise else (0, 0.0, 0.0)
 
     def announce(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> None:
         """Log who reads what, and the settings of compile() that change nothing here."""

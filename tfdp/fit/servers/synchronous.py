@@ -25,6 +25,7 @@ from tfdp.fit import optimizers, retrace
 from tfdp.fit import split as split_lib
 from tfdp.fit import view as view_lib
 from tfdp.fit.servers import decisions, partitions, scheduled, worker_step
+from tfdp.fit.servers import noise as noise_lib
 
 
 class Summed:
@@ -56,8 +57,10 @@ class Summed:
         self._state: list[keras.Variable] = []
         self._ways: list[str] = []
 
-    def step(self, work: scheduled.Work, number: int, batch: Any) -> np.ndarray:
-        """Train on one batch; return its report."""
+    def step(
+        self, work: scheduled.Work, number: int, batch: Any, noise: noise_lib.Noise | None = None
+    ) -> np.ndarray:
+        """Train on one batch; return its report. `noise` measures how much its parts differ."""
         batch, rows = split_lib.of_equal_rows(batch)
         rows = int(rows)
         count = max(1, min(self._parts, rows))
@@ -84,7 +87,10 @@ class Summed:
         results = list(work.drain())
         report = np.sum([result["report"] for result in results], axis=0)
         report[0] = 1.0  # the parts are one step
-        self._apply(results)
+        summed = self._summed(results)
+        if noise is not None and noise.is_due():
+            self._measure(noise, results, np.diff(bounds).tolist(), summed)
+        self._apply(results, summed)
         return report
 
     def _forget(self) -> None:
@@ -250,13 +256,34 @@ class Summed:
 
     # -- on the coordinator -------------------------------------------------------------------
 
-    def _apply(self, results: Sequence[dict[str, Any]]) -> None:
+    def _summed(self, results: Sequence[dict[str, Any]]) -> list[list[np.ndarray]]:
+        """Return the gradients of a batch: one array each, or indices and values of all parts."""
         present = [sparse for sparse in self._sparse if sparse is not None]
-        leaves: list[Any] = []
+        gradients = []
         for position, sparse in enumerate(present):
             columns = zip(*[result["gradients"][position] for result in results], strict=True)
             put = np.concatenate if sparse else _sum
-            leaves += [put(list(column)) for column in columns]
+            gradients.append([put(list(column)) for column in columns])
+        return gradients
+
+    def _measure(
+        self,
+        noise: noise_lib.Noise,
+        results: Sequence[dict[str, Any]],
+        rows: Sequence[int],
+        summed: Sequence[Sequence[np.ndarray]],
+    ) -> None:
+        parts = [noise_lib.squared([g[-1] for g in result["gradients"]]) for result in results]
+        # Of a sparse gradient a row may be in several parts.
+        whole = [noise_lib.by_row(*g) if len(g) == 2 else g[0] for g in summed]
+        scale = decisions.scale_of(self._steps.model.optimizer)
+        unscaled = 1.0 if scale is None else float(parameter_server.stored_value(scale).numpy())
+        noise.add(parts, rows, noise_lib.squared(whole), unscaled)
+
+    def _apply(
+        self, results: Sequence[dict[str, Any]], summed: Sequence[Sequence[np.ndarray]]
+    ) -> None:
+        leaves = list(itertools.chain(*summed))
         if self._update is None:
             self._update = distribute.function(self._on_servers, reduce_retracing=True)
         # What layers have assigned to weights comes before the update of the weights.
