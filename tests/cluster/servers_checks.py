@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from fit import cases, script_cases
+from fit import test_gradient_noise as noisy
 
 import tfdp
 from tfdp import fit
@@ -942,8 +943,48 @@ def step_that_fails() -> dict[str, Any]:
     }
 
 
+def gradient_noise() -> dict[str, Any]:
+    """Measure the noise scale of gradients that the chief sums: dense, scaled, and of rows."""
+    found: dict[str, Any] = {}
+    synchronous = fit.ServerOptions(max_staleness=0)
+    fit.set_server_options(STRATEGY, synchronous)
+    for name, steps, make in (
+        ("ragged", 300, noisy.still),
+        ("plain", 10, noisy.still),
+        ("loss scale", 10, noisy.scaled),
+    ):
+        callback, history = noisy.measured(STRATEGY, 20, steps, make)
+        found[name] = [callback.measured, callback.squared_gradient, callback.trace]
+        found[f"{name}: logged"] = history.get("gradient_noise_scale") == [callback.scale]
+    ids = np.array([0, 1, 1, 1, 4, 4, 0])
+    with STRATEGY.scope():
+        model = keras.Sequential([keras.Input((), dtype="int32"), tfdp.layers.Embedding(5, 1)])
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+    each = np.zeros((7, 5))
+    each[np.arange(7), ids] = 2 * model.get_weights()[0][ids, 0] - 2
+    parts = [each[0:2], each[2:4], each[4:7]]
+    small = sum(len(part) / 7 * np.sum(part.mean(0) ** 2) for part in parts)
+    expected = (small - np.sum(each.mean(0) ** 2)) * 7 / 2
+    callback = tfdp.callbacks.GradientNoiseScale(smoothing=1.0)
+    model.fit(ids, np.ones((7, 1)), batch_size=7, shuffle=False, verbose=0, callbacks=[callback])
+    found["rows"] = [callback.trace, float(expected)]
+    fit.set_server_options(STRATEGY, fit.ServerOptions())
+    try:
+        noisy.measured(STRATEGY, 4, 1)
+    except tfdp.Error as error:
+        found["refused"] = str(error)
+    tfdp.enable(tfdp.Communication(sync_every=4))
+    try:
+        model.evaluate(ids, np.ones((7, 1)), verbose=0)
+    except tfdp.Error as error:
+        found["sync_every"] = str(error)
+    tfdp.enable(tfdp.Communication())
+    return found
+
+
 CHECKS = [
     counters,
+    gradient_noise,
     no_lost_updates,
     gathered,
     overflowing,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from fit import test_gradient_noise as noisy
 
 from cluster import processes
 
@@ -296,3 +297,16 @@ def test_refused_optimizers(found):
             "min_partition_bytes), name what is cut in exclude_from_layer_adaptation, or take "
             "another optimizer (Adagrad, Adam, ...)."
         )
+
+
+def test_gradient_noise(found):
+    measured, squared, trace = found["ragged"]
+    assert measured == 300
+    assert squared == pytest.approx(noisy.SQUARED, rel=0.1)
+    assert trace == pytest.approx(noisy.TRACE, rel=0.1)
+    assert found["ragged: logged"]
+    assert found["loss scale"] == pytest.approx(found["plain"], rel=1e-4)
+    trace, expected = found["rows"]
+    assert trace == pytest.approx(expected, rel=1e-4)
+    assert "max_staleness=0" in found["refused"]
+    assert "sync_every=4" in found["sync_every"]
