@@ -56,7 +56,15 @@ def test_every_wrong_value_is_named_at_once():
             epochs=0, optimizer="lion", learning_rate=0.0, precision="half", steps_per_execution=0
         ),
         communication=Communication(
-            implementation="mpi", bytes_per_pack=0, compression="zip", timeout_seconds=-1.0
+            implementation="mpi",
+            bytes_per_pack=0,
+            compression="zip",
+            timeout_seconds=-1.0,
+            sync_every=0,
+            sync_after=-1,
+            outer="adam",
+            outer_learning_rate=0.0,
+            outer_momentum=1.0,
         ),
         export=Export(second_signature="image"),
     )
@@ -79,6 +87,11 @@ def test_every_wrong_value_is_named_at_once():
         "config.training.steps_per_execution=0: use 1 or more.",
         "config.communication.bytes_per_pack=0: use 1 or more.",
         "config.communication.timeout_seconds=-1.0: use 0 or more.",
+        "config.communication.sync_every=0: use 1 or more.",
+        "config.communication.sync_after=-1: use 0 or more.",
+        "config.communication.outer='adam': use one of none, sgd, nesterov.",
+        "config.communication.outer_learning_rate=0.0: use a number above 0.",
+        "config.communication.outer_momentum=1.0: use a number from 0 up to below 1.",
         "config.training.learning_rate=0.0: use a number above 0.",
         "config.model.dropout=1.0: use a number from 0 up to below 1.",
         "config.data.tfds_name='mnist!': use letters, digits and _ . : / + -",
@@ -93,6 +106,16 @@ def test_every_wrong_value_is_named_at_once():
     [
         ({"name": ".."}, "config.name='..': it names a folder; leave out / and :"),
         ({"name": 3}, "config.name=3: use a string."),
+        (
+            {"communication__outer": "nesterov"},
+            "config.communication.outer='nesterov' needs sync_every, 2 or more: it moves the "
+            "weights where replicas meet that have trained by themselves.",
+        ),
+        (
+            {"communication__sync_every": 8, "strategy": "parameter_server"},
+            "config.communication.sync_every=8: the workers of parameter servers keep no weights "
+            "of their own. Leave it out, or train with --workers=N and neither --chief nor --ps.",
+        ),
         ({"seed": 2**31}, "config.seed=2147483648: use 0 to 2147483647."),
         ({"seed": True}, "config.seed=True: use a whole number."),
         ({"cpu_replicas": 2.0}, "config.cpu_replicas=2.0: use a whole number."),

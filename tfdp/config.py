@@ -27,6 +27,7 @@ SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 IMPLEMENTATIONS = ("auto", "ring", "nccl", "gloo", "shared_memory")
 COMPRESSIONS = ("none", "float16", "bfloat16")
+OUTERS = ("none", "sgd", "nesterov")
 READINGS = ("coordinator", "shard")
 SECOND_SIGNATURES = ("none", "examples", "images")
 SOURCES = ("tfds", "tfrecord", "array_record", "images", "csv", "numpy")
@@ -197,12 +198,22 @@ class Communication:
         bytes_per_pack: Bytes of one pack of gradients.
         compression: One of COMPRESSIONS.
         timeout_seconds: Limit of one collective; 0 for none.
+        sync_every: Steps for which replicas train by themselves before they meet; 1: none.
+        sync_after: So many first steps sum the gradients all the same.
+        outer: One of OUTERS: what moves the weights where replicas meet; "none": to the mean.
+        outer_learning_rate: Of "sgd" and "nesterov".
+        outer_momentum: Of "sgd" and "nesterov".
     """
 
     implementation: str = "auto"
     bytes_per_pack: int = 1 << 22
     compression: str = "none"
     timeout_seconds: float = 0.0
+    sync_every: int = 1
+    sync_after: int = 0
+    outer: str = "none"
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.9
 
 
 @dataclasses.dataclass
@@ -369,6 +380,7 @@ def _problems(config: Config) -> Any:
         yield f"config.training.label_smoothing={smoothing!r}: use a number from 0 up to below 1."
     yield from _at_least("config.communication.bytes_per_pack", wire.bytes_per_pack, 1)
     yield from _at_least("config.communication.timeout_seconds", wire.timeout_seconds, 0)
+    yield from _meeting_problems(config.strategy, wire)
     yield from _at_least(
         "config.servers.min_partition_bytes", config.servers.min_partition_bytes, 0
     )
@@ -403,6 +415,34 @@ def _problems(config: Config) -> Any:
             f"config.model.name={name!r}: use one of {', '.join(MODELS)}, or "
             f"package.module:function."
         )
+
+
+def _meeting_problems(strategy: str, wire: Communication) -> Any:
+    yield from _at_least("config.communication.sync_every", wire.sync_every, 1)
+    yield from _at_least("config.communication.sync_after", wire.sync_after, 0)
+    yield from _choice("config.communication.outer", wire.outer, OUTERS)
+    rate, momentum = wire.outer_learning_rate, wire.outer_momentum
+    if _is_number(rate) and not rate > 0:
+        yield f"config.communication.outer_learning_rate={rate!r}: use a number above 0."
+    if _is_number(momentum) and not 0 <= momentum < 1:
+        problem = "use a number from 0 up to below 1."
+        yield f"config.communication.outer_momentum={momentum!r}: {problem}"
+    if wire.sync_every == 1 and wire.outer in OUTERS[1:]:
+        yield (
+            f"config.communication.outer={wire.outer!r} needs sync_every, 2 or more: it moves the "
+            "weights where replicas meet that have trained by themselves."
+        )
+    if strategy == "parameter_server" and _is_number(wire.sync_every) and wire.sync_every > 1:
+        yield servers_keep_no_weights(wire.sync_every)
+
+
+def servers_keep_no_weights(every: int) -> str:
+    """Say why parameter servers do not train with config.communication.sync_every."""
+    return (
+        f"config.communication.sync_every={every}: the workers of parameter servers keep no "
+        "weights of their own. Leave it out, or train with --workers=N and neither --chief nor "
+        "--ps."
+    )
 
 
 def _training_problems(training: Training) -> Any:

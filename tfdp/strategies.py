@@ -87,6 +87,8 @@ def strategy(
             f"tfdp launch {flags} -- SCRIPT.py, or set TF_CONFIG."
         )
     options = communication or fit.Communication()
+    if name == "parameter_server" and options.sync_every > 1:
+        raise Error(fit.servers_keep_no_weights(options.sync_every))
     if options.implementation in ("gloo", "shared_memory"):
         _check_carrier(name, options.implementation)
     if name in ("multi_worker", "parameter_server"):

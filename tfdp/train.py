@@ -301,6 +301,22 @@ def _communication(settings: config_lib.Communication) -> Any:
         bytes_per_pack=settings.bytes_per_pack,
         compression=None if settings.compression == "none" else settings.compression,
         timeout_seconds=settings.timeout_seconds or None,
+        sync_every=settings.sync_every,
+        sync_after=settings.sync_after,
+        outer=_outer(settings),
+    )
+
+
+def _outer(settings: config_lib.Communication) -> Any:
+    """Return what moves the weights where replicas meet."""
+    import keras
+
+    if settings.outer == "none":
+        return None
+    return keras.optimizers.SGD(
+        settings.outer_learning_rate,
+        momentum=settings.outer_momentum,
+        nesterov=settings.outer == "nesterov",
     )
 
 

@@ -41,6 +41,7 @@ from tfdp.fit.call import tell_progress
 from tfdp.fit.dispatch import (
     disable,
     enable,
+    servers_keep_no_weights,
     set_communication,
     set_evaluator,
     set_server_options,
@@ -75,6 +76,7 @@ __all__ = [
     "initialize_by_partition",
     "observe_next_fit",
     "same_everywhere",
+    "servers_keep_no_weights",
     "set_communication",
     "set_evaluator",
     "set_server_options",

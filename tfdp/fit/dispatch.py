@@ -210,11 +210,7 @@ def trainer_of(model: keras.Model) -> Any:
     communication = _communication_of.get(strategy, _communication)
     if isinstance(strategy, tf.distribute.ParameterServerStrategy):
         if communication.sync_every > 1:
-            raise Error(
-                f"Communication(sync_every={communication.sync_every}) is for replicas that sum "
-                "their gradients; the workers of parameter servers keep no weights of their own. "
-                "Leave it out, or train with --workers=N and neither --chief nor --ps."
-            )
+            raise Error(servers_keep_no_weights(communication.sync_every))
         options = _server_options_of.get(strategy, coordinator.Options())
         if trainer is None or trainer.options != options:
             trainer = servers_engine.ServerTrainer(model, strategy, options)
@@ -227,6 +223,15 @@ def trainer_of(model: keras.Model) -> Any:
         object.__setattr__(model, _TRAINER, trainer)
     trainer.communication = communication
     return evaluator.Evaluator(trainer) if _is_evaluator else trainer
+
+
+def servers_keep_no_weights(every: int) -> str:
+    """Say why parameter servers do not train with sync_every."""
+    return (
+        f"Communication(sync_every={every}) is for replicas that sum their gradients; the workers "
+        "of parameter servers keep no weights of their own. Leave it out, or train with "
+        "--workers=N and neither --chief nor --ps."
+    )
 
 
 def _prepare(strategy: tf.distribute.Strategy) -> None:

@@ -125,6 +125,11 @@ def check_cluster(values: flags.FlagValues) -> None:
             f"config.strategy={values.config.strategy!r} does not train on such a cluster: use "
             f"--config.strategy={fitting}, or change --workers, --chief and --ps."
         )
+    every = values.config.communication.sync_every
+    if values.ps and every > 1:
+        from tfdp import config as config_lib
+
+        raise UsageError(config_lib.servers_keep_no_weights(every))
     replicas = 1 if values.ps else max(1, values.workers) + values.chief
     try:
         batching.Batch(values.config.data.global_batch_size, replicas)
