@@ -12,11 +12,13 @@ Read in this order:
     loss, metrics   why the sums over replicas are exact
     view, logs      what a step sees and assigns of the variables, and what it returns
     gradients, optimizers, predictions, retrace
+    noise           the gradient noise scale: what both engines share
 
     replicas/       all replicas in step: one device, MirroredStrategy, several workers
         engine          one epoch of training, testing or predicting
         loop            steps in a row, as graphs; where metrics are summed up
         step, user_step     one step on a replica: gradients, all-reduce, update
+        apart, meetings     replicas that train by themselves, and meet every so many steps
         replica         a replica's copies of the variables
         communication   how gradients travel
         transport                       what carries them between workers, or TensorFlow:

@@ -93,12 +93,13 @@ class SyncTrainer(trainer.Trainer):
         )
         if key != self._key:
             noise = None if self.noise is None else noise_lib.Noise(self.noise)
-            steps = step_lib.Steps(model, self.strategy, self.communication, noise)
-            self._loop = loop_lib.Loop(steps)
+            self._loop = loop_lib.Loop(
+                step_lib.Steps(model, self.strategy, self.communication, noise)
+            )
             self._meetings = None
-            if self._trains_apart and labelled:
-                self._meetings = meetings_lib.Meetings(self._loop, steps, self.communication)
             self._key = key
+        if method == "fit" and self._trains_apart and self._meetings is None:
+            self._meetings = meetings_lib.Meetings(self._loop, self.communication)
         return self._loop
 
     def check(self, method: str, feed: feed_lib.Feed, more: Any = None) -> None:

@@ -245,6 +245,11 @@ class Loop:
         return self._steps.noise
 
     @property
+    def steps(self) -> step_lib.Steps:
+        """The step functions."""
+        return self._steps
+
+    @property
     def replicas(self) -> replica_lib.Replicas:
         """The replicas of this process."""
         return self._steps.replicas

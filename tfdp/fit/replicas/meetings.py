@@ -38,12 +38,12 @@ class Meetings:
 
     Args:
         loop: Runs the steps of the model.
-        steps: Its step functions.
         communication: `sync_every` and what belongs to it; how differences travel.
     """
 
-    def __init__(self, loop: loop_lib.Loop, steps: Any, communication: Any):
-        self._loop, self._steps, self._communication = loop, steps, communication
+    def __init__(self, loop: loop_lib.Loop, communication: communication_lib.Communication):
+        self._loop, self._steps, self._communication = loop, loop.steps, communication
+        steps = self._steps
         self._replicas = steps.replicas
         self._trained = steps.model.trainable_variables
         self._since = 0  # steps of this process since they met
