@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfdp
+from tfdp.fit import optimizers
 
 WIDTH, RATE, MOMENTUM = 4, 0.05, 0.8
 START = np.linspace(-0.5, 0.5, WIDTH).astype("float32")
@@ -140,6 +141,20 @@ def test_a_period_of_one_is_synchronous(mirrored, one_device):
     same, expected = trained(one_device, optimizer=sgd)
     np.testing.assert_allclose(model.get_weights()[0], same.get_weights()[0], atol=1e-6)
     assert history["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_what_optimizers_keep_for_weights_is_told_from_what_they_count_by(one_device):
+    """Of a weight that is a single number the momentum is one too."""
+    with one_device.scope():
+        model = keras.Sequential([keras.Input((WIDTH,)), keras.layers.Dense(1)])
+        model.temperature = model.add_weight(shape=())
+        model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Nadam(0.1)), "mse")
+        model.optimizer.build(model.trainable_variables)
+    slots, numbers = optimizers.kept(model)
+    names = ["dynamic_scale", "iteration", "iteration", "learning_rate", "step_counter"]
+    assert sorted(v.name for v in numbers) == names
+    # And Nadam's product, and the rate of the loss scale's own, which nobody uses.
+    assert len(slots) == 2 * len(model.trainable_variables) + 2
 
 
 class Killed(Exception):

@@ -7,6 +7,7 @@ gradients, variables = arguments(optimizer, own, gradients, variables)
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfdp.compat import keras_optimizers, keras_variables, parameter_server
 
@@ -27,11 +28,20 @@ def of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 
 
 def kept(model: keras.Model) -> tuple[list[Any], list[Any]]:
-    """Return what the optimizers keep for weights (momenta), and their numbers (counters)."""
+    """Return what the optimizers keep for weights (momenta), and what they count by.
+
+    The latter are the numbers of steps, the learning rates and the loss scales.
+    """
     own = {id(variable) for variable in model.variables}
-    found = [v for o in of(model) for v in keras_optimizers.optimizer_variables(o)]
+    found: list[Any] = []
+    numbers: set[int] = set()
+    for optimizer in of(model):
+        found += keras_optimizers.optimizer_variables(optimizer)
+        scale = getattr(optimizer, "dynamic_scale", None)
+        numbers |= {id(v) for v in (scale, keras_optimizers.learning_rate(optimizer))}
     found = [v for v in keras_variables.unique(found) if id(v) not in own]
-    return [v for v in found if len(v.shape)], [v for v in found if not len(v.shape)]
+    numbers |= {id(v) for v in found if not tf.as_dtype(v.dtype).is_floating}
+    return [v for v in found if id(v) not in numbers], [v for v in found if id(v) in numbers]
 
 
 def built_on(model: keras.Model) -> list[list[int]]:

@@ -53,7 +53,7 @@ class Communication:
             takes the mean of what they have made of the weights (Lin et al. 2018, "Don't Use Large
             Mini-Batches, Use Local SGD", https://arxiv.org/abs/1808.07217). Between two meetings
             nothing is exchanged, and the numbers are no longer those of one device. With 1 every
-            step sums the gradients. See docs/speed.md.
+            step sums the gradients. Costs a copy of the weights. See docs/speed.md.
         sync_after: So many first steps, as the optimizer counts them, sum the gradients all the
             same (post-local SGD, the same paper).
         outer: A Keras optimizer that takes what a meeting found, the weights of the meeting before
