@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tfdp.learning_rate import scale_learning_rate
     from tfdp.serving.export import export
     from tfdp.strategies import strategy
+    from tfdp.tuning.call import tune_batch
 
 _HOMES = {
     "Communication": "tfdp.fit",
@@ -46,6 +47,7 @@ _HOMES = {
     "report_progress": "tfdp.launch.progress",
     "scale_learning_rate": "tfdp.learning_rate",
     "strategy": "tfdp.strategies",
+    "tune_batch": "tfdp.tuning.call",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "scale_learning_rate",
     "schedules",
     "strategy",
+    "tune_batch",
 ]
 
 

@@ -26,12 +26,14 @@ from tfdp.verbs import (
     reshard,
     shards,
     train,
+    tune_batch,
 )
 
 VERBS: dict[str, ModuleType] = {
     "train": train,
     "launch": launch,
     "bench": bench,
+    "tune-batch": tune_batch,
     "doctor": doctor,
     "shards": shards,
     "reshard": reshard,
@@ -105,7 +107,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 def _help() -> str:
     lines = ["tfdp: Keras's fit on many devices and machines.", ""]
     for name, verb in VERBS.items():
-        lines.append(f"  {name:8} {verb.SYNOPSIS.splitlines()[0]}")
+        lines.append(f"  {name:10} {verb.SYNOPSIS.splitlines()[0]}")
     return "\n".join([*lines, "", "tfdp VERB --help says more."])
 
 

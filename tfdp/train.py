@@ -25,6 +25,7 @@ from tfdp import config as config_lib
 from tfdp.bench import profile as bench_profile
 from tfdp.bench import settings as bench_settings
 from tfdp.error import Error
+from tfdp.tuning import settings as trial_settings
 
 _log = logging.getLogger("tfdp")
 
@@ -63,7 +64,8 @@ class Result:
 def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> Result:
     """Train, evaluate and export; in a cluster, every task calls it.
 
-    A run whose folder holds a checkpoint goes on from there.
+    A run whose folder holds a checkpoint goes on from there. A trial of `tfdp tune-batch` measures
+    itself, and trains nothing that is kept.
 
     With an evaluator the training leaves a checkpoint of each epoch for it, instead of validating
     there, and the evaluator writes below the run's tensorboard/evaluator, and nothing else.
@@ -160,6 +162,13 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
                 jit_compile=config.training.jit_compile,
                 steps_per_execution=config.training.steps_per_execution,
             )
+    if (tried := trial_settings.of(os.environ)) is not None:
+        from tfdp.tuning import trial
+
+        counts = {"records": inputs.records[0], "steps_per_epoch": inputs.steps}
+        epochs = config.training.epochs
+        trial.run(tried, model, inputs.training, inputs.evaluation, epochs=epochs, **counts)
+        return Result({}, {}, math.nan, None, None)
     # Before hours of training, not after them.
     export.check_second_signature(model, config.export.second_signature)
     clock = _clock(inputs.records[0], config.data.global_batch_size)

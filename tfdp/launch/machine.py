@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _EPHEMERAL = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10000
@@ -75,6 +75,45 @@ def gpus(environ: Mapping[str, str], *, timeout_seconds: float = 10.0) -> tuple[
         sys.stderr.write(f"GPUs are left undivided: nvidia-smi failed ({type(error).__name__}).\n")
         return ()
     return listed_gpus(listed.stdout) if listed.returncode == 0 else ()
+
+
+def gpu_memory_bytes(
+    environ: Mapping[str, str], *, timeout_seconds: float = 10.0
+) -> tuple[int, ...]:
+    """The memory of each GPU that a process sees, in its order; () where nvidia-smi does not say.
+
+    Args:
+      environ: Where CUDA_VISIBLE_DEVICES is set, it says which there are.
+      timeout_seconds: How long nvidia-smi may take.
+    """
+    program = shutil.which("nvidia-smi", path=environ.get("PATH"))
+    ids = gpus(environ, timeout_seconds=timeout_seconds)
+    if program is None or not ids:
+        return ()
+    query = ["--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(
+            [program, *query],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return listed_memory(told.stdout, ids)
+
+
+def listed_memory(text: str, ids: Sequence[str]) -> tuple[int, ...]:
+    """The bytes of GPUs in "INDEX, UUID, MEBIBYTES" lines; () if one is not there (as with MIG)."""
+    sizes: dict[str, int] = {}
+    for line in text.splitlines():
+        index, uuid, size, *_ = [part.strip() for part in line.split(",")] + [""] * 3
+        if size.isdecimal():
+            sizes[index] = sizes[uuid] = int(size) << 20
+    return tuple(sizes[one] for one in ids) if all(one in sizes for one in ids) else ()
 
 
 def cores() -> list[tuple[int, ...]]:

@@ -69,7 +69,7 @@ def notebook_launcher(
         )
     name = getattr(function, "__name__", type(function).__name__)
     shape = Shape(workers)
-    call = _pickled(name, function, tuple(args))
+    call = pickled("notebook_launcher", f"{name} and its arguments", function, tuple(args))
     folder = os.fspath(log_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     with tempfile.TemporaryDirectory(prefix="tfdp-notebook-") as aside:
         result = pathlib.Path(aside, "result")
@@ -94,18 +94,28 @@ def notebook_launcher(
         return pickle.loads(result.read_bytes())  # noqa: S301 # our own worker has written it
 
 
-def _pickled(name: str, *what: Any) -> bytes:
+def pickled(caller: str, name: str, *what: Any) -> bytes:
+    """Return functions and values as bytes for other processes, by value.
+
+    Args:
+        caller: What the user has called.
+        name: What is sent, in words.
+        what: The things.
+
+    Raises:
+        Error: Something cannot be sent, or cloudpickle is not installed.
+    """
     try:
         import cloudpickle
     except ImportError:
-        raise Error(f"notebook_launcher needs cloudpickle: {_INSTALL}.") from None
+        raise Error(f"{caller} needs cloudpickle: {_INSTALL}.") from None
     try:
         return cloudpickle.dumps(what)
     except Exception as error:
         # Whatever a user's object raises when it is pickled.
         raise Error(
-            f"{name} and its arguments cannot be sent to the workers: {error}. Make models, "
-            "datasets and strategies inside of it, and give it plain values and arrays."
+            f"{name} cannot be sent to the workers: {error}. Make models, datasets and strategies "
+            "inside of the function, and give it plain values and arrays."
         ) from error
 
 

@@ -89,7 +89,7 @@ def _run(values: flags.FlagValues) -> int:
 
     run_dir = values.config.run_dir or config_lib.new_run_dir(values.config)
     values.config.run_dir = run_dir
-    with _stdout_to_stderr() if values.json else contextlib.nullcontext():
+    with stdout_to_stderr() if values.json else contextlib.nullcontext():
         if several:
             code = bench_scaling.run(values, several, run_dir)
             made = [os.path.join(run_dir, f"workers-{count}", record.FILE) for count in several]
@@ -147,7 +147,7 @@ def _saved(files: list[str], wish: Any, as_json: bool) -> int:
 
 
 @contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Let what is printed in here, by this process and its tasks, go to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)

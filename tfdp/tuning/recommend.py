@@ -1,0 +1,164 @@
+"""From the throughput and the gradient noise scale to a global batch. Pure.
+
+    throughput = line_of([(64, 0.011), (256, 0.035)])       # (global batch, seconds of a step)
+    recommend(throughput, noise_scale=86, replicas=2, most=1437).global_batch
+
+With a noise scale of B_noise a training takes S(B) = S_min (1 + B_noise / B) steps (McCandlish et
+al. 2018, "An Empirical Model of Large-Batch Training", https://arxiv.org/abs/1812.06162, eq. 2.7),
+each of them t(B) = fixed + B * per row. The product is the time to a target, and its least is at
+the geometric mean of B_noise and of fixed / per row: small where more rows gain no throughput,
+large where a step of few rows leaves devices idle. The minimum is flat. Among the batches that are
+at most a quarter slower, the one nearest to the noise scale is recommended: where it is the larger
+one it takes fewer steps, which is what more replicas and a slower network need.
+"""
+
+import math
+from collections.abc import Sequence
+
+from tfdp.tuning.record import Recommendation, Throughput
+
+# Of the time to a target, what a recommended batch may lose.
+SLOWER = 1.25
+# Doubling a batch that gains less is not worth its rows.
+_WORTH = 1.05
+
+
+def line_of(points: Sequence[tuple[int, float]]) -> Throughput:
+    """Fit the time of a step to the global batch, in relative errors.
+
+    Args:
+        points: (global batch, seconds of a step), one or more.
+    """
+    least = min(points)
+    if len({rows for rows, _ in points}) < 2:
+        # One size says nothing of the two parts: all of it is called the rows'.
+        return Throughput(0.0, least[1] / least[0], least[0])
+    a = b = c = d = e = 0.0
+    for rows, seconds in points:
+        weight = 1 / seconds**2
+        a, b, c = a + weight, b + weight * rows, c + weight * rows * rows
+        d, e = d + weight * seconds, e + weight * rows * seconds
+    determinant = a * c - b * b
+    fixed, slope = (d * c - b * e) / determinant, (a * e - b * d) / determinant
+    if fixed < 0:
+        fixed, slope = 0.0, e / c
+    if slope < 0:
+        fixed, slope = d / a, 0.0
+    # fixed + slope B doubles its rows for less than 1.05 x examples/s from here on.
+    gain = (2 - _WORTH) / (2 * _WORTH - 2)
+    saturates = math.ceil(gain * fixed / slope) if slope else max(rows for rows, _ in points)
+    return Throughput(fixed, slope, max(1, saturates))
+
+
+def batches(replicas: int, most: int) -> list[int]:
+    """Return the global batches to choose from: 2^k and 3 * 2^k for each replica, and the most.
+
+    Args:
+        replicas: How many.
+        most: Rows of the largest global batch.
+    """
+    found, rows = {most // replicas * replicas}, 1
+    while rows * replicas <= most:
+        found |= {rows * replicas}
+        if 3 * rows * replicas <= 2 * most and rows > 1:
+            found |= {3 * rows // 2 * replicas}
+        rows *= 2
+    return sorted(found - {0})
+
+
+def seconds_to_target(throughput: Throughput, noise_scale: float, batch: int) -> float:
+    """Return the time to a target, in units of the fewest steps that it can take.
+
+    Args:
+        throughput: The time of a step.
+        noise_scale: In examples.
+        batch: Global.
+    """
+    step = throughput.fixed_seconds + throughput.seconds_per_row * batch
+    return step * (1 + noise_scale / batch)
+
+
+def recommend(
+    throughput: Throughput,
+    noise_scale: float | None,
+    replicas: int,
+    most: int,
+    held_by: str = "memory",
+    why_no_noise: str = "",
+) -> Recommendation:
+    """Return the batch to train with.
+
+    Args:
+        throughput: The time of a step.
+        noise_scale: In examples; None if it is not known.
+        replicas: How many train in sync.
+        most: The largest global batch.
+        held_by: What holds that up, as in record.Tuned.
+        why_no_noise: Why there is no noise scale.
+    """
+    choices = batches(replicas, most)
+    if noise_scale is None:
+        enough = [batch for batch in choices if batch >= throughput.saturates_at] or choices[-1:]
+        reason = (
+            f"{why_no_noise or 'The gradient noise scale is not known.'} So this is the smallest "
+            f"batch with the full throughput; whether it needs more epochs nobody has measured."
+        )
+        return Recommendation(enough[0], enough[0], enough[0], enough[0], reason)
+    times = {batch: seconds_to_target(throughput, noise_scale, batch) for batch in choices}
+    fastest = min(choices, key=times.__getitem__)
+    good = [batch for batch in choices if times[batch] <= SLOWER * times[fastest]]
+    found = min(good, key=lambda batch: abs(math.log(batch / noise_scale)))
+    return Recommendation(
+        found,
+        good[0],
+        good[-1],
+        fastest,
+        _reason(found, good, fastest, noise_scale, throughput, times, (most, held_by)),
+    )
+
+
+_HOLDS = {
+    "memory": "what fits into memory",
+    "records": "the number of records",
+    "max_batch": "the largest batch that you allow",
+    "trials": "the largest batch that was tried",
+}
+
+
+def _reason(
+    found: int,
+    good: Sequence[int],
+    fastest: int,
+    noise_scale: float,
+    throughput: Throughput,
+    times: dict[int, float],
+    bound: tuple[int, str],
+) -> str:
+    most, held_by = bound
+    more = noise_scale / found
+    text = (
+        f"The gradient noise scale is {noise_scale:,.0f} examples: a batch of {found:,} takes "
+        f"{1 + more:.1f} times the fewest steps and {1 + 1 / more:.1f} times the fewest examples "
+        "that the training can do with."
+    )
+    if fastest == found:
+        text += " It is also the batch with the least time to a target here."
+    else:
+        text += (
+            f" By the clock of these devices {fastest:,} is the fastest; {found:,} takes "
+            f"{times[found] / times[fastest] - 1:.0%} longer."
+        )
+    if found == good[-1] and found < noise_scale / 1.3:
+        if found > most / 2:
+            text += f" More rows would save steps, but {_HOLDS[held_by]} ends there."
+        else:
+            text += (
+                " A larger batch would save steps, but its steps would take so much longer that "
+                "the training would too: more replicas change that."
+            )
+    if found == good[0] and found > 1.3 * noise_scale:
+        text += (
+            " A smaller batch would save examples, but leave the devices idle: fewer replicas "
+            "would do."
+        )
+    return text

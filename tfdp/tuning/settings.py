@@ -1,0 +1,61 @@
+"""What a trial is asked for: in the environment of the process that trains.
+
+text = Trial("room", folder="runs/a/trial-1", global_batch=64).to_text()
+trial = Trial.from_text(text)
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+from tfdp.error import Error
+
+# Where a trial finds it.
+VARIABLE = "TFDP_TRIAL"
+ROOM, NOISE = "room", "noise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Attributes:
+        kind: "room": a few steps and a validation step, for memory and throughput. "noise": a
+            training, or the begin of one, for the gradient noise scale.
+        folder: Where each task writes what it has measured.
+        global_batch: Rows of a step.
+        tasks: Tasks that train on this machine.
+        steps: Of "room".
+        seconds: Of "noise", at most, about.
+        epochs: Of "noise", at most; 0: those of the config.
+    """
+
+    kind: str
+    folder: str
+    global_batch: int
+    tasks: int = 1
+    steps: int = 10
+    seconds: float = 60.0
+    epochs: int = 0
+
+    def to_text(self) -> str:
+        """Return the value of the variable."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Trial":
+        """Return the trial that a variable holds.
+
+        Raises:
+            Error: If it holds none.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            raise Error(f"{VARIABLE}={text!r}: tfdp sets that itself. Unset it.") from None
+
+
+def of(environ: Mapping[str, str]) -> Trial | None:
+    """Return the trial that this process is; None where it is none."""
+    text = environ.get(VARIABLE)
+    return Trial.from_text(text) if text else None
