@@ -65,7 +65,7 @@ SERVED = {
     '"task": {"type": "chief", "index": 0}}'
 }
 
-VERBS = "train, launch, bench, doctor, shards, reshard, export, predict"
+VERBS = "train, launch, bench, tune-batch, doctor, shards, reshard, export, predict"
 
 # What is typed after "tfdp" (DIGITS stands for configs/digits.py), and the lines of the answer.
 MISTAKES = [
@@ -289,6 +289,59 @@ MISTAKES = [
         [
             "--profile: with --ps=1 workers take their steps each by itself, and have no common "
             "timeline. Leave one of them out."
+        ],
+    ),
+    # tune-batch
+    ("tune-batch", ["No config. Write: tfdp tune-batch --config=configs/digits.py"]),
+    ("tune_batch", [f"'tune_batch' is no verb. Did you mean 'tune-batch'? Use {VERBS}."]),
+    ("tune-batch --config=no_such.py", ["There is no config file 'no_such.py' in {folder}."]),
+    (
+        "tune-batch --config=DIGITS --batch=3",
+        ["Unknown command line flag 'batch'. Did you mean: max_batch ?"],
+    ),
+    (
+        "tune-batch --config=DIGITS -- script.py",
+        [
+            "'script.py': tfdp tune-batch takes flags only. For functions of your own: "
+            "tfdp.tune_batch."
+        ],
+    ),
+    (
+        "tune-batch --config=DIGITS --max-batch=0",
+        ["--max-batch=0: use 1 row or more, or leave it out."],
+    ),
+    (
+        "tune-batch --config=DIGITS --workers=-1",
+        ["--workers=-1: use a number of processes, 0 or more."],
+    ),
+    (
+        "tune-batch --config=DIGITS --workers=3",
+        [
+            "global_batch_size=64 does not divide over 3 replicas. Use 63 or 66, or change the "
+            "workers."
+        ],
+    ),
+    (
+        "tune-batch --config=DIGITS --noise-seconds=-1",
+        ["noise_seconds=-1.0: use 0 (no noise scale) or more seconds."],
+    ),
+    (
+        "tune-batch --config=DIGITS --config.strategy=parameter_server",
+        [
+            "config.strategy='parameter_server' is not tuned with --workers=0: use "
+            "--config.strategy=auto, or change --workers. Workers of parameter servers take "
+            "batches of their own; tune one worker alone (one_device)."
+        ],
+    ),
+    (
+        "tune-batch --config=DIGITS --config.data.ledger=l",
+        ["config.data.ledger: trials read records that nobody trains on. Leave it out."],
+    ),
+    (
+        "tune-batch --config=DIGITS --config.data.service=parallel_epochs",
+        [
+            "config.data.service='parallel_epochs' needs processes that trials do not start. Tune "
+            "with --config.data.service=off: the batch is the same."
         ],
     ),
     (
@@ -558,7 +611,9 @@ def test_help_of_a_verb_names_every_flag(verb, asked):
     described = [line.split()[0] for line in lines if line.startswith("  --")]
     settings = [word for word in described if "." in word]
     described = [word for word in described if "." not in word]
-    assert ("--config.data.source=tfds" in settings) == (verb in ("train", "bench", "shards"))
+    assert ("--config.data.source=tfds" in settings) == (
+        verb in ("train", "bench", "tune-batch", "shards")
+    )
     assert described == [f"--{name}" for name in sorted(flags_of(verb))]
 
 

@@ -88,3 +88,17 @@ def test_a_driver_that_hangs_is_not_waited_for(tmp_path, capsys):
 
 def test_without_nvidia_smi(tmp_path):
     assert machine.gpus({"PATH": str(tmp_path)}) == ()
+
+
+@pytest.mark.parametrize(
+    ("ids", "sizes"),
+    [
+        (("0", "1"), (81559 << 20, 40960 << 20)),
+        (("GPU-77c0",), (40960 << 20,)),
+        (("MIG-1",), ()),  # nvidia-smi does not tell of a slice
+        (("2",), ()),
+    ],
+)
+def test_listed_memory(ids, sizes):
+    text = "0, GPU-8f3a, 81559\n1, GPU-77c0, 40960\n2, GPU-3, [N/A]\n"
+    assert machine.listed_memory(text, ids) == sizes

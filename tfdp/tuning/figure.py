@@ -39,7 +39,7 @@ def _draw(drawn: Any, tuned: record.Tuned, style: figure.Style) -> None:
             side.set_color(style.ink)
         axes.legend(
             facecolor=style.paper, edgecolor=style.ink, labelcolor=style.ink, fontsize=9.5,
-            loc="best",
+            loc="best", framealpha=1.0,
         )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def _memory(axes: Any, tuned: record.Tuned, style: figure.Style) -> None:
         tuned.largest_per_replica, color=style.ink, linestyle=":",
         label=f"{tuned.largest_per_replica:,} rows: the largest",
     )  # fmt: skip
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max([*used, limit if tuned.largest_is_held_by == "memory" else 0]))
 
 
 def _time(axes: Any, tuned: record.Tuned, style: figure.Style) -> None:
@@ -110,3 +110,5 @@ def _time(axes: Any, tuned: record.Tuned, style: figure.Style) -> None:
         label=f"recommended: {found.global_batch:,}",
     )  # fmt: skip
     axes.set_ylim(0.9, 6)
+    shown = [2**power for power in range(0, 40, 2) if choices[0] <= 2**power <= choices[-1]]
+    axes.set_xticks(shown, [f"{batch:,}" for batch in shown])

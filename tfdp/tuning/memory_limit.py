@@ -149,19 +149,23 @@ def _cgroup(
 
 
 class Peaks:
-    """The most memory that this process has had of each kind since `with` began.
+    """The most memory of each kind that this process needed since `with` began.
 
-    The kernel remembers no peak of most kinds: a thread looks every 5 ms.
+    The kernel remembers no such peaks: a thread looks every 5 ms. Data and address space count as
+    what was resident at most, and what is mapped beside it at least: the heap keeps pages that
+    nobody has touched, which are given up, or used, before an allocation fails.
     """
 
     def __init__(self) -> None:
-        self._most = used()
+        now = used()
+        self._resident = now[RESIDENT]
+        self._beside = {kind: size - now[RESIDENT] for kind, size in now.items()}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="tfdp-memory", daemon=True)
 
     def of(self, kind: str) -> int:
         """Return the peak of a kind in bytes."""
-        return self._most[kind]
+        return self._resident + self._beside[kind]
 
     def __enter__(self) -> "Peaks":
         self._thread.start()
@@ -178,5 +182,8 @@ class Peaks:
 
     def _watch(self) -> None:
         while not self._ended.wait(_SECONDS):
-            for kind, size in used().items():
-                self._most[kind] = max(self._most[kind], size)
+            now = used()
+            self._resident = max(self._resident, now[RESIDENT])
+            for kind, size in now.items():
+                beside = size - now[RESIDENT]
+                self._beside[kind] = min(self._beside[kind], beside)

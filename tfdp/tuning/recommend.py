@@ -1,7 +1,7 @@
 """From the throughput and the gradient noise scale to a global batch. Pure.
 
     throughput = line_of([(64, 0.011), (256, 0.035)])       # (global batch, seconds of a step)
-    recommend(throughput, noise_scale=86, replicas=2, most=1437).global_batch
+    recommend(throughput, Noise(86.0), first=64, replicas=2, most=718).global_batch
 
 With a noise scale of B_noise a training takes S(B) = S_min (1 + B_noise / B) steps (McCandlish et
 al. 2018, "An Empirical Model of Large-Batch Training", https://arxiv.org/abs/1812.06162, eq. 2.7),
@@ -15,7 +15,15 @@ one it takes fewer steps, which is what more replicas and a slower network need.
 import math
 from collections.abc import Sequence
 
-from tfdp.tuning.record import Recommendation, Throughput
+from tfdp.tuning.record import (
+    BY_MEMORY,
+    BY_RECORDS,
+    BY_TRIALS,
+    BY_WISH,
+    Noise,
+    Recommendation,
+    Throughput,
+)
 
 # Of the time to a target, what a recommended batch may lose.
 SLOWER = 1.25
@@ -80,30 +88,32 @@ def seconds_to_target(throughput: Throughput, noise_scale: float, batch: int) ->
 
 def recommend(
     throughput: Throughput,
-    noise_scale: float | None,
+    noise: Noise,
+    first: int,
     replicas: int,
     most: int,
-    held_by: str = "memory",
-    why_no_noise: str = "",
+    held_by: str = BY_MEMORY,
 ) -> Recommendation:
     """Return the batch to train with.
 
     Args:
         throughput: The time of a step.
-        noise_scale: In examples; None if it is not known.
+        noise: The gradient noise scale.
+        first: The global batch that the training has now.
         replicas: How many train in sync.
         most: The largest global batch.
         held_by: What holds that up, as in record.Tuned.
-        why_no_noise: Why there is no noise scale.
     """
     choices = batches(replicas, most)
+    noise_scale = noise.scale
     if noise_scale is None:
-        enough = [batch for batch in choices if batch >= throughput.saturates_at] or choices[-1:]
+        kept = max((batch for batch in choices if batch <= first), default=choices[0])
+        high = max([kept, *(batch for batch in choices if batch <= throughput.saturates_at)])
         reason = (
-            f"{why_no_noise or 'The gradient noise scale is not known.'} So this is the smallest "
-            f"batch with the full throughput; whether it needs more epochs nobody has measured."
+            f"{noise.reason} So nobody knows how many more epochs a larger batch would need: this "
+            f"is the batch that the training has. More than {high:,} would gain no examples/s."
         )
-        return Recommendation(enough[0], enough[0], enough[0], enough[0], reason)
+        return Recommendation(kept, kept, high, kept, reason)
     times = {batch: seconds_to_target(throughput, noise_scale, batch) for batch in choices}
     fastest = min(choices, key=times.__getitem__)
     good = [batch for batch in choices if times[batch] <= SLOWER * times[fastest]]
@@ -118,10 +128,10 @@ def recommend(
 
 
 _HOLDS = {
-    "memory": "what fits into memory",
-    "records": "the number of records",
-    "max_batch": "the largest batch that you allow",
-    "trials": "the largest batch that was tried",
+    BY_MEMORY: "what fits into memory",
+    BY_RECORDS: "the number of records",
+    BY_WISH: "the largest batch that you allow",
+    BY_TRIALS: "the largest batch that was tried",
 }
 
 

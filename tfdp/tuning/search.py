@@ -6,7 +6,8 @@
 
 The memory of a step grows with the rows of a replica along a line, once there are enough of them.
 So two trials say where the limit lies, and a third one proves it by running there. A margin is
-left: what a long training adds (fragmentation, batches that are read ahead) has no trial.
+left for what a few steps do not show: operations that happen to run at the same time, batches that
+are read ahead, holes between blocks.
 """
 
 import math
@@ -16,13 +17,15 @@ from tfdp.tuning.record import Attempt, Line
 
 MOST_TRIALS = 6
 # Of the memory that is left beside the model, rows may take so much.
-_MARGIN = 0.94
+_MARGIN = 0.88
 # A proven batch is as good as the predicted one from here on.
 _NEAR = 0.95
 # What a trial may have taken of the memory for rows and still count as within the margin.
-_FULL = 0.975
+_FULL = 0.94
 # Beyond what ran, at most: a line through small batches says little of large ones.
 _FARTHEST = 16
+# Rows, where no limit is in sight.
+_ENDLESS = 1 << 40
 
 
 def lines(attempts: Sequence[Attempt]) -> tuple[Line, ...]:
@@ -42,7 +45,7 @@ def lines(attempts: Sequence[Attempt]) -> tuple[Line, ...]:
         base = max(0.0, room.used_bytes - slope * high.per_replica)
         left = _MARGIN * (room.limit_bytes - base)
         # Without a slope in sight nothing is said of where the limit lies.
-        largest = math.floor(left / slope) if slope else high.per_replica * _FARTHEST
+        largest = math.floor(left / slope) if slope else _ENDLESS
         found.append(Line(room.task, room.source, base, slope, room.limit_bytes, max(0, largest)))
     return tuple(found)
 
@@ -71,11 +74,14 @@ def following(attempts: Sequence[Attempt], first: int, most: int) -> int | None:
         # Two sizes are needed, and a smaller one where a larger one is not wished for.
         return wanted if wanted > best else (max(1, best // 2) if best > 1 and not failed else None)
     known = lines(attempts)
-    target = min((line.largest for line in known), default=best * 4)
+    target = min((line.largest for line in known), default=4 * best)
     wanted = min(rounded(target), best * _FARTHEST, most)
     if failed:
         if wanted >= failed:
+            # A line that was nearly right says where to look; one that was not says nothing.
             wanted = _between(best, failed)
+            if target < 1.25 * failed:
+                wanted = max(wanted, rounded(_MARGIN * failed))
         elif failed <= 1.05 * best:
             return None
     if wanted >= best:

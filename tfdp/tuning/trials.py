@@ -25,10 +25,11 @@ from tfdp.tuning.settings import NOISE, ROOM, VARIABLE, Trial
 _KILLED = (128 + 9, 128 + 6, 128 + 11)
 _NO_MEMORY = re.compile(
     r"ResourceExhausted|OOM when allocating|std::bad_alloc|MemoryError|out of memory|"
-    r"Cannot allocate memory|CUDA_ERROR_OUT_OF_MEMORY|Failed to allocate"
+    r"Cannot allocate memory|CUDA_ERROR_OUT_OF_MEMORY|Failed to allocate|"
+    r"could not execute a primitive|Resource temporarily unavailable"  # oneDNN's; a new thread's
 )
 # A trial of many rows on a slow device takes fewer steps, within about so many seconds.
-_STEPS, _FEWEST, _SECONDS = 10, 4, 20.0
+_STEPS, _FEWEST, _SECONDS = 12, 6, 20.0
 
 
 def launch(script: Sequence[str], workers: int, settings: Trial, gpus_hidden: bool = False) -> int:
@@ -140,7 +141,7 @@ class Tuner:
             throughput,
             noise,
             recommend.recommend(
-                throughput, noise.scale, replicas, largest * replicas, held_by, noise.reason
+                throughput, noise, self._first, replicas, largest * replicas, held_by
             ),
         )
 
@@ -165,9 +166,7 @@ class Tuner:
 
     def _room(self, rows: int, replicas: int) -> tuple[record.Attempt, list[told.Told]]:
         number = len(self._attempts) + 1
-        global_batch = rows * replicas if self._attempts else self._first
-        if not self._attempts and self._max_batch:
-            global_batch = min(global_batch, self._max_batch * replicas)
+        global_batch = rows * replicas
         folder = self._folder / f"trial-{number}"
         settings = Trial(
             ROOM, str(folder), global_batch, max(1, self._workers), self._steps(global_batch)
@@ -209,10 +208,12 @@ class Tuner:
             return f"no memory: {match[0]}"
         if code in _KILLED and not (is_first and code != _KILLED[0]):
             return f"ended by signal {code - 128}, as a process does that gets no memory"
-        last = [line for line in text.splitlines() if line.strip()][-1:]
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+        if code == 2 and last.startswith("tfdp: "):  # a setting, said in words
+            raise Error(f"{last.removeprefix('tfdp: ').strip()} Logs: {folder}")
         raise Error(
             f"A trial has failed with exit code {code}, and not for want of memory: "
-            f"{last[0].strip() if last else 'it printed nothing'} Logs: {folder}"
+            f"{last.strip() or 'it printed nothing.'} Logs: {folder}"
         )
 
     def _noise(self, largest: int, replicas: int) -> record.Noise:

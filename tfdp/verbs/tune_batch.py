@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -110,7 +111,7 @@ def _run(values: flags.FlagValues) -> int:
     return 0
 
 
-def _start(values: flags.FlagValues, settings) -> int:  # type: ignore[no-untyped-def]
+def _start(values: flags.FlagValues, settings: Any) -> int:
     """Start a trial of the config."""
     from ml_collections import config_flags
 
