@@ -11,7 +11,8 @@ import pathlib
 
 from tfdp.tuning.record import Room
 
-_END = ".told.json"
+# How the names of the files end.
+END = ".told.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Told:
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write it into the folder of a trial."""
-        path = pathlib.Path(folder, f"{self.task.replace(':', '-') or 'alone'}{_END}")
+        path = pathlib.Path(folder, f"{self.task.replace(':', '-') or 'alone'}{END}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
@@ -50,7 +51,7 @@ class Told:
 def read(folder: str | os.PathLike[str]) -> list[Told]:
     """Return what the tasks of a trial have written, by their names."""
     found = []
-    for path in sorted(pathlib.Path(folder).glob(f"*{_END}")):
+    for path in sorted(pathlib.Path(folder).glob(f"*{END}")):
         facts = json.loads(path.read_text())
         rooms = tuple(Room(**room) for room in facts["rooms"])
         found.append(Told(**{**facts, "rooms": rooms, "over_time": tuple(facts["over_time"])}))

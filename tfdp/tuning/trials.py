@@ -64,7 +64,10 @@ def launch(script: Sequence[str], workers: int, settings: Trial, gpus_hidden: bo
                 pathlib.Path(settings.folder, "worker-0.log"),
             )
         ]
-    os.makedirs(settings.folder, exist_ok=True)
+    folder = pathlib.Path(settings.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in (*folder.glob(f"*{told.END}"), *folder.glob("*.log")):  # of an earlier run
+        left.unlink()
     with open(os.devnull, "wb") as nowhere:
         code = local.run(processes, settings.folder, stdout=nowhere, stderr=nowhere)
     if code == 130:
