@@ -16,7 +16,8 @@ from collections.abc import Mapping
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 # What a process keeps at most beyond what it uses.
 _KEPT_BYTES = 1 << 30
-_GROWS_BY_BYTES = 128 << 20
+# What its heap grows by at once: where that is more than it may have, an allocation fails.
+GROWS_BY_BYTES = 128 << 20
 # The most that glibc allows: larger blocks are the kernel's as before.
 _LARGEST_BYTES = 32 << 20
 _ANOTHER = ("jemalloc", "tcmalloc", "mimalloc")
@@ -44,6 +45,6 @@ def keep_freed(environ: Mapping[str, str]) -> bool:
         _M_ARENA_MAX: 1,
         _M_MMAP_THRESHOLD: _LARGEST_BYTES,
         _M_TRIM_THRESHOLD: _KEPT_BYTES,
-        _M_TOP_PAD: _GROWS_BY_BYTES,
+        _M_TOP_PAD: GROWS_BY_BYTES,
     }
     return all([bool(mallopt(name, value)) for name, value in settings.items()])

@@ -17,8 +17,12 @@ import resource
 import threading
 from types import TracebackType
 
+from tfdp.launch import memory
+
 RESIDENT, DATA, ADDRESS = "resident", "data", "address space"
 _SECONDS = 0.005
+# glibc's, where RLIMIT_STACK sets none.
+_STACK = 2 << 20
 # Version 1 of cgroups has no word for "no limit", but a number that no machine reaches.
 _NO_LIMIT = 1 << 60
 _STATUS = {RESIDENT: ("RssAnon", "RssShmem"), DATA: ("VmData",), ADDRESS: ("VmSize",)}
@@ -152,20 +156,27 @@ class Peaks:
     """The most memory of each kind that this process needed since `with` began.
 
     The kernel remembers no such peaks: a thread looks every 5 ms. Data and address space count as
-    what was resident at most, and what is mapped beside it at least: the heap keeps pages that
-    nobody has touched, which are given up, or used, before an allocation fails.
+    the sum of what was resident at most, the stacks of the most threads, and what else is mapped
+    beside it at least: the heap keeps pages that nobody has touched, which are used before it
+    grows. It grows by 128 MiB at once (launch/memory.py), which have to be left.
     """
 
     def __init__(self) -> None:
-        now = used()
-        self._resident = now[RESIDENT]
-        self._beside = {kind: size - now[RESIDENT] for kind, size in now.items()}
+        # What the C library gives a thread: libraries rarely ask for another size.
+        soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+        self._stack = _STACK if soft == resource.RLIM_INFINITY else soft
+        self._resident = self._threads = 0
+        self._beside: dict[str, int] = {}
+        self._look()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="tfdp-memory", daemon=True)
 
     def of(self, kind: str) -> int:
         """Return the peak of a kind in bytes."""
-        return self._resident + self._beside[kind]
+        if kind == RESIDENT:
+            return self._resident
+        stacks = self._threads * self._stack
+        return self._resident + self._beside[kind] + stacks + memory.GROWS_BY_BYTES
 
     def __enter__(self) -> "Peaks":
         self._thread.start()
@@ -182,8 +193,13 @@ class Peaks:
 
     def _watch(self) -> None:
         while not self._ended.wait(_SECONDS):
-            now = used()
-            self._resident = max(self._resident, now[RESIDENT])
-            for kind, size in now.items():
-                beside = size - now[RESIDENT]
-                self._beside[kind] = min(self._beside[kind], beside)
+            self._look()
+
+    def _look(self) -> None:
+        status = pathlib.Path("/proc/self/status").read_text()
+        now, threads = used(status), int(status.partition("Threads:")[2].split()[0])
+        self._resident = max(self._resident, now[RESIDENT])
+        self._threads = max(self._threads, threads)
+        for kind in (DATA, ADDRESS):
+            beside = now[kind] - now[RESIDENT] - threads * self._stack
+            self._beside[kind] = min(self._beside.get(kind, beside), beside)

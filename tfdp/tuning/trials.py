@@ -26,7 +26,8 @@ _KILLED = (128 + 9, 128 + 6, 128 + 11)
 _NO_MEMORY = re.compile(
     r"ResourceExhausted|OOM when allocating|std::bad_alloc|MemoryError|out of memory|"
     r"Cannot allocate memory|CUDA_ERROR_OUT_OF_MEMORY|Failed to allocate|"
-    r"could not execute a primitive|Resource temporarily unavailable"  # oneDNN's; a new thread's
+    r"could not execute a primitive|"  # oneDNN's
+    r"Resource temporarily unavailable|can't start new thread|pthread_create\(\) failed"
 )
 # A trial of many rows on a slow device takes fewer steps, within about so many seconds.
 _STEPS, _FEWEST, _SECONDS = 12, 6, 20.0
@@ -127,8 +128,9 @@ class Tuner:
         largest = search.largest(self._attempts)
         if not largest:
             raise Error(
-                f"Not even {self._attempts[-1].per_replica} rows on a replica fit into memory. "
-                f"Take a smaller model or inputs, or give it more memory. Logs: {self._folder}"
+                f"A batch of {self._attempts[-1].per_replica} for each replica does not fit into "
+                f"memory. Take a smaller model or inputs, or give it more memory. Logs: "
+                f"{self._folder}"
             )
         noise = self._noise(largest, replicas)
         ran = [one for one in self._attempts if one.fits and one.step_seconds]
