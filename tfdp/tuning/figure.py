@@ -73,7 +73,7 @@ def _memory(axes: Any, tuned: record.Tuned, style: figure.Style) -> None:
     ends = [0, far]
     axes.plot(
         ends, [(line.base_bytes + line.bytes_per_row * row) / _GB for row in ends],
-        color=style.ink, linewidth=1.2, label="the line through the largest two",
+        color=style.ink, linewidth=1.2, label="the line that predicts",
     )  # fmt: skip
     if tuned.largest_is_held_by == record.BY_MEMORY:
         axes.axhline(limit, color=style.ink, linestyle="--", label="the limit")

@@ -10,6 +10,7 @@ left for what a few steps do not show: operations that happen to run at the same
 are read ahead, holes between blocks.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -29,11 +30,15 @@ _ENDLESS = 1 << 40
 
 
 def lines(attempts: Sequence[Attempt]) -> tuple[Line, ...]:
-    """Return the line of each task and each limit, through the two largest batches that ran."""
+    """Return the line of each task and each limit: through the largest batch that ran and another.
+
+    That is the largest of at most half its rows: closer together the noise would make the slope.
+    """
     ran = sorted((one for one in attempts if one.fits), key=lambda one: one.per_replica)
     if len(ran) < 2:
         return ()
-    low, high = ran[-2:]
+    high = ran[-1]
+    low = ([one for one in ran if 2 * one.per_replica <= high.per_replica] or ran[-2:-1])[-1]
     before = {(room.task, room.source): room for room in low.rooms}
     found = []
     for room in high.rooms:
@@ -78,9 +83,10 @@ def following(attempts: Sequence[Attempt], first: int, most: int) -> int | None:
     wanted = min(rounded(target), best * _FARTHEST, most)
     if failed:
         if wanted >= failed:
-            # A line that was nearly right says where to look; one that was not says nothing.
+            # A line that was nearly right says where to look; one that was wrong twice does not.
             wanted = _between(best, failed)
-            if target < 1.25 * failed:
+            again = any(not a.fits and not b.fits for a, b in itertools.pairwise(attempts))
+            if target < 1.25 * failed and not again:
                 wanted = max(wanted, rounded(_MARGIN * failed))
         elif failed <= 1.05 * best:
             return None

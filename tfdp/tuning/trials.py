@@ -29,6 +29,8 @@ _NO_MEMORY = re.compile(
     r"could not execute a primitive|"  # oneDNN's
     r"Resource temporarily unavailable|can't start new thread|pthread_create\(\) failed"
 )
+# Memory ends there where so many times the rows would not fit.
+_NEAR = 1.3
 # A trial of many rows on a slow device takes fewer steps, within about so many seconds.
 _STEPS, _FEWEST, _SECONDS = 12, 6, 20.0
 
@@ -165,7 +167,7 @@ class Tuner:
             return record.BY_WISH if is_wish else record.BY_RECORDS
         predicted = min((one.largest for one in search.lines(self._attempts)), default=0)
         failed = [one.per_replica for one in self._attempts if not one.fits]
-        if predicted <= largest * 1.25 or any(rows <= largest * 1.25 for rows in failed):
+        if predicted <= largest * _NEAR or any(rows <= largest * _NEAR for rows in failed):
             return record.BY_MEMORY
         return record.BY_TRIALS
 
