@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfdp.error import Error
-from tfdp.launch import machine, notebook
+from tfdp.launch import notebook
 from tfdp.tuning import figure, record, report, settings, trials
 
 # An array's rows are drawn from so many, as by fit's shuffle.
@@ -164,13 +164,7 @@ def _main(file: str) -> None:
     from tfdp import strategies
     from tfdp.tuning import trial
 
-    alone = not os.environ.get("TF_CONFIG") and not machine.gpus(os.environ)
-    if alone and asked.kind == settings.NOISE:
-        strategies.use_cpu_replicas(2)
-        strategy = strategies.strategy("mirrored")
-    else:
-        strategy = strategies.strategy()
-    with strategy.scope():
+    with strategies.strategy().scope():
         model = build()
     if not getattr(model, "compiled", False):
         raise Error("build returned no compiled keras.Model: let it call compile and return it.")

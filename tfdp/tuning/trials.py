@@ -227,14 +227,6 @@ class Tuner:
         if not self._noise_seconds:
             return record.Noise(None, reason="The gradient noise scale was not asked for.")
         rows = min(self._first, largest * replicas)
-        alone = replicas == 1
-        if alone and machine.gpus(os.environ):
-            return record.Noise(
-                None,
-                reason="The gradient noise scale compares replicas, and there is one GPU.",
-            )
-        if alone:
-            rows = max(2, rows // 2 * 2)  # two replicas of one CPU
         self._tell(f"A training with a batch of {rows:,} for the gradient noise scale ...")
         folder = self._folder / "noise"
         settings = Trial(

@@ -115,11 +115,10 @@ def _start(values: flags.FlagValues, settings: Any) -> int:
     """Start a trial of the config."""
     from ml_collections import config_flags
 
-    from tfdp.launch import machine
     from tfdp.tuning import settings as settings_lib
     from tfdp.tuning import trials
 
-    flag, config = values["config"], values.config
+    flag = values["config"]
     changes: dict[str, object] = {
         **config_flags.get_override_values(flag),
         "run_dir": settings.folder,
@@ -127,8 +126,6 @@ def _start(values: flags.FlagValues, settings: Any) -> int:
     }
     if settings.kind == settings_lib.ROOM:
         changes["data.ragged"] = "drop"  # all steps alike
-    elif not values.workers and config.strategy != "mirrored" and not machine.gpus(os.environ):
-        changes |= {"strategy": "mirrored", "cpu_replicas": 2}  # the noise lies between replicas
     script = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
     script += [f"--config.{name}={value}" for name, value in changes.items()]
     return trials.launch(script, values.workers, settings)
