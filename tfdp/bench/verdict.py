@@ -78,8 +78,12 @@ class Times:
 
     @property
     def exposed(self) -> float:
-        """The part of the exchange that a step waits for."""
-        return max(0.0, self.kept - self.slowest) if self.exchange else 0.0
+        """The part of the exchange that a step waits for.
+
+        The real loop cannot take less than steps on a batch that is kept; where it was measured so,
+        the shorter one counts, and what is left without the exchange is the slowest worker's step.
+        """
+        return max(0.0, min(self.kept, self.real) - self.slowest) if self.exchange else 0.0
 
     @property
     def waiting(self) -> float:
