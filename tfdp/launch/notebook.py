@@ -115,7 +115,7 @@ def pickled(caller: str, name: str, *what: Any) -> bytes:
         # Whatever a user's object raises when it is pickled.
         raise Error(
             f"{name} cannot be sent to the workers: {error}. Make models, datasets and strategies "
-            "inside of the function, and give it plain values and arrays."
+            "inside of it, and give it plain values and arrays."
         ) from error
 
 
