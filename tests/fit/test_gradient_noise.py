@@ -80,6 +80,22 @@ def test_shares_of_any_size_give_the_same_numbers(replicas, mirrored):
     assert callback.squared_gradient == pytest.approx(large - trace / 7, rel=1e-4)
 
 
+def test_halves_of_a_batch_are_what_two_replicas_have(mirrored):
+    """With the same masks of Dropout, and the same statistics of BatchNormalization."""
+    found = []
+    for replicas in (1, 2):
+        keras.utils.set_random_seed(3)
+        with mirrored[replicas].scope():
+            hidden = [keras.layers.Dense(8), keras.layers.BatchNormalization()]
+            rest = [keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+            model = keras.Sequential([keras.Input((WIDTH,)), *hidden, *rest])
+            model.compile(still(), "mse", jit_compile=False)
+        callback = tfdp.callbacks.GradientNoiseScale(1, smoothing=1.0)
+        model.fit(batches(10, 3), callbacks=[callback], verbose=0)
+        found.append((callback.squared_gradient, callback.trace))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_one_step_of_so_many_is_measured(replicas, mirrored):
     callback, _ = measured(mirrored[replicas], 4, 33, every=16)

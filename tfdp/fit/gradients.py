@@ -14,6 +14,14 @@ def scaled(gradient: Any, factor: Any) -> Any:
     return map_values(lambda t: t * tf.cast(factor, t.dtype), gradient)
 
 
+def added(one: Any, other: Any) -> Any:
+    """Return the sum of two gradients of one variable: both tensors, IndexedSlices or None."""
+    if one is None or isinstance(one, tf.Tensor):
+        return one if one is None else one + other
+    indices = tf.concat([one.indices, other.indices], 0)
+    return tf.IndexedSlices(tf.concat([one.values, other.values], 0), indices, one.dense_shape)
+
+
 def shaped(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """Return gradients that know the shapes of their variables.
 

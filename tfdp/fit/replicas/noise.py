@@ -2,7 +2,7 @@
 
     noise = Noise(noise.Settings(every=32, smoothing=0.99))
     extra = noise.of_replica(due, gradients, mine, share)   # float32[3]: travels with the gradients
-    extra = noise.of_halves(due, batch, gradients_of)       # where there is one replica
+    extra = noise.of_halves(due, batch, gradients_of)       # float32[4], where there is one replica
     noise.add(due, sums, gradients, factor, scale)          # on one replica of each process
     number, squared, trace = noise.read()                   # averages of |G|^2 and tr(S)
 
@@ -60,28 +60,39 @@ class Noise:
         return tf.cond(due, measured, lambda: tf.zeros((3,)))
 
     def of_halves(
-        self, due: tf.Tensor, batch: Any, gradients_of: Callable[[Any, Any], Sequence[Any]]
+        self, due: tf.Tensor, batch: Any, gradients_of: Callable[[Any, Any, int], Sequence[Any]]
     ) -> tf.Tensor:
-        """Return what two replicas would add that had a half of a batch each: float32[3].
+        """Return what two replicas with a half of a batch each would add, and |g|^2: float32[4].
+
+        |g|^2 is that of the mean over both halves, not of the step's own gradient: their dropout
+        masks, and the statistics of their BatchNormalization, are others, which would blur the
+        difference of the two.
 
         Args:
             due: Whether this step is measured.
             batch: The batch.
-            gradients_of: Returns the mean gradient of some rows of it, given these and how many.
+            gradients_of: Returns the mean gradient of some rows of it, given these, how many there
+                are, and which of the two replicas has them.
         """
         rows = tf.cast(split_lib.rows(batch), tf.int64)
 
         def measured() -> tf.Tensor:
-            weighted = tf.constant(0.0)
-            for begin, end in ((tf.zeros_like(rows), rows // 2), (rows // 2, rows)):
+            small = tf.constant(0.0)
+            halves = []
+            for part, (begin, end) in enumerate(
+                [(tf.zeros_like(rows), rows // 2), (rows // 2, rows)]
+            ):
                 half = keras.tree.map_structure(
                     lambda leaf, a=begin, b=end: split_lib.cut(leaf, a, b), batch
                 )
                 share = tf.cast(end - begin, tf.float32) / tf.cast(rows, tf.float32)
-                weighted += share * _squared(gradients_of(half, end - begin))
-            return tf.stack([weighted, 2.0, tf.cast(rows, tf.float32)])
+                gradients = gradients_of(half, end - begin, part)
+                small += share * _squared(gradients)
+                halves.append([gradients_lib.scaled(one, share) for one in gradients])
+            whole = [gradients_lib.added(*pair) for pair in zip(*halves, strict=True)]
+            return tf.stack([small, 2.0, tf.cast(rows, tf.float32), _squared(whole)])
 
-        return tf.cond(tf.logical_and(due, rows > 1), measured, lambda: tf.zeros((3,)))
+        return tf.cond(tf.logical_and(due, rows > 1), measured, lambda: tf.zeros((4,)))
 
     def add(
         self, due: tf.Tensor, sums: tf.Tensor, gradients: Sequence[Any], factor: Any, scale: Any
@@ -91,7 +102,7 @@ class Noise:
         Args:
             due: Whether this step is measured.
             sums: Of what the replicas gave.
-            gradients: Of the global batch.
+            gradients: Of the global batch; of no use where `sums` hold |g|^2.
             factor: What the replicas' shares have to be divided by: nominal / global rows.
             scale: Of the loss (LossScaleOptimizer); a step that overflowed is left out.
         """
@@ -99,7 +110,7 @@ class Noise:
         def measured() -> tf.Tensor:
             unscaled = tf.math.square(tf.cast(scale, tf.float32))
             small = sums[0] * tf.cast(factor, tf.float32) / unscaled
-            large = _squared(gradients) / unscaled
+            large = (sums[3] if sums.shape[0] == 4 else _squared(gradients)) / unscaled
             replicas, rows = sums[1], sums[2]
             values = tf.stack(noise_lib.estimate(small, large, replicas, rows))
             # Of one part alone nothing can be said.

@@ -90,7 +90,11 @@ class Replicas:
 
     @contextlib.contextmanager
     def enter(
-        self, local: int, sources: Any = (), through: Sequence[Any] = ()
+        self,
+        local: int,
+        sources: Any = (),
+        through: Sequence[Any] = (),
+        draws_as: int | None = None,
     ) -> Iterator[view_lib.View]:
         """Show replica `local`'s values of all variables, and keep what is assigned.
 
@@ -99,14 +103,16 @@ class Replicas:
             sources: Its rows: a structure of tensors. What is assigned may depend on them.
             through: Variables whose copies are assigned at once, so that gradients are of what
                 they hold, and an optimizer updates it.
+            draws_as: The replica of this process whose random numbers are drawn; None: `local`.
         """
+        drawn = local if draws_as is None else draws_as
         at_once = {id(v) for v in through}
         mapping, direct = [], {id(v): (self.copy(v, local), None) for v in through}
         for variable, copies, is_seed in zip(
             self.variables, self._copies, self._is_seed, strict=True
         ):
             value = copies[local]
-            offset = self._seed_offset(local, value.dtype) if is_seed else None
+            offset = self._seed_offset(drawn, value.dtype) if is_seed else None
             if id(variable) in at_once:
                 direct[id(variable)] = (value, offset)
             else:

@@ -358,10 +358,14 @@ class Steps:
         self._packs[split, local] = communication_lib.Packs(gradients, self.communication, counts)
         return self._packs[split, local].pack(gradients), updates
 
-    def _gradients_of_rows(self, local: int, batch: Any, count: Any) -> list[Any]:
-        """Return the gradients of the loss of some rows of a batch, which leave no trace."""
+    def _gradients_of_rows(self, local: int, batch: Any, count: Any, part: int) -> list[Any]:
+        """Return the gradients of the loss of some rows of a batch, which leave no trace.
+
+        Random numbers are those of replica `part`, if there were several.
+        """
         trained = self.model.trainable_variables
-        with distribute.hide_replica_count(), self.replicas.enter(local, batch) as view:
+        entered = self.replicas.enter(local, batch, draws_as=part)
+        with distribute.hide_replica_count(), entered as view:
             sources = [view.get(v) for v in trained]
             with tf.GradientTape() as tape:
                 loss, _, _ = self.loss(batch, loss_lib.Totals(count, count), True, view=view)
