@@ -82,6 +82,7 @@ def test_shares_of_any_size_give_the_same_numbers(replicas, mirrored):
 
 def test_halves_of_a_batch_are_what_two_replicas_have(mirrored):
     """With the same masks of Dropout, and the same statistics of BatchNormalization."""
+    tfdp.enable()
     found = []
     for replicas in (1, 2):
         keras.utils.set_random_seed(3)
@@ -112,6 +113,7 @@ def test_of_one_row_nothing_can_be_said(one_device):
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_the_training_is_the_same_with_it(replicas, jit_compile, mirrored):
     """What is measured beside a step assigns nothing and draws nothing."""
+    tfdp.enable()
 
     def trained(callbacks):
         keras.utils.set_random_seed(3)
