@@ -71,7 +71,7 @@ def test_what_others_have_taken_is_left_out_and_tasks_share(tmp_path):
     (one,) = memory_limit.limits(root=tmp_path)
     assert one.bytes == pytest.approx(LARGE * 3 / 4 + mine, rel=1e-6)
     (half,) = memory_limit.limits(tasks=2, root=tmp_path)
-    assert half.bytes == pytest.approx(one.bytes / 2, rel=1e-6)
+    assert half.bytes == pytest.approx(LARGE * 3 / 8 + mine, rel=1e-6)
 
 
 def test_used_reads_the_kernels_words():

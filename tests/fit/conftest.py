@@ -3,11 +3,18 @@
 import pytest
 import tensorflow as tf
 
+import tfdp
 from fit import carriers
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
 )
+
+
+@pytest.fixture(autouse=True)
+def enabled() -> None:
+    """Each test begins with tfdp's fit and its defaults, whatever another one has left."""
+    tfdp.enable(tfdp.Communication())
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def measured(strategy, rows, steps, optimizer=still, dtype="float32", every=1, *
         history = model.fit(batches(rows, steps), callbacks=[callback], verbose=0)
         return callback, history.history
     finally:
-        tfdp.enable()
+        tfdp.enable(tfdp.Communication())
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])

@@ -331,23 +331,19 @@ def test_random_layers_draw_anew_for_each_predicted_batch(mirrored):
     assert len({tuple(row) for row in drawn.tolist()}) == 6
 
 
-def test_counts_travel_whole_and_half_precision_as_averages(mirrored, monkeypatch):
+def test_counts_travel_whole_and_half_precision_as_averages():
     """A feed that tf.distribute splits: the rows of a batch are known by all replicas alone."""
-    from tfdp.fit.replicas import communication
-
-    strategy = mirrored[2]
+    reduce = tf.distribute.ReductionToOneDevice()
+    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"], cross_device_ops=reduce)
+    fit.set_communication(strategy, fit.Communication(compression="float16"))
     with strategy.scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, use_bias=False)])
         model.compile(keras.optimizers.SGD(1e-6), "mse")
-    fit.set_communication(strategy, communication.Communication(compression="float16"))
-    try:
-        # 300 rows: bfloat16 and float16 sums of rows of 1,000 would overflow 65,504.
-        x = np.full((600, 4), 1000.0, "float32")
-        data = tf.data.Dataset.from_tensor_slices((x, np.zeros((600, 1), "float32"))).batch(600)
-        model.layers[0].kernel.assign(np.full((4, 1), 1e-3, "float32"))
-        model.fit(strategy.experimental_distribute_dataset(data), verbose=0)
-    finally:
-        fit.set_communication(strategy, communication.Communication())
+    # 300 rows: bfloat16 and float16 sums of rows of 1,000 would overflow 65,504.
+    x = np.full((600, 4), 1000.0, "float32")
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros((600, 1), "float32"))).batch(600)
+    model.layers[0].kernel.assign(np.full((4, 1), 1e-3, "float32"))
+    model.fit(strategy.experimental_distribute_dataset(data), verbose=0)
     kernel = model.layers[0].kernel.numpy()
     # gradient: 2 * 4 * 1000 = 8,000 for each weight.
     np.testing.assert_allclose(kernel, 1e-3 - 8000e-6, rtol=2e-3)

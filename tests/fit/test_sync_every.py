@@ -35,7 +35,7 @@ def trained(strategy, communication=None, optimizer=None, epochs=2, batch=5, cal
         history = model.fit(data, epochs=epochs, callbacks=list(callbacks), verbose=0)
         return model, history.history
     finally:
-        tfdp.enable()
+        tfdp.enable(tfdp.Communication())
 
 
 def split(replicas, batch=5, count=26):
@@ -195,7 +195,7 @@ def deep(strategy, folder, kill=None, save_freq=1, communication=None, epochs=2)
     except Killed:
         return None
     finally:
-        tfdp.enable()
+        tfdp.enable(tfdp.Communication())
 
 
 def facts(model):
@@ -266,7 +266,7 @@ def test_a_train_step_of_ones_own_trains_apart(how, mirrored):
         data = tf.data.Dataset.from_tensor_slices(rows()).batch(5)
         model.fit(data, epochs=2, verbose=0)
     finally:
-        tfdp.enable()
+        tfdp.enable(tfdp.Communication())
     np.testing.assert_allclose(model.get_weights()[0], by_hand(split(2), 4)[0], atol=1e-6)
 
 
