@@ -97,10 +97,13 @@ def test_halves_of_a_batch_are_what_two_replicas_have(mirrored):
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_one_step_of_so_many_is_measured(replicas, mirrored):
-    callback, _ = measured(mirrored[replicas], 4, 33, every=16)
-    assert callback.measured == 3
+@pytest.mark.parametrize(
+    ("replicas", "steps", "every", "count"),
+    [(1, 33, 16, 3), (2, 33, 16, 3), (1, 129, None, 2), (2, 65, None, 3)],
+)
+def test_one_step_of_so_many_is_measured(replicas, steps, every, count, mirrored):
+    callback, _ = measured(mirrored[replicas], 4, steps, every=every)
+    assert callback.measured == count
 
 
 def test_of_one_row_nothing_can_be_said(one_device):

@@ -93,11 +93,11 @@ class Trainer(abc.ABC):
         )
 
     @abc.abstractmethod
-    def measure_noise(self, every: int, smoothing: float) -> Any:
+    def measure_noise(self, every: int | None, smoothing: float) -> Any:
         """Let the steps of the fit that begins measure how much replicas' gradients differ.
 
         Args:
-            every: Steps from one measurement to the next.
+            every: Steps from one measurement to the next; None: what is usual for this engine.
             smoothing: Weight of the past in the moving averages.
 
         Returns:

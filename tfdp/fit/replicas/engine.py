@@ -135,7 +135,9 @@ class SyncTrainer(trainer.Trainer):
         self._key = ()  # what was traced meanwhile has found out things of its own
         return self.prepare("fit", feed)
 
-    def measure_noise(self, every: int, smoothing: float) -> Callable[[], tuple[int, float, float]]:
+    def measure_noise(
+        self, every: int | None, smoothing: float
+    ) -> Callable[[], tuple[int, float, float]]:
         """Let the steps measure how much the replicas' gradients differ."""
         if type(self.model).train_step is not keras.Model.train_step:
             raise Error(noise_scale.own_train_step(self.model.name))
@@ -145,7 +147,9 @@ class SyncTrainer(trainer.Trainer):
                 f"sync_every={self.communication.sync_every} they train by themselves. Leave out "
                 "one of the two."
             )
-        self.noise = noise_scale.Settings(every, smoothing)
+        several = self.strategy.num_replicas_in_sync > 1
+        usual = noise_scale.EVERY if several else noise_scale.EVERY_OF_HALVES
+        self.noise = noise_scale.Settings(every or usual, smoothing)
         return lambda: self._loop.noise.read()
 
     def plan(self, callbacks: Any, evaluation: Any) -> trainer.Logs:

@@ -110,7 +110,9 @@ class ServerTrainer(trainer.Trainer):
             self._epochs.noise = None if self.noise is None else noise_lib.Noise(self.noise)
         return self._epochs
 
-    def measure_noise(self, every: int, smoothing: float) -> Callable[[], tuple[int, float, float]]:
+    def measure_noise(
+        self, every: int | None, smoothing: float
+    ) -> Callable[[], tuple[int, float, float]]:
         """Let the coordinator measure how much the gradients of the workers differ."""
         if self.options.max_staleness != 0:
             raise Error(
@@ -126,7 +128,7 @@ class ServerTrainer(trainer.Trainer):
             )
         if type(self.model).train_step is not keras.Model.train_step:
             raise Error(noise_scale.own_train_step(self.model.name))
-        self.noise = noise_scale.Settings(every, smoothing)
+        self.noise = noise_scale.Settings(every or noise_scale.EVERY, smoothing)
         return lambda: self._epochs.noise.read() if self._epochs.noise else (0, 0.0, 0.0)
 
     def announce(self, feed: feed_lib.Feed | worker_feed.WorkerFeed) -> None:
