@@ -49,8 +49,11 @@ def line(fixed, per_row):
     [
         # The fastest is sqrt(100 x 100); so is the noise scale.
         (line(0.01, 1e-4), 100, 4096, 96, 96),
-        # sqrt(25 x 400) = 100 is the fastest, 256 takes 13% longer, 384 more than a quarter.
-        (line(0.0025, 1e-4), 400, 4096, 96, 256),
+        # sqrt(25 x 400) = 100 is the fastest; 384 takes 35% longer, and a third of the steps.
+        (line(0.0025, 1e-4), 400, 4096, 96, 384),
+        # No row is cheaper in company: the fewest examples are the fastest, and yet one batch is
+        # not as good as another for those who have more devices.
+        (line(0.0, 1e-4), 400, 4096, 1, 384),
         # A device that has nothing to do with few rows: more than the noise scale.
         (line(0.4, 1e-4), 100, 4096, 768, 192),
         # Two only: what fits.
@@ -63,7 +66,7 @@ def test_recommended(throughput, scale, most, fastest, batch):
     assert found.low <= found.global_batch <= found.high
     times = {b: recommend.seconds_to_target(throughput, scale, b) for b in (found.low, found.high)}
     best = recommend.seconds_to_target(throughput, scale, fastest)
-    assert all(best <= time <= 1.25 * best for time in times.values())
+    assert all(best <= time <= 2 * best for time in times.values())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_recommended(throughput, scale, most, fastest, batch):
         (line(0.01, 1e-4), 100, 4096, "memory", "It is also the batch with the least time"),
         (line(0.01, 1e-4), 100, 32, "memory", "but what fits into memory ends there"),
         (line(0.01, 1e-4), 100, 32, "records", "but the number of records ends there"),
-        (line(1e-4, 1e-4), 400, 4096, "memory", "more replicas change that"),
+        (line(1e-4, 1e-4), 400, 4096, "memory", "That is the price of 8.7 times fewer steps"),
         (line(0.4, 1e-4), 100, 4096, "memory", "fewer replicas would do"),
     ],
 )

@@ -7,9 +7,10 @@ With a noise scale of B_noise a training takes S(B) = S_min (1 + B_noise / B) st
 al. 2018, "An Empirical Model of Large-Batch Training", https://arxiv.org/abs/1812.06162, eq. 2.7),
 each of them t(B) = fixed + B * per row. The product is the time to a target, and its least is at
 the geometric mean of B_noise and of fixed / per row: small where more rows gain no throughput,
-large where a step of few rows leaves devices idle. The minimum is flat. Among the batches that are
-at most a quarter slower, the one nearest to the noise scale is recommended: where it is the larger
-one it takes fewer steps, which is what more replicas and a slower network need.
+large where a step of few rows leaves devices idle. The minimum is flat: the range holds the batches
+that are at most a quarter slower. Recommended is the batch nearest to the noise scale, of these and
+of the larger ones that take at most twice the time, as one at the noise scale does where a row costs
+the same in any batch: it takes fewer steps, which is what more replicas and a slower network need.
 """
 
 import math
@@ -25,8 +26,8 @@ from tfdp.tuning.record import (
     Throughput,
 )
 
-# Of the time to a target, what a recommended batch may lose.
-SLOWER = 1.25
+# Of the time to a target, what a batch may take more than the fastest one; and a larger batch.
+SLOWER, LARGER = 1.25, 2.0
 # Doubling a batch that gains less is not worth its rows.
 _WORTH = 1.05
 
@@ -117,13 +118,15 @@ def recommend(
     times = {batch: seconds_to_target(throughput, noise_scale, batch) for batch in choices}
     fastest = min(choices, key=times.__getitem__)
     good = [batch for batch in choices if times[batch] <= SLOWER * times[fastest]]
-    found = min(good, key=lambda batch: abs(math.log(batch / noise_scale)))
+    larger = [b for b in choices if b > fastest and times[b] <= LARGER * times[fastest]]
+    found = min(good + larger, key=lambda batch: abs(math.log(batch / noise_scale)))
+    good = sorted({*good, found})
     return Recommendation(
         found,
         good[0],
         good[-1],
         fastest,
-        _reason(found, good, fastest, noise_scale, throughput, times, (most, held_by)),
+        _reason(found, good, fastest, noise_scale, times, (most, held_by)),
     )
 
 
@@ -140,7 +143,6 @@ def _reason(
     good: Sequence[int],
     fastest: int,
     noise_scale: float,
-    throughput: Throughput,
     times: dict[int, float],
     bound: tuple[int, str],
 ) -> str:
@@ -158,14 +160,14 @@ def _reason(
             f" By the clock of these devices {fastest:,} is the fastest; {found:,} takes "
             f"{times[found] / times[fastest] - 1:.0%} longer."
         )
-    if found == good[-1] and found < noise_scale / 1.3:
-        if found > most / 2:
-            text += f" More rows would save steps, but {_HOLDS[held_by]} ends there."
-        else:
-            text += (
-                " A larger batch would save steps, but its steps would take so much longer that "
-                "the training would too: more replicas change that."
-            )
+    if times[found] > SLOWER * times[fastest]:
+        fewer = (1 + noise_scale / fastest) / (1 + more)
+        text += (
+            f" That is the price of {fewer:.1f} times fewer steps, which more replicas take in "
+            "less time each."
+        )
+    if found < noise_scale / 1.3 and found > most / 2:
+        text += f" More rows would save steps, but {_HOLDS[held_by]} ends there."
     if found == good[0] and found > 1.3 * noise_scale:
         text += (
             " A smaller batch would save examples, but leave the devices idle: fewer replicas "
