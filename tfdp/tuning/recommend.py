@@ -7,10 +7,11 @@ With a noise scale of B_noise a training takes S(B) = S_min (1 + B_noise / B) st
 al. 2018, "An Empirical Model of Large-Batch Training", https://arxiv.org/abs/1812.06162, eq. 2.7),
 each of them t(B) = fixed + B * per row. The product is the time to a target, and its least is at
 the geometric mean of B_noise and of fixed / per row: small where more rows gain no throughput,
-large where a step of few rows leaves devices idle. The minimum is flat: the range holds the batches
-that are at most a quarter slower. Recommended is the batch nearest to the noise scale, of these and
-of the larger ones that take at most twice the time, as one at the noise scale does where a row costs
-the same in any batch: it takes fewer steps, which is what more replicas and a slower network need.
+large where a step of few rows leaves devices idle. The minimum is flat: the range holds the
+batches that are at most a quarter slower. Recommended is the batch nearest to the noise scale, of
+these and of the larger ones that take at most twice the time, as one at the noise scale does where
+a row costs the same in any batch: it takes fewer steps, which is what more replicas and a slower
+network need.
 """
 
 import math
