@@ -58,12 +58,19 @@ def gpus(environ: Mapping[str, str], *, timeout_seconds: float = 10.0) -> tuple[
     """
     if "CUDA_VISIBLE_DEVICES" in environ:
         return visible_gpus(environ["CUDA_VISIBLE_DEVICES"])
+    return listed_gpus(_nvidia_smi(["-L"], environ, timeout_seconds))
+
+
+def _nvidia_smi(
+    arguments: Sequence[str], environ: Mapping[str, str], timeout_seconds: float
+) -> str:
+    """What nvidia-smi prints; nothing where it is not installed, or fails."""
     program = shutil.which("nvidia-smi", path=environ.get("PATH"))
     if program is None:
-        return ()
+        return ""
     try:
-        listed = subprocess.run(
-            [program, "-L"],
+        told = subprocess.run(
+            [program, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -73,8 +80,8 @@ def gpus(environ: Mapping[str, str], *, timeout_seconds: float = 10.0) -> tuple[
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"GPUs are left undivided: nvidia-smi failed ({type(error).__name__}).\n")
-        return ()
-    return listed_gpus(listed.stdout) if listed.returncode == 0 else ()
+        return ""
+    return told.stdout if told.returncode == 0 else ""
 
 
 def gpu_memory_bytes(
@@ -86,24 +93,11 @@ def gpu_memory_bytes(
       environ: Where CUDA_VISIBLE_DEVICES is set, it says which there are.
       timeout_seconds: How long nvidia-smi may take.
     """
-    program = shutil.which("nvidia-smi", path=environ.get("PATH"))
     ids = gpus(environ, timeout_seconds=timeout_seconds)
-    if program is None or not ids:
+    if not ids:
         return ()
     query = ["--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(
-            [program, *query],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_seconds,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return listed_memory(told.stdout, ids)
+    return listed_memory(_nvidia_smi(query, environ, timeout_seconds), ids)
 
 
 def listed_memory(text: str, ids: Sequence[str]) -> tuple[int, ...]:

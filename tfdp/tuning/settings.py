@@ -27,7 +27,6 @@ class Trial:
         tasks: Tasks that train on this machine.
         steps: Of "room".
         seconds: Of "noise", at most, about.
-        epochs: Of "noise", at most; 0: those of the config.
     """
 
     kind: str
@@ -36,7 +35,6 @@ class Trial:
     tasks: int = 1
     steps: int = 10
     seconds: float = 60.0
-    epochs: int = 0
 
     def to_text(self) -> str:
         """Return the value of the variable."""

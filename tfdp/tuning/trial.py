@@ -136,7 +136,7 @@ def _noise(
     epochs: int,
     data: dict[str, Any],
 ) -> Told:
-    planned = (steps_per_epoch or 0) * (settings.epochs or epochs)
+    planned = (steps_per_epoch or 0) * epochs
     between = max(1, min(_MOST_BETWEEN, planned // _MEASUREMENTS)) if planned else _MOST_BETWEEN
     # All steps count alike: a ratio of means, where a mean of ratios would be far too high.
     noise = GradientNoiseScale(every=between, smoothing=1.0)
