@@ -39,7 +39,7 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
     def add(define: Callable[..., object], name: str, default: object, text: str) -> None:
         define(name, default, text, flag_values=values)
 
-    add(flags.DEFINE_integer, "workers", workers, "Worker processes to start on this machine.")
+    add(flags.DEFINE_integer, "workers", workers, "Workers to start, where --platform says.")
     add(flags.DEFINE_bool, "chief", False, "Start a chief beside the workers.")
     add(flags.DEFINE_integer, "ps", 0, "Parameter servers to start; needs --chief.")
     add(flags.DEFINE_bool, "evaluator", False, "Start an evaluator.")
