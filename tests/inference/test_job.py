@@ -71,6 +71,11 @@ KINDS = "Name TFRecord, .csv, .npy, images, a folder of these, or tfds:NAME/SPLI
         ({"format": "xml"}, "--format='xml': use one of jsonl, csv, npy, tfrecord."),
         ({"model": "models/b"}, "There is no model in models/b: no such folder."),
         (
+            {"model": "x.npy"},
+            "There is no model in x.npy: it is a file, and a SavedModel is a folder. Make one of a "
+            ".keras file with tfdp export --run=FILE.keras --output=MODELS/NAME.",
+        ),
+        (
             {"model": "notes"},
             "There is no model in notes: neither saved_model.pb nor a folder with a number (1, 2, "
             "...). Make one with tfdp export.",

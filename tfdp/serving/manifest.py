@@ -29,6 +29,11 @@ def version_folder(path: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(path)
     if (path / "saved_model.pb").is_file() or (path / NAME).is_file():
         return path
+    if path.is_file():
+        raise Error(
+            f"There is no model in {path}: it is a file, and a SavedModel is a folder. Make one of "
+            "a .keras file with tfdp export --run=FILE.keras --output=MODELS/NAME."
+        )
     if not path.is_dir():
         raise Error(f"There is no model in {path}: no such folder.")
     versions = [entry for entry in path.iterdir() if entry.name.isdecimal()]
