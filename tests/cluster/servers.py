@@ -1,6 +1,6 @@
 """Run by test_servers.py: a cluster of parameter servers in one process, and what is exact on it.
 
-    servers.py OUTPUT.jsonl WORKERS PS [CHECK ...]
+    servers.py OUTPUT.jsonl WORKERS PS CHECK ...
 
 TensorFlow's servers of all tasks live in this process, so that a check costs no start of others.
 Each check writes a line: its name and what it found, or the error.

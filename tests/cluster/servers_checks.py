@@ -1,6 +1,7 @@
 """What servers.py checks: each function returns what a test compares."""
 
 import contextlib
+import io
 import logging
 import os
 import pathlib
@@ -28,75 +29,28 @@ STRATEGY = tfdp.strategy(
 )
 ONE_DEVICE = tf.distribute.OneDeviceStrategy("/job:chief/replica:0/task:0/device:CPU:0")
 
-# What a batch, a loss, a metric or an optimizer can be, and what partitions make of it.
-SYNCHRONOUS = {
-    "batches": ("ragged_last", "smaller_than_replicas"),
-    "inputs": ("ragged", "sparse", "two_inputs_outputs_dataset"),
-    "losses": ("function_per_sample", "masked", "regularizers", "two_outputs_weighted"),
-    "metrics": ("class_metrics",),
-    "optimizers": (
-        "accumulation_clip",
-        "adam",
-        "clipnorm",
-        "ema_overwrite",
-        "frozen",
-        "ftrl",
-        "global_clipnorm",
-        "loss_scale_grows",
-        "tfdp_lars_by_element",
-        "tfdp_lars_small",
-    ),
-    "precision": ("mixed_float16", "overflow"),
-    "scripts": (
-        "spectral_normalization",
-        "layer_counts",
-        "layer_counts_of_one_row",
-        "layer_overwrites_a_weight",
-        "dict_metric",
-        "metric_kept_over_epochs",
-        "gradients_alone",
-        "nothing_to_train",
-        "nothing_to_train_in_own_step",
-        "squares_of_sparse_gradients",
-    ),
-}
-
-
-def synchronous_cases() -> Iterator[tuple[str, cases.Case]]:
-    """The cases of tests/fit that are run, with their names."""
-    for group, names in SYNCHRONOUS.items():
-        for case in cases.TABLES[group]():
-            if case.name in names:
-                yield f"{group}-{case.name}", case
-
 
 def run(names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Run the checks of these names, by default all but those that need another cluster's."""
-    everything: list[tuple[str, Callable[[], Any]]] = [
-        (f"synchronous {name}", lambda case=case: synchronous(case))
-        for name, case in synchronous_cases()
-    ]
-    everything += [(check.__name__, check) for check in CHECKS]
-    if names:
-        everything += [(check.__name__, check) for check in (written, read)]
-    for name, check in everything:
-        if names and name not in names:
-            continue
+    """Run the functions of these names; "synchronous GROUP-NAME" is a case of tests/fit."""
+    for name in names:
         line: dict[str, Any] = {"check": name}
         begin = time.perf_counter()
         keras.utils.clear_session(free_memory=False)
         fit.enable()
         fit.set_server_options(STRATEGY, fit.ServerOptions())
         try:
-            line["found"] = check()
+            kind, _, case = name.partition(" ")
+            line["found"] = globals()[kind](*filter(None, [case]))
         except Exception as error:
             line["error"] = f"{type(error).__name__}: {error}"[:2000]
             traceback.print_exc()
         yield {**line, "seconds": round(time.perf_counter() - begin, 1)}
 
 
-def synchronous(case: cases.Case) -> dict[str, float]:
+def synchronous(name: str) -> dict[str, float]:
     """Return by how much synchronous training differs from one device, where that is too much."""
+    group, _, wanted = name.partition("-")
+    (case,) = [case for case in cases.TABLES[group]() if case.name == wanted]
     fit.disable()
     if case.reference == "keras":
         expected = cases.run(case)
@@ -461,6 +415,9 @@ def batch_callbacks() -> dict[str, Any]:
     with STRATEGY.scope():
         model = cases.classifier()
     model.fit(x, y, batch_size=4, verbose=0, callbacks=[Watch()])
+    lines = io.StringIO()
+    with contextlib.redirect_stdout(lines):
+        model.fit(cases.batches([6, 6, 4]), verbose=2)
     ends = [entry for entry in seen if entry[0] == "end"]
     ahead = max(
         sum(e[0] == "begin" for e in seen[:i]) - sum(e[0] == "end" for e in seen[:i])
@@ -471,6 +428,7 @@ def batch_callbacks() -> dict[str, Any]:
         "ends": [entry[1] for entry in ends],
         "logs": ends[-1][2],
         "ahead": ahead,
+        "line": lines.getvalue().partition(" - ")[0],
     }
 
 
@@ -980,35 +938,3 @@ def gradient_noise() -> dict[str, Any]:
         found["sync_every"] = str(error)
     tfdp.enable(tfdp.Communication())
     return found
-
-
-CHECKS = [
-    counters,
-    gradient_noise,
-    no_lost_updates,
-    gathered,
-    overflowing,
-    bounded_staleness,
-    moving_state,
-    near_serial,
-    schedule,
-    embedding,
-    lazy_rows,
-    saved_and_loaded,
-    evaluate_and_predict,
-    batch_callbacks,
-    own_train_step,
-    two_optimizers,
-    own_train_step_summed,
-    models_of_all_kinds,
-    loaded_again,
-    callback_that_fails,
-    worker_reads,
-    readings,
-    refused,
-    refused_optimizers,
-    step_that_fails,
-    assigned_in_steps,
-    large_table,
-    looked_up,
-]

@@ -80,6 +80,7 @@ def test_the_training_goes_on_when_servers_were_killed(folder, environment):
     assert "gives batches in any order; the data workers share them out" in out + err
 
 
+@pytest.mark.exhaustive  # test_failures shows it of other tasks
 def test_a_killed_launcher_leaves_no_server(folder, environment):
     run = words("killed", "--config.training.epochs=1000")
     with processes.started(run, folder, environment) as launcher:

@@ -84,6 +84,7 @@ def test_two_workers_reach_097_and_the_chief_writes_everything_once(tmp_path, en
     assert len(re.findall(r"^  a \d is taken for a \d", served.stdout, re.MULTILINE)) == 8
 
 
+@pytest.mark.exhaustive  # two workers reach it
 @pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
 def test_one_process_reaches_097(strategy, tmp_path, environment):
     done = processes.run(
@@ -125,6 +126,7 @@ def build(input_shape, classes):
 """
 
 
+@pytest.mark.exhaustive  # test_exported compares what was trained
 def test_the_loss_of_every_epoch_is_that_of_one_device(tmp_path, environment):
     (tmp_path / "smooth_digits.py").write_text(SMOOTH)
     environment = {**environment, "PYTHONPATH": str(tmp_path)}

@@ -14,6 +14,7 @@ DIGITS = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
 SCRIPT = str(pathlib.Path(__file__).with_name("scripts") / "evaluated.py")
 
 
+@pytest.mark.exhaustive  # that of a config does, too
 def test_the_evaluator_sees_each_checkpoint_once(tmp_path, environment):
     words = ["launch", "--chief", "--workers=1", "--ps=1", "--evaluator", "--log_dir=logs"]
     done = processes.run([*words, "--", SCRIPT], tmp_path, environment)

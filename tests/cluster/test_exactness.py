@@ -76,6 +76,7 @@ def test_two_workers_train_what_one_device_trains(group, name, outcomes):
     check(outcomes[group, name])
 
 
+@pytest.mark.exhaustive  # test_carriers compares them
 @pytest.mark.parametrize(("group", "name"), chosen(CARRIED))
 def test_ring_and_gloo_carry_the_same_sums(group, name, outcomes_carried):
     check(outcomes_carried[group, name])

@@ -6,6 +6,7 @@ import re
 import signal
 
 import pytest
+from conftest import exhaustive_unless
 
 from cluster import processes
 
@@ -34,6 +35,7 @@ def end(launcher, folder, kill, processes_each=1):
         return processes.left_after(handles, SECONDS)
 
 
+@pytest.mark.exhaustive  # where Gloo runs, and test_launch_local with tasks without TensorFlow
 @pytest.mark.parametrize(
     ("name", "code", "last_line"),
     [
@@ -63,7 +65,10 @@ def test_nothing_is_left_five_seconds_after(name, code, last_line, tmp_path, env
         assert err.splitlines()[-1] == last_line
 
 
-@pytest.mark.parametrize("kills", ["a worker", "the launcher", "a process of Gloo"])
+@pytest.mark.parametrize(
+    "kills",
+    ["a worker", "the launcher", pytest.param("a process of Gloo", marks=exhaustive_unless(False))],
+)
 def test_nothing_is_left_where_gloo_runs_beside_each_worker(kills, tmp_path, environment):
     environment = {**environment, "IMPLEMENTATION": "gloo"}
 

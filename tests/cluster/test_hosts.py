@@ -54,6 +54,7 @@ def losses(path):
         return [(float(row["loss"]), float(row["val_loss"])) for row in csv.DictReader(file)]
 
 
+@pytest.mark.exhaustive  # test_ssh trains on three hosts, too
 def test_three_hosts_train_as_the_launcher_does(tmp_path, environment):
     local, remote = tmp_path / "local", tmp_path / "remote"
     local.mkdir()
@@ -108,6 +109,7 @@ def test_a_blip_does_no_harm_and_a_cut_ends_all(tmp_path, environment):
     )
 
 
+@pytest.mark.exhaustive  # to the others it is as one whose link is cut
 def test_a_stopped_worker_is_named(tmp_path, environment):
     words = ["launch", "--workers=2", "--log_dir=logs", "--", ENDLESS]
     with processes.started(words, tmp_path, environment) as launcher:

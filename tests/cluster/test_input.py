@@ -29,13 +29,13 @@ def prepare(folder, files):
     return sorted((folder / "tfdp_digits" / "1.0.0").glob("*-train.tfrecord*"))
 
 
-def test_one_file_for_two_workers_trains_to_the_accuracy_of_the_digits(tmp_path, environment):
+def test_one_file_gives_two_workers_each_record_once(tmp_path, environment):
     # tf.data's own auto-sharding gives the second worker no file here, and ends in an error.
     (file,) = prepare(tmp_path, 1)
     done = processes.run(
         [
             "train",
-            f"--config={CONFIGS}/digits.py",
+            f"--config={CONFIGS}/digits.py:quick",
             "--workers=2",
             "--config.run_dir=run",
             f"--config.data.data_dir={tmp_path}",
@@ -46,7 +46,7 @@ def test_one_file_for_two_workers_trains_to_the_accuracy_of_the_digits(tmp_path,
         environment,
     )
     assert done.returncode == 0, done.stderr
-    assert accuracy_in(done.stdout) >= 0.97
+    assert accuracy_in(done.stdout) >= 0.8
     told = [line for line in done.stderr.splitlines() if line.startswith("tfdp: Input")]
     assert told == [
         "tfdp: Input train: policy HINT for 2 pipelines, 1 file, 1,437 records: each pipeline "
@@ -56,14 +56,14 @@ def test_one_file_for_two_workers_trains_to_the_accuracy_of_the_digits(tmp_path,
         "makes even files.",
         "tfdp: Input: tf.distribute shards the data (function of InputContext).",
     ]
-    # The ledgers prove it: each of 20 epochs has each record once, over both workers.
+    # The ledgers prove it: each of 3 epochs has each record once, over both workers.
     times = collections.Counter(
         (epoch, identity)
         for worker in (0, 1)
         for epoch, ids in ledger.read(f"{tmp_path}/ids-{worker}")
         for identity in ids
     )
-    assert times == {(epoch, f"{file}:{n}"): 1 for epoch in range(20) for n in range(1437)}
+    assert times == {(epoch, f"{file}:{n}"): 1 for epoch in range(3) for n in range(1437)}
 
 
 def test_a_damaged_record_of_one_worker_ends_both_and_is_named(tmp_path, environment):
@@ -91,6 +91,7 @@ def test_a_damaged_record_of_one_worker_ends_both_and_is_named(tmp_path, environ
     assert "worker:0" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.exhaustive  # it takes two minutes
 def test_fashion_mnist_on_two_workers(tmp_path, environment):
     try:
         fashion_mnist.folder()

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from conftest import exhaustive_unless
 from platforms import kubernetes_server
 
 from cluster import hosts, kills, processes
@@ -111,6 +112,7 @@ def test_the_digits_are_trained_as_here(start, environment):
     assert len(server.started) == 2
 
 
+@pytest.mark.exhaustive  # the texts of a JobSet are tables
 def test_parameter_servers_are_a_jobset_that_ends_with_its_chief(start):
     names = [f"run-{task}.run" for task in ("chief-0-0", "worker-0-0", "worker-0-1")]
     names += [f"run-{task}.run" for task in ("ps-0-0", "ps-0-1")]
@@ -131,7 +133,14 @@ def test_parameter_servers_are_a_jobset_that_ends_with_its_chief(start):
 
 @pytest.mark.parametrize(
     ("code", "restarts", "expected", "pods"),
-    [(138, 1, 0, 4), (143, 0, 0, 4), (2, 3, 2, None), (1, 0, 1, None)],
+    [
+        (138, 1, 0, 4),
+        (2, 3, 2, None),
+        *(
+            pytest.param(*others, marks=exhaustive_unless(False))
+            for others in ((143, 0, 0, 4), (1, 0, 1, None))
+        ),
+    ],
 )
 def test_exit_codes_decide_whether_it_starts_again(start, code, restarts, expected, pods):
     server = start(["run-0.run", "run-1.run"])
@@ -182,6 +191,7 @@ def test_ctrl_c_removes_everything(start):
     assert [key for key in server.objects if key[0] != "pods"] == []
 
 
+@pytest.mark.exhaustive  # as with it
 def test_what_was_made_goes_on_without_the_launcher(start):
     server = start(["run-0.run", "run-1.run"])
     (start.folder / "ends.py").write_text(ENDS)
@@ -197,6 +207,7 @@ def test_what_was_made_goes_on_without_the_launcher(start):
     assert server.objects["jobs", "run"]["status"]["conditions"][0]["type"] == "Complete"
 
 
+@pytest.mark.exhaustive  # as on other platforms
 def test_the_doctor_finds_pods_ready(start):
     server = start(["run-0.run", "run-1.run"])
     verb, *given = start.words("doctor", "--workers=2", "--json", "--dir=.")

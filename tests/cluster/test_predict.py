@@ -84,6 +84,7 @@ def test_a_stopped_worker_is_replaced_and_spoils_nothing(folder, quiet, environm
     assert kills.content(folder / "stopped") == quiet
 
 
+@pytest.mark.exhaustive  # inference/test_claims has its race
 def test_a_worker_that_outlives_its_launcher_stopped_spoils_nothing(folder, quiet, environment):
     words = [*kills.words("stale"), "--timeout_seconds=3"]
     with processes.started(words, folder, environment) as launcher:
@@ -104,6 +105,7 @@ def test_a_worker_that_outlives_its_launcher_stopped_spoils_nothing(folder, quie
     assert kills.content(folder / "stale") == quiet
 
 
+@pytest.mark.exhaustive  # inference/test_input_files has the check
 def test_an_input_that_changes_makes_no_part(folder, quiet, environment):
     rows = folder / "rows.tfrecord"
     content, facts = rows.read_bytes(), rows.stat()

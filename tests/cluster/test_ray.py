@@ -173,7 +173,7 @@ def test_it_starts_again_and_secrets_stay_secret(ray, tmp_path):
     assert "s3cret" not in logs + done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("which", ["agent", "actor"])
+@pytest.mark.parametrize("which", ["agent", pytest.param("actor", marks=pytest.mark.exhaustive)])
 def test_a_killed_agent_or_actor_is_named_and_nothing_is_left(which, ray, tmp_path):
     variables = ray
     (tmp_path / "endless.py").write_text(ENDLESS)
@@ -193,6 +193,7 @@ def test_a_killed_agent_or_actor_is_named_and_nothing_is_left(which, ray, tmp_pa
     assert gone([pid for task in tasks for pid in task], 5) == []
 
 
+@pytest.mark.exhaustive  # it ends its agents as with ssh
 def test_a_killed_launcher_leaves_nothing(ray, tmp_path):
     variables = ray
     (tmp_path / "endless.py").write_text(ENDLESS)
@@ -228,6 +229,7 @@ def test_what_cannot_be_placed_is_one_line(ray, tmp_path):
     )
 
 
+@pytest.mark.exhaustive  # the launcher runs the same
 def test_the_program_runs_without_the_launcher(ray, tmp_path):
     variables = ray
     (tmp_path / "again.py").write_text(AGAIN.replace("sys.exit(138)", "sys.exit(3)"))
@@ -246,6 +248,7 @@ def test_the_program_runs_without_the_launcher(ray, tmp_path):
     assert "restart 0 12" in run.stdout
 
 
+@pytest.mark.exhaustive  # Ray takes it
 def test_a_job_that_was_submitted_takes_its_folder_along(ray, tmp_path):
     variables = ray
     (tmp_path / "again.py").write_text(AGAIN)

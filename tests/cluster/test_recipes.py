@@ -4,7 +4,6 @@ import pathlib
 import re
 
 import pytest
-from conftest import exhaustive_unless
 
 from cluster import processes
 
@@ -14,14 +13,15 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 LINE = "Optimizer sgd, learning rate 0.1 after 1 epoch of warm-up, then along a cosine to 0."
 
 
+@pytest.mark.exhaustive  # minutes; fit/test_published_models trains a step of each
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        pytest.param("cifar10_vgg19", 0.95, marks=exhaustive_unless(True)),
-        pytest.param("cifar10_resnet164", 0.95, marks=exhaustive_unless(False)),
+        ("cifar10_vgg19", 0.95),
+        ("cifar10_resnet164", 0.95),
         # Two epochs of made images, in parts that may be of another class, teach them little.
-        pytest.param("imagenet_resnet50", 0.0, marks=exhaustive_unless(False)),
-        pytest.param("imagenet_vgg19", 0.0, marks=exhaustive_unless(False)),
+        ("imagenet_resnet50", 0.0),
+        ("imagenet_vgg19", 0.0),
     ],
 )
 def test_tiny_on_two_workers(name, least, tmp_path, environment):

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.cluster
 SCRIPT = str(pathlib.Path(__file__).with_name("scripts") / "resuming.py")
 
 
+@pytest.mark.exhaustive  # test_recovery and test_ssh start again, too
 def test_a_training_that_comes_further_is_started_again(tmp_path, environment):
     # Two failures, each after progress that fit has reported: a budget of one is not touched.
     words = ["launch", "--workers=2", "--max-restarts=1", "--log_dir=logs", "--", SCRIPT, "backup"]

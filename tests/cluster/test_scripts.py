@@ -40,6 +40,7 @@ def check_tutorial(done, folder, tasks):
     ]
 
 
+@pytest.mark.exhaustive  # with a chief beside the worker it is the same
 def test_a_script_that_knows_nothing_of_tfdp(tmp_path, environment):
     done = processes.run(
         [

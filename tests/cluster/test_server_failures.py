@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import exhaustive_unless
 
 from cluster import processes
 from tfdp.cluster import Task
@@ -45,7 +46,7 @@ def trained_without_a_worker(command, folder, environment):
     return out, err
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.parametrize("restarts", [pytest.param(0, marks=exhaustive_unless(False)), 1])
 def test_the_training_goes_on_when_a_worker_is_killed(restarts, tmp_path, environment):
     command = ["launch", *CLUSTER, f"--max-restarts={restarts}", "--", SCRIPT, "12"]
     out, err = trained_without_a_worker(command, tmp_path, environment)
@@ -62,6 +63,7 @@ def test_the_training_goes_on_when_a_worker_is_killed(restarts, tmp_path, enviro
         assert "The training goes on with 1 worker." in err
 
 
+@pytest.mark.exhaustive  # as where the chief reads
 def test_the_training_goes_on_without_a_worker_that_read_for_itself(tmp_path, environment):
     command = ["launch", *CLUSTER, "--", SCRIPT, "8"]
     environment = {**environment, "READING": "shard"}
@@ -74,6 +76,7 @@ def test_the_training_goes_on_without_a_worker_that_read_for_itself(tmp_path, en
     assert "The training goes on with 1 worker." in err
 
 
+@pytest.mark.exhaustive  # test_recovery kills one
 def test_fit_resumes_when_a_server_was_killed(tmp_path, environment):
     command = ["launch", *CLUSTER, "--max-restarts=1", "--", SCRIPT, "12", "backup"]
     with processes.started(command, tmp_path, environment) as launcher:
@@ -91,6 +94,7 @@ def test_fit_resumes_when_a_server_was_killed(tmp_path, environment):
     assert out.splitlines()[-1] == f"Trained {12 * 51} steps."
 
 
+@pytest.mark.exhaustive  # test_recovery resumes where the chief reads
 def test_fit_resumes_when_workers_read_for_themselves(tmp_path, environment):
     environment = {**environment, "READING": "shard"}
     command = ["launch", *CLUSTER, "--", SCRIPT, "20", "backup"]

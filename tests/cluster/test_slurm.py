@@ -202,6 +202,7 @@ def test_gpus_go_to_the_tasks_that_train(cluster, tmp_path):
     }
 
 
+@pytest.mark.exhaustive  # platforms/test_slurm has the rule
 def test_gpus_that_slurm_divides_are_left_as_they_are(cluster, tmp_path):
     words = ["salloc", "--quiet", "--ntasks=2", "--gpus-per-task=2", *LAUNCH, "--workers=2"]
     done = run(
@@ -252,6 +253,7 @@ def test_salloc_and_srun_alone_train_as_the_launcher_does(cluster, tmp_path, exp
         check_losses(folder, expected)
 
 
+@pytest.mark.exhaustive  # only the shape differs
 def test_parameter_servers_and_an_evaluator(cluster, tmp_path):
     words = ["train", "--platform=slurm", "--chief", "--workers=1", "--ps=1", "--evaluator"]
     done = run(cluster, [*TFDP, *words, "--nodes=2", *TRAIN], tmp_path)
@@ -284,7 +286,9 @@ def test_a_rank_that_is_killed_ends_all(cluster, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("code", "runs"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("code", "runs"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.exhaustive)]
+)
 def test_a_failure_starts_again_unless_the_setting_is_bad(code, runs, cluster, tmp_path):
     words = [*LAUNCH, "--workers=2", "--nodes=2", "--max_restarts=1", "--env=PIN", "--", PATIENT]
     done = run(cluster, [*words, str(code)], tmp_path, PIN="t0psecret")
@@ -300,6 +304,7 @@ def test_a_failure_starts_again_unless_the_setting_is_bad(code, runs, cluster, t
     assert "t0psecret" not in done.stdout + done.stderr + shown
 
 
+@pytest.mark.exhaustive  # by sbatch they do, too
 def test_in_salloc_the_tasks_start_again_at_once(cluster, tmp_path):
     words = ["salloc", "--quiet", "--nodes=2", "--ntasks=2", *LAUNCH, "--workers=2"]
     done = run(cluster, [*words, "--max_restarts=1", "--", PATIENT, "7"], tmp_path)
@@ -313,6 +318,7 @@ def test_in_salloc_the_tasks_start_again_at_once(cluster, tmp_path):
     )
 
 
+@pytest.mark.exhaustive  # a rare place
 def test_in_a_shell_of_srun_the_tasks_share_its_cpus(cluster, tmp_path):
     """As in srun --pty bash, whose step holds all CPUs of the job."""
     words = ["srun", "--ntasks=1", "--cpus-per-task=2", *LAUNCH, "--workers=2"]
@@ -323,6 +329,7 @@ def test_in_a_shell_of_srun_the_tasks_share_its_cpus(cluster, tmp_path):
         assert told["task"] == f"worker:{worker}"
 
 
+@pytest.mark.exhaustive  # Slurm requeues it
 def test_a_host_that_goes_down_starts_the_job_again(cluster, tmp_path):
     words = [*LAUNCH, "--workers=2", "--tasks_per_node=1", "--", PATIENT, "ignore"]
     try:
@@ -370,6 +377,7 @@ def test_scancel_and_ctrl_c_end_all(cluster, tmp_path):
         assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
 
 
+@pytest.mark.exhaustive  # a rank that is killed ends all
 def test_nothing_is_left_of_a_job_whose_launcher_is_killed(cluster, tmp_path):
     words = [*LAUNCH, "--workers=2", "--nodes=2", "--max_restarts=3", "--", PATIENT, "ignore"]
     with launched(cluster, words, tmp_path) as launcher:
@@ -385,6 +393,7 @@ def test_nothing_is_left_of_a_job_whose_launcher_is_killed(cluster, tmp_path):
         cluster.wait_for_no_tasks()
 
 
+@pytest.mark.exhaustive  # Slurm ends the step
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_in_salloc_nothing_is_left_of_a_launcher_that_ends(number, code, cluster, tmp_path):
     words = ["salloc", "--quiet", "--no-shell", "--nodes=2", "--ntasks=2"]

@@ -46,31 +46,46 @@ def rows(text):
     return sorted(map(json.loads, found))
 
 
-def test_digits_train_as_with_the_local_launcher(network, tmp_path, environment):
-    folders = {name: tmp_path / name for name in ("local", "launch", "script")}
-    for folder in folders.values():
-        folder.mkdir()
-    words = ["--workers=3", *TRAIN]
-    done = processes.run(["train", *words], folders["local"], environment)
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, environment):
+    """The losses of three workers on this machine."""
+    folder = tmp_path_factory.mktemp("local")
+    done = processes.run(["train", "--workers=3", *TRAIN], folder, environment)
     assert done.returncode == 0, done.stderr
-    words = [network.hosts(1, 1, 1), *words]
-    done = network.run(network.words("train", *words), folders["launch"])
+    return test_hosts.losses(folder / "run" / "history.csv")
+
+
+def check_losses(folder, expected):
+    found = test_hosts.losses(folder / "run" / "history.csv")
+    assert len(expected) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_digits_train_as_with_the_local_launcher(network, tmp_path, expected):
+    words = [network.hosts(1, 1, 1), "--workers=3", *TRAIN]
+    done = network.run(network.words("train", *words), tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"worker=3 on {', '.join(network.addresses[:3])}, seed " in done.stdout
-    logs = folders["launch"] / "run" / "logs"
+    logs = tmp_path / "run" / "logs"
     assert sorted(path.name for path in logs.glob("*.log")) == [f"worker-{n}.log" for n in range(3)]
-    # The script that --output writes, without tfdp's launcher.
-    done = network.run(network.words("train", *words, "--output=run.sh"), folders["script"])
+    check_losses(tmp_path, expected)
+
+
+def test_the_script_runs_without_the_launcher(network, tmp_path):
+    words = [network.hosts(1, 1, 1), "--workers=3", "--log_dir=logs", "--output=run.sh", "--"]
+    words += [str(SCRIPTS / "ssh_task.py"), "tell"]
+    done = network.run(network.words("launch", *words), tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
-    done = network.run(["bash", "run.sh"], folders["script"])
+    done = network.run(["bash", "run.sh"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {name: test_hosts.losses(folders[name] / "run" / "history.csv") for name in folders}
-    assert len(found["local"]) == 2
-    for name in ("launch", "script"):
-        for one, other in zip(found[name], found["local"], strict=True):
-            assert one == pytest.approx(other, rel=1e-5)
+    logs = "".join(path.read_text() for path in (tmp_path / "logs").glob("*.log"))
+    told = rows(done.stdout) or rows(logs)
+    assert [row[0] for row in told] == [f"worker:{n}" for n in range(3)]
+    assert [row[2].rpartition(":")[0] for row in told] == network.addresses[:3]
 
 
+@pytest.mark.exhaustive  # only the shape differs
 def test_parameter_servers_on_three_hosts(network, tmp_path):
     words = [network.hosts(2, 2, 1), "--chief", "--workers=2", "--ps=2", "--port=4000"]
     words += [TRAIN[0], "--config.strategy=parameter_server", "--config.training.epochs=1"]
@@ -108,7 +123,14 @@ def processes_command(pid):
     return pathlib.Path("/proc", str(pid), "cmdline").read_bytes()
 
 
-@pytest.mark.parametrize("what", ["link", "ssh", "agent", "task"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "link",
+        "task",
+        *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("ssh", "agent")),
+    ],
+)
 def test_what_is_lost_is_named_and_nothing_is_left(what, network, tmp_path):
     address = network.addresses[1]
     with start_endless(network, tmp_path) as launcher:
@@ -258,6 +280,7 @@ def test_a_failure_is_followed_by_a_restart_and_its_code_is_returned(network, tm
     )
 
 
+@pytest.mark.exhaustive  # a limit of sshd's
 def test_more_tasks_on_a_host_than_a_connection_carries(network, tmp_path):
     # sshd allows ten sessions on a connection (MaxSessions): the others connect by themselves.
     words = [network.hosts(11), "--workers=11", "--", str(SCRIPTS / "ssh_task.py"), "tell"]

@@ -33,6 +33,7 @@ def small_stacks():
     resource.setrlimit(resource.RLIMIT_STACK, (STACK, resource.getrlimit(resource.RLIMIT_STACK)[1]))
 
 
+@pytest.mark.exhaustive  # on two workers there are limits, too
 def test_the_digits_under_a_limit(tmp_path, environment):
     (tmp_path / "tuned_model.py").write_text((HERE / "tuned_model.py").read_text())
     words = ["tune-batch", f"--config={DIGITS}", "--config.model.name=tuned_model:wide"]

@@ -1,5 +1,7 @@
 """One process with three logical CPU devices, and strategies of two sizes that can share it."""
 
+import gc
+
 import pytest
 import tensorflow as tf
 
@@ -15,6 +17,34 @@ tf.config.set_logical_device_configuration(
 def enabled() -> None:
     """Each test begins with tfdp's fit and its defaults, whatever another one has left."""
     tfdp.enable(tfdp.Communication())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_collections():
+    """What TensorFlow has made at its import is not looked through again and again: a tenth."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_graphs(request):
+    """Optimizing graphs that run a few steps takes longer than it saves.
+
+    Where numbers are compared case by case (test_exactness) graphs are those that users run.
+    """
+    if request.module.__name__.endswith("test_exactness"):
+        yield
+        return
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    off = before.get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": off})
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ class Sleep(keras.callbacks.Callback):
 def train(
     implementation, compression=None, timeout=None, sleeps=False, synchronized=False, rows=70
 ):
+    """Return the weights after two epochs."""
     tfdp.enable(tfdp.Communication(implementation, 1 << 20, compression, timeout))
     keras.utils.set_random_seed(1)
     with strategy.scope():
@@ -37,7 +38,7 @@ def train(
     callbacks = [Sleep()] if sleeps else []
     x = X[:rows]
     model.fit(x, x[:, :1], batch_size=16, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
-    return [*model.get_weights(), model.predict(X, batch_size=16, verbose=0)]
+    return model.get_weights()
 
 
 def apart(ours, theirs):

@@ -1,15 +1,12 @@
 """Two workers that disagree, in one thing after the other. Prints what each is told.
 
-disagreeing.py settings     # all that fit compares, one after the other: each ends before it begins
-disagreeing.py model        # models of different shapes
-disagreeing.py rows         # workers that read different data
-disagreeing.py ended        # the chief alone calls predict
+They read different data ("rows"), call fit with different settings ("settings"; each ends before it
+begins), make models of different shapes, and in the end the chief alone calls predict ("ended").
 """
 
 import json
 import os
 import random
-import sys
 import time
 
 import keras
@@ -50,8 +47,9 @@ class Shuffled(keras.utils.PyDataset):
         return X[rows], rows[:, None] * np.ones((1, 8), "float32")
 
 
-def rows(model):
+def rows(strategy):
     """Let both workers read data that differs in one thing after the other."""
+    model = build(strategy)
     y = np.arange(32 * 8, dtype="float32").reshape(32, 8)
     dataset = tf.data.Dataset.from_tensor_slices((X, y))
 
@@ -77,22 +75,9 @@ def rows(model):
     attempt("agreed", fit, dataset.batch(8))
 
 
-def main():
-    if sys.argv[1] != "rows":
-        tf.random.set_seed(1)
-    strategy = tfdp.strategy()
-    if sys.argv[1] in ("rows", "ended"):
-        model = build(strategy)
-        if sys.argv[1] == "rows":
-            rows(model)
-            return
-        model.fit(X, np.ones((32, 8), "float32"), batch_size=8, verbose=0)
-        if INDEX == 0:
-            attempt("alone", model.predict, X, verbose=0, limit=15)
-        return
-    if sys.argv[1] == "model":
-        attempt("model", build, strategy, units=(8, 16)[INDEX])
-        return
+def settings(strategy):
+    """Let both workers call fit with settings of which one differs."""
+    tf.random.set_seed(1)
     model = build(strategy)
     y = np.ones((32, 8), "float32")
 
@@ -125,4 +110,17 @@ def main():
     attempt("agreed", fit)
 
 
-main()
+def ended(strategy):
+    """Let the workers make different models, and then the chief alone call predict."""
+    model = build(strategy)
+    model.fit(X, np.ones((32, 8), "float32"), batch_size=8, verbose=0)
+    attempt("model", build, strategy, units=(8, 16)[INDEX])
+    if INDEX == 0:
+        attempt("alone", model.predict, X, verbose=0, limit=15)
+
+
+if __name__ == "__main__":
+    strategy = tfdp.strategy()
+    for part in (rows, settings, ended):
+        print(f"part: {part.__name__}", flush=True)
+        part(strategy)
