@@ -129,6 +129,24 @@ def test_what_fit_is_told_of_the_evaluator(tell, config, name, told, machine, mo
 
 
 @pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (None, []),
+        (tf_config(worker=["a:1"], evaluator=["e:1"]), [""]),
+        (tf_config(**TWO), ["worker:0, one of 2 tasks"]),
+        (tf_config("worker", 1, **TWO), []),
+        (tf_config("chief", **SERVED), ["chief:0, one of 3 tasks"]),
+    ],
+)
+def test_what_fit_is_told_of_the_other_tasks(config, told, machine, monkeypatch):
+    machine(0, config)
+    heard = []
+    monkeypatch.setattr(fit, "set_several", heard.append)
+    run._teach_keras.__wrapped__()
+    assert heard == told
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (

@@ -112,7 +112,7 @@ def begin() -> None:
     """
     fit.enable()
     logging.getLogger("tensorflow").addFilter(_is_worth_reading)
-    _tell_evaluator()
+    _tell_place()
     _share_seed()
     _say_removed(cluster_lib.removed(os.environ))
 
@@ -134,11 +134,14 @@ def tune_collectives() -> None:
     collectives.enlarge_receive_chunks(_RECEIVE_CHUNK_BYTES)
 
 
-def _tell_evaluator() -> None:
-    """Tell fit whether this task is an evaluator, or trains for one."""
+def _tell_place() -> None:
+    """Tell fit whether this task evaluates or has an evaluator, and whether there are others."""
     found = cluster_lib.from_environment(os.environ)
     evaluates = found is not None and found.is_evaluator
     fit.set_evaluator(evaluates, cluster_lib.evaluated_run(os.environ))
+    if found is not None and found.is_chief:
+        trains = [task for task in found.cluster.tasks if task.type != "evaluator"]
+        fit.set_several(f"{found.task}, one of {len(trains)} tasks" if len(trains) > 1 else "")
 
 
 @functools.cache

@@ -134,6 +134,25 @@ def test_keras_own_callbacks(mirrored, tmp_path):
     assert rates[2] < 0.1 / 3
 
 
+def test_each_epoch_of_a_dataset_without_a_length_has_its_line(mirrored, capsys):
+    """As Keras's, which learns of the steps where a bar would show each of them."""
+    with mirrored[2].scope():
+        model = cases.classifier()
+    data = cases.batches([6, 6, 6, 4])
+    model.fit(data, epochs=2, verbose=2, validation_data=data)
+    model.evaluate(data, verbose=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" - ")[0] for line in lines] == [
+        "Epoch 1/2",
+        "4/4",
+        "Epoch 2/2",
+        "4/4",
+        "4/4",
+    ]
+    assert all(" - loss: " in line for line in lines if line.startswith("4/4"))
+    assert "val_loss" in lines[3]
+
+
 def test_early_stopping_restores_the_best_weights(mirrored):
     fit.enable()
     with mirrored[2].scope():

@@ -68,6 +68,24 @@ class Counting(keras.Model):
         return super().fit(*args, **kwargs)
 
 
+def test_a_model_that_each_of_several_tasks_trains_alone_is_said_once(caplog, mirrored):
+    x, y = cases.arrays(4)
+    fit.set_several("worker:0, one of 2 tasks")
+    with mirrored[2].scope():
+        shared = cases.classifier()
+    shared.fit(x, y, verbose=0)
+    assert caplog.messages == []
+    alone = cases.classifier()
+    alone.evaluate(x, y, verbose=0)
+    alone.fit(x, y, verbose=0)
+    cases.classifier().fit(x, y, verbose=0)
+    (message,) = caplog.messages
+    assert message.startswith(
+        f"Model {alone.name!r} was made without a strategy: each task trains it by itself, on all "
+        "rows. This is worker:0, one of 2 tasks."
+    )
+
+
 def test_super_fit_reaches_the_trainer(mirrored):
     with mirrored[2].scope():
         model = Counting()

@@ -47,6 +47,7 @@ from tfdp.fit.dispatch import (
     set_communication,
     set_evaluator,
     set_server_options,
+    set_several,
 )
 from tfdp.fit.observers import add_to_next_fit, observe_next_fit
 from tfdp.fit.pace import Pace
@@ -82,6 +83,7 @@ __all__ = [
     "set_communication",
     "set_evaluator",
     "set_server_options",
+    "set_several",
     "tell_progress",
     "watch",
     "whole_variables",

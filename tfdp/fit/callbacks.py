@@ -130,11 +130,10 @@ class BatchHooks:
     """
 
     def __init__(self, callbacks: keras.callbacks.CallbackList, kind: str, progress: bool):
-        own = [
-            c
-            for c in callbacks.callbacks
-            if progress or not isinstance(c, keras.callbacks.ProgbarLogger)
-        ]
+        lines = [c for c in callbacks.callbacks if isinstance(c, keras.callbacks.ProgbarLogger)]
+        own = callbacks.callbacks
+        if not progress:
+            own = [c for c in callbacks.callbacks if c not in lines]
         begins = [f"on_{kind}_batch_begin"] + (["on_batch_begin"] if kind == "train" else [])
         ends = [f"on_{kind}_batch_end"] + (["on_batch_end"] if kind == "train" else [])
         self._begin = self._end = None
@@ -143,6 +142,7 @@ class BatchHooks:
         if overrides(own, *ends):
             self._end = getattr(callbacks, ends[0])
         self.wanted = self._end is not None
+        self._untold = [] if self._end is not None else [getattr(c, ends[0]) for c in lines]
 
     def begin(self, step: int) -> None:
         """Call the hooks of the beginning."""
@@ -153,3 +153,12 @@ class BatchHooks:
         """Call the hooks of the end, with the logs so far."""
         if self._end is not None:
             self._end(step, logs)
+
+    def close(self, steps: int, logs: dict[str, Any]) -> None:
+        """Tell Keras's line of an epoch how many steps there were, if it was not told of each.
+
+        It says nothing at all of an epoch of no steps, which it takes one of unknown length for.
+        """
+        for end in self._untold:
+            if steps:
+                end(steps - 1, logs)

@@ -12,6 +12,7 @@ strategy goes to Keras's own code.
 
 import contextlib
 import functools
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,8 @@ from tfdp.fit.replicas import engine as replicas_engine
 from tfdp.fit.replicas import model_watch
 from tfdp.fit.servers import coordinator, partitions
 from tfdp.fit.servers import engine as servers_engine
+
+_log = logging.getLogger("tfdp")
 
 METHODS = (
     "fit",
@@ -51,6 +54,7 @@ _server_options_of: "weakref.WeakKeyDictionary[Any, coordinator.Options]" = (
     weakref.WeakKeyDictionary()
 )
 _is_evaluator = False
+_alone = ""  # what is lost where a model has no strategy; said once
 # Where a model keeps what trains it: a trainer refers to its model, so that a table of trainers
 # would keep both for ever.
 _TRAINER = "_tfdp_trainer"
@@ -150,12 +154,39 @@ def set_evaluator(evaluates: bool, run: str | None = None) -> None:
     evaluator.set_run(run)
 
 
+def set_several(task: str) -> None:
+    """Say that this process is one of several, which a model without a strategy does not know.
+
+    Args:
+        task: What the process is, in words ("worker:0 of 2 workers"), for the warning of the first
+            `fit` that trains in this process alone; "" for none.
+    """
+    global _alone
+    _alone = task
+
+
+def _warn_alone(model: keras.Model) -> None:
+    """Warn once of a model that every task trains for itself, on all rows."""
+    global _alone
+    if _alone:
+        _log.warning(
+            "Model %r was made without a strategy: each task trains it by itself, on all rows. "
+            "This is %s. To train one model on all of them, make and compile it inside "
+            "`with tfdp.strategy().scope():`.",
+            model.name,
+            _alone,
+        )
+        _alone = ""
+
+
 def _dispatcher(name: str, stock: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         trainer = trainer_of(self)
         if trainer is None:
             if name == "fit" and _is_evaluator:
                 evaluator.check_stock_fit(self, kwargs.get("callbacks", args[5:6]))
+            elif name == "fit":
+                _warn_alone(self)
             return stock(self, *args, **kwargs)
         return getattr(trainer, name)(*args, **kwargs)
 

@@ -409,6 +409,7 @@ class SyncTrainer(trainer.Trainer):
             self._compare_rows(loop, feed, what)
         self._make_equal(kind, loop)
         logs, _ = loop.aggregate(kind)
+        hooks.close(steps, logs)
         short = steps == 0 or (planned is not None and steps < planned)
         return call_lib.to_python(logs), exhausted, str(steps) if short else ""
 

@@ -180,6 +180,7 @@ class ServerTrainer(trainer.Trainer):
         if not model.stop_training and (short or totals.steps == 0):
             self._warn_of_end(totals.steps)
         logs = call.to_python(totals.logs())
+        hooks.close(totals.steps, logs)
         self._totals = None
         if self.options.max_staleness != 0:
             logs["staleness"] = totals.staleness
@@ -224,6 +225,7 @@ class ServerTrainer(trainer.Trainer):
         feed.restart()
         steps.run("test", feed, hooks.begin, took, lambda: model.stop_evaluating, after)
         logs = call.to_python(totals.logs())
+        hooks.close(totals.steps, logs)
         callbacks.on_test_end(logs)
         return logs
 
