@@ -18,6 +18,7 @@ import tensorflow as tf
 import tfdp
 from tfdp import fit
 from tfdp.checkpoints.store import Store
+from tfdp.compat import data_adapters
 from tfdp.fit import random_state
 
 ROWS, BATCH = 44, 8  # six steps, the last of four rows
@@ -535,6 +536,28 @@ def test_other_values_are_said(one_device, tmp_path, caplog):
     assert [r.getMessage() for r in caplog.records if "other data" in r.getMessage()] == [
         "The training goes on with other data: since its checkpoint the values of x have changed."
     ]
+
+
+@pytest.mark.parametrize(
+    ("own", "environment", "said"),
+    [
+        ((1, 1), ("7", "8"), None),  # what the script sets counts, whatever a launcher draws
+        ((1, 2), ("7", "7"), "began with the seed 1, and this start has 2: "),
+        ((None, None), ("7", "8"), "began with the seed 7, and this start has 8: "),
+        ((None, None), ("7", "7"), None),
+    ],
+)
+def test_another_seed_is_said(own, environment, said, one_device, tmp_path, caplog, monkeypatch):
+    seeds = zip(own, environment, strict=True)
+    for kills, (mine, drawn) in zip(([Kill("on_train_batch_end", 9)], []), seeds, strict=True):
+        monkeypatch.setattr(data_adapters, "own_seed", lambda mine=mine: mine)
+        monkeypatch.setenv("TFDP_SEED", drawn)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "tfdp"):
+            _fit(one_device, tmp_path, X, Y, *kills)
+    found = [message for message in caplog.messages if "began with the seed" in message]
+    assert len(found) == (said is not None)
+    assert all(said in message for message in found)
 
 
 def _fit(strategy, folder, x, y, *callbacks):

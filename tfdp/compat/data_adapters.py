@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+from keras.src.utils import rng_utils
 from tensorflow.python.data.util import structure
 from tensorflow.python.eager import context
 
@@ -97,6 +98,14 @@ def is_seeded() -> bool:
     `tf.random.get_seed` would draw from the global seed, and change what comes after.
     """
     return context.global_seed() is not None
+
+
+def own_seed() -> int | None:
+    """Return what a script has given to keras.utils.set_random_seed; None: it has not called it.
+
+    Keras 3.13 and 3.15, utils/rng_utils.py, `get_random_seed`.
+    """
+    return rng_utils.get_random_seed()
 
 
 def train_validation_split(arrays: Any, validation_split: float) -> tuple[Any, Any]:

@@ -6,11 +6,20 @@ put_back = returning(states)
 put_back()          # so do the seed generators that have these states
 """
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from tfdp.compat import data_adapters
+
+
+def seed() -> str:
+    """Return what shuffles without a seed of their own draw by: the script's seed, or TFDP_SEED."""
+    own = data_adapters.own_seed()
+    return os.environ.get("TFDP_SEED", "") if own is None else str(own)
 
 
 def now() -> tuple[Any, Any]:

@@ -11,7 +11,6 @@ The chief alone writes the folder, so that it need not be shared.
 import contextlib
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -223,7 +222,7 @@ class Backup:
             "feed": self._parts.feed.place(),
             **(self._before or self._draws()),
             "callbacks": callbacks,
-            "seed": os.environ.get("TFDP_SEED", ""),
+            "seed": random_state.seed(),
             "replicas": self._trainer.strategy.num_replicas_in_sync,
             "versions": {"keras": keras.__version__},
         }

@@ -14,7 +14,6 @@ import collections
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -215,15 +214,16 @@ class Resume:
 
     def _warn_of_seeds(self) -> None:
         """Warn of a shuffle without a seed of its own, which goes on in another order."""
-        before, now = self._run["seed"], os.environ.get("TFDP_SEED", "")
+        before, now = self._run["seed"], random_state.seed()
         if before != now:
             _log.warning(
-                "The training began with TFDP_SEED=%s, and this start has %s: what the script "
+                "The training began with the seed %s, and this start has %s: what the script "
                 "shuffles without a seed of its own comes in another order. To train on each row "
-                "once, start with TFDP_SEED=%s.",
-                before or "''",
+                "once, start with TFDP_SEED=%s, or call keras.utils.set_random_seed(NUMBER) in the "
+                "script before the data is made.",
+                before or "none",
                 now or "none",
-                before,
+                before or "NUMBER",
             )
         elif not data_adapters.is_seeded():
             _log.warning(
