@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from test_data_damage import example, write, write_array_record
+from test_data_sharding import batches_of
 
 from tfdp.compat import data_adapters
 from tfdp.config import Data
-from tfdp.data import function, images, inputs, ledger, pipeline, plan_report, reshard, source
+from tfdp.data import function, images, inputs, pipeline, plan_report, reshard, source
 from tfdp.error import Error
 from tfdp.fit import feed
 
@@ -217,9 +218,9 @@ def test_a_pipeline_reads_what_its_plan_says(folder, kind, files, more, policy):
         data.policy = "file"
     plan = pipeline.plan_training(opened, data, pipelines)
     assert plan.policy == policy
-    for number in range(pipelines):
+    for number, batches in enumerate(batches_of(plan)):
         found = labels(pipeline.training(opened, data, 0, context(pipelines, number)))
-        assert found == list(plan.batches(number))
+        assert found == batches
         assert len(found) == plan.steps
 
 
@@ -323,12 +324,15 @@ def test_the_ledger_proves_that_each_record_came_once(folder, kind, tmp_path):
         batches[number] = labels(pipeline.training(opened, data, 0, context(2, number), epochs=2))
     first = dict(zip((f"{folder}/five-{n}.{kind}" for n in range(5)), (0, 20, 41, 61, 83),
                      strict=True))  # fmt: skip
-    written = {number: ledger.read(f"{tmp_path}/ids-{number}") for number in (0, 1)}
+    written = {
+        number: [json.loads(line) for line in open(f"{tmp_path}/ids-{number}")] for number in (0, 1)
+    }
     for number in (0, 1):
-        names = [[name.rpartition(":") for name in ids] for _, ids in written[number]]
+        names = [[name.rpartition(":") for name in one["ids"]] for one in written[number]]
         assert [[first[f] + int(n) for f, _, n in ids] for ids in names] == batches[number]
     for epoch in (0, 1):
-        ids = [one for number in (0, 1) for e, ids in written[number] if e == epoch for one in ids]
+        lines = [one for number in (0, 1) for one in written[number] if one["epoch"] == epoch]
+        ids = [name for line in lines for name in line["ids"]]
         assert sorted(collections.Counter(ids).values()) == [1] * 103
     assert json.loads((tmp_path / "ids-0").read_text().splitlines()[0])["epoch"] == 0
 

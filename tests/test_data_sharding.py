@@ -15,8 +15,24 @@ def files_of(*counts, size=0):
 
 
 def batches_of(plan):
-    """The batches of every pipeline: lists of places in the sequence of all files."""
-    return [list(plan.batches(pipeline)) for pipeline in range(len(plan.shares))]
+    """The batches of every pipeline, unshuffled: places in the sequence of all files."""
+    return [list(_batches(plan, share)) for share in plan.shares]
+
+
+def _batches(plan, share):
+    pipelines = len(plan.shares)
+    if plan.how == "slices":
+        for start in range(0, plan.steps * plan.global_batch_size, plan.global_batch_size):
+            rows = min(plan.global_batch_size, plan.records - start)
+            low, high = sharding.slice_of(rows, share.pipeline, pipelines)
+            yield list(range(start + low, start + high))
+        return
+    own = list(range(share.pipeline, plan.records, pipelines))
+    if plan.how == "files":
+        ends = list(itertools.accumulate((file.records for file in plan.files), initial=0))
+        own = [n for at in share.files for n in range(ends[at], ends[at + 1])]
+    for step in range(plan.steps):
+        yield own[step * share.batch : (step + 1) * share.batch]
 
 
 # -- tables to check by hand -----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Two workers that read what a plan gives them."""
 
 import collections
+import json
 import pathlib
 import re
 
@@ -8,7 +9,6 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cluster import processes
-from tfdp.data import ledger
 from tfdp.datasets import digits, fashion_mnist
 from tfdp.error import Error
 
@@ -58,10 +58,10 @@ def test_one_file_gives_two_workers_each_record_once(tmp_path, environment):
     ]
     # The ledgers prove it: each of 3 epochs has each record once, over both workers.
     times = collections.Counter(
-        (epoch, identity)
+        (batch["epoch"], identity)
         for worker in (0, 1)
-        for epoch, ids in ledger.read(f"{tmp_path}/ids-{worker}")
-        for identity in ids
+        for batch in map(json.loads, open(f"{tmp_path}/ids-{worker}"))
+        for identity in batch["ids"]
     )
     assert times == {(epoch, f"{file}:{n}"): 1 for epoch in range(3) for n in range(1437)}
 

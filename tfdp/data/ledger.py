@@ -46,9 +46,3 @@ def writer(path: str, name_of: Callable[[int], str]) -> Callable[..., Any]:
             return tf.nest.map_structure(tf.identity, (x, y))
 
     return keep
-
-
-def read(path: str) -> list[tuple[int, list[str]]]:
-    """Return (epoch, ids) of every batch."""
-    with open(path) as file:
-        return [(line["epoch"], line["ids"]) for line in map(json.loads, file)]

@@ -22,7 +22,7 @@ With "drop" all batches are full. Nothing here touches a file.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tfdp import batching, config
@@ -120,29 +120,6 @@ class Plan:
         return _imbalance([share.records for share in self.shares]) or _imbalance(
             [share.bytes for share in self.shares]
         )
-
-    def batches(self, pipeline: int) -> Iterator[list[int]]:
-        """Yield the batches of a pipeline when nothing is shuffled.
-
-        A record is given by its place in the sequence of all files. Needs the counts.
-        """
-        share, records = self.shares[pipeline], self.records
-        assert records is not None
-        assert self.steps is not None
-        if self.how == "slices":
-            for step in range(self.steps):
-                start = step * self.global_batch_size
-                rows = min(self.global_batch_size, records - start)
-                low, high = slice_of(rows, pipeline, len(self.shares))
-                yield list(range(start + low, start + high))
-            return
-        if self.how == "files":
-            begins = _begins(self.files)
-            own = [n for at in share.files for n in range(begins[at], begins[at + 1])]
-        else:
-            own = list(range(pipeline, records, len(self.shares)))
-        for step in range(self.steps):
-            yield own[step * share.batch : (step + 1) * share.batch]
 
     def json(self) -> dict[str, Any]:
         """Return the plan as plain data."""
@@ -372,14 +349,6 @@ def _imbalance(counts: Sequence[int | None]) -> float | None:
 def _total(files: Sequence[File]) -> int | None:
     counts = [file.records for file in files]
     return None if None in counts else sum(count or 0 for count in counts)
-
-
-def _begins(files: Sequence[File]) -> list[int]:
-    """Return the place of each file's first record in the sequence of all, and the end."""
-    begins = [0]
-    for file in files:
-        begins.append(begins[-1] + (file.records or 0))
-    return begins
 
 
 def _named(files: Sequence[File], place: int) -> tuple[str, int]:
