@@ -6,7 +6,7 @@ import orjson
 import pytest
 import tensorflow as tf
 
-from tfdp.inference import writers
+from tfdp.inference import settings, writers
 
 IDS = ["a.csv:0", 'b, "c"', "ü"]
 OUTPUTS = {
@@ -87,12 +87,12 @@ def test_tfrecord(tmp_path):
         np.testing.assert_array_equal(found, array.astype(found.dtype))
 
 
-@pytest.mark.parametrize("extension", writers.EXTENSIONS)
+@pytest.mark.parametrize("extension", settings.FORMATS)
 def test_blocks_make_no_difference(extension):
     assert written(extension, [(0, 1), (1, 3)]) == written(extension, [(0, 3)])
 
 
-@pytest.mark.parametrize("extension", writers.EXTENSIONS)
+@pytest.mark.parametrize("extension", settings.FORMATS)
 def test_a_part_without_rows(extension):
     content = written(extension, [])
     if extension == "npy":

@@ -57,13 +57,3 @@ def cores() -> int:
 def memory_bytes() -> int:
     """Return the most memory that this process has taken so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def free_memory_bytes() -> int:
-    """Return the memory that this machine has left; 0 if it does not say."""
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else 0

@@ -43,12 +43,6 @@ class Count:
     reasons: tuple[str, ...] = ()
 
 
-def known(path: str) -> Count | None:
-    """Return what is remembered of a file as it is now, None if nothing."""
-    entry = _read(os.path.dirname(path)).get(os.path.basename(path))
-    return entry if entry and (entry.size, entry.changed) == state(path) else None
-
-
 def count(paths: Sequence[str], counter: Callable[[str], int]) -> list[int]:
     """Return the number of records of every file, from memory or by counting.
 

@@ -178,10 +178,7 @@ def unreached(
     """Make the report where no task could be started; facts and checks are those of `look`."""
     hosts = {
         name: {
-            **{
-                key: _version(found[key])
-                for key in ("host", "python", "tensorflow", "keras", "tfdp")
-            },
+            **{key: _version(found[key]) for key in _SHOWN},
             "gpus": ", ".join(found["gpus"]),
         }
         for name, found in facts.items()

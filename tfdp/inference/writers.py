@@ -20,7 +20,6 @@ import orjson
 from tfdp.data import tfrecord
 
 Outputs = Mapping[str, np.ndarray]
-EXTENSIONS = ("jsonl", "csv", "npy", "tfrecord")
 
 
 class Writer:
@@ -43,7 +42,7 @@ def make(extension: str, file: IO[bytes], outputs: Mapping[str, Any]) -> Writer:
     """Return the writer of a format.
 
     Args:
-        extension: One of EXTENSIONS.
+        extension: One of settings.FORMATS.
         file: Open for writing.
         outputs: The outputs and the types and shapes of a row: {"p": ("float32", (10,))}.
     """
