@@ -247,6 +247,6 @@ def test_the_text_and_the_json_tell_the_same():
         "90 epochs",
     ):
         assert part in text, text
-    told = json.loads(what_if.to_json(found))
+    told = json.loads(found.to_json())
     assert told["efficiency"] == found.efficiency
     assert told["wish"]["hosts"] == 4

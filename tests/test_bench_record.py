@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import types
+import typing
 
 import jsonschema
 import pytest
@@ -75,9 +77,55 @@ def test_a_record_is_read_as_it_was_written(tmp_path, changes):
     jsonschema.validate(json.loads(path.read_text()), json.loads(SCHEMA.read_text()))
 
 
+def schema():
+    """Return the JSON schema of bench.json: what docs/bench.schema.json holds."""
+    definitions = {}
+    described(record.Record, definitions)
+    properties = definitions.pop("Record")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "bench.json",
+        "description": "What the bench of one training has measured. Units stand in the names.",
+        **properties,
+        "$defs": definitions,
+    }
+
+
+def described(kind, definitions):
+    """Return the schema of a type; those of dataclasses go into `definitions`."""
+    if dataclasses.is_dataclass(kind):
+        name = kind.__name__
+        if name not in definitions:
+            definitions[name] = {}
+            hints = typing.get_type_hints(kind)
+            fields = {
+                f.name: described(hints[f.name], definitions) for f in dataclasses.fields(kind)
+            }
+            if name == "Record":
+                fields["verdict"] = {"enum": list(record.VERDICTS)}
+                fields["schema_version"] = {"const": record.SCHEMA_VERSION}
+            definitions[name] = {
+                "type": "object",
+                "description": (kind.__doc__ or "").split("\n\n")[0],
+                "properties": fields,
+                "required": list(fields),
+                "additionalProperties": False,
+            }
+        return {"$ref": f"#/$defs/{name}"}
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return {"anyOf": [described(one, definitions) for one in arguments]}
+    if origin is tuple:
+        return {"type": "array", "items": described(arguments[0], definitions)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": described(arguments[1], definitions)}
+    names = {str: "string", float: "number", int: "integer", bool: "boolean", type(None): "null"}
+    return {"type": names[kind]}
+
+
 def test_the_schema_in_the_documentation_is_that_of_the_code():
-    assert json.loads(SCHEMA.read_text()) == json.loads(json.dumps(record.schema())), (
-        "docs/bench.schema.json is old: write json.dumps(record.schema(), indent=1) to it"
+    assert json.loads(SCHEMA.read_text()) == json.loads(json.dumps(schema())), (
+        "docs/bench.schema.json is old: write json.dumps(schema(), indent=1) to it"
     )
 
 

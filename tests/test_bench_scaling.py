@@ -78,7 +78,7 @@ def test_the_text_the_file_and_the_figure(tmp_path):
     for part in ("Scaling (weak: each replica keeps its rows)", "0.68 x", "34%", "76.2 ms"):
         assert part in text, text
     assert "8 replicas would be" in text
-    told = json.loads(found.write(tmp_path).read_text())
+    told = json.loads(found.write(tmp_path / "scaling.json").read_text())
     assert told["points"][1]["efficiency"] == found.points[1].efficiency
     assert told["schema_version"] == 1
     paths = scaling_figure.write(found, tmp_path)

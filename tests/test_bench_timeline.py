@@ -16,7 +16,7 @@ from tfdp.error import Error
 def test_steps_are_read(text, first, last):
     found = profile.parse(text, "/runs/a")
     assert found == profile.Profile(first, last, "/runs/a")
-    assert profile.Profile.from_text(found.to_text()) == found
+    assert profile.Profile.from_variable({"A": found.to_text()}, "A") == found
 
 
 @pytest.mark.parametrize(

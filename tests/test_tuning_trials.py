@@ -36,7 +36,7 @@ class Machine:
                 told.Told(
                     *(name, self.tasks, self.records, 0.005 + 1e-4 * trial.global_batch, 12),
                     (room,), self.noise, (40.0, 86.0), 400,
-                ).write(folder)  # fmt: skip
+                ).write_into(folder)  # fmt: skip
         return code
 
     def tune(self, first=64, **more):

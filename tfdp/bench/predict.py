@@ -14,6 +14,7 @@ import random
 import statistics
 from collections.abc import Sequence
 
+from tfdp import plain
 from tfdp.bench import cost, fitted
 from tfdp.bench.record import Record, Timing
 from tfdp.error import Error
@@ -70,7 +71,7 @@ class Wish:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class Prediction(plain.Facts):
     """What is expected. Speed-up and efficiency compare with one replica on as many rows.
 
     Attributes:

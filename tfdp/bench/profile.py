@@ -2,13 +2,13 @@
 
 profile = parse("steps:10-20", "runs/a")
 text = profile.to_text()                        # for the environment of each task
-profile = Profile.from_text(text)
+profile = Profile.from_variable(os.environ, VARIABLE)
 """
 
 import dataclasses
-import json
 import re
 
+from tfdp import plain
 from tfdp.error import Error
 
 # Where a task finds it.
@@ -18,7 +18,7 @@ MOST_STEPS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
+class Profile(plain.Facts):
     """Steps to be traced.
 
     Attributes:
@@ -29,22 +29,6 @@ class Profile:
     first: int
     last: int
     folder: str
-
-    def to_text(self) -> str:
-        """Return the value of the variable."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_text(cls, text: str) -> "Profile":
-        """Return what a variable holds.
-
-        Raises:
-            Error: If it holds no profile.
-        """
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            raise Error(f"{VARIABLE}={text!r}: tfdp sets that itself. Unset it.") from None
 
 
 def parse(text: str, folder: str) -> Profile:

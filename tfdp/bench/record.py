@@ -11,13 +11,11 @@ older readers would misread raises SCHEMA_VERSION.
 import dataclasses
 import json
 import os
-import pathlib
 import statistics
-import types
-import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Self
 
+from tfdp import plain
 from tfdp.error import Error
 
 SCHEMA_VERSION = 1
@@ -190,7 +188,7 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class Record(plain.Facts):
     """One bench.
 
     Attributes:
@@ -260,12 +258,8 @@ class Record:
         """What each replica gives away in a step."""
         return sum(self.pack_bytes)
 
-    def to_json(self) -> str:
-        """Return the text of bench.json."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-
     @classmethod
-    def from_json(cls, text: str) -> "Record":
+    def from_json(cls, text: str) -> Self:
         """Return the record that a text holds.
 
         Raises:
@@ -277,111 +271,22 @@ class Record:
             raise ValueError(
                 f"its schema_version is {version}, and this tfdp reads {SCHEMA_VERSION}"
             )
-        return _made(cls, found, "")
-
-    def write(self, path: str | pathlib.Path) -> None:
-        """Write the file; it is there whole, or not at all."""
-        path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.to_json())
-        os.replace(part, path)
+        return super().from_json(text)
 
     @classmethod
-    def read(cls, path: str | pathlib.Path) -> "Record":
+    def read(cls, path: str | os.PathLike[str]) -> Self:
         """Return the record of a file.
 
         Raises:
             Error: If there is none, with what to do.
         """
         try:
-            return cls.from_json(pathlib.Path(path).read_text())
+            return super().read(path)
         except OSError as error:
             raise Error(
                 f"{path}: {error.strerror}. Measure first: tfdp launch --bench -- SCRIPT.py"
             ) from None
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise Error(
                 f"{path} is no bench.json: {error}. Measure again: tfdp launch --bench -- SCRIPT.py"
             ) from None
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of bench.json: what docs/bench.schema.json holds."""
-    definitions: dict[str, Any] = {}
-    root = _described(Record, definitions)
-    properties = definitions.pop("Record")
-    del root
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "bench.json",
-        "description": "What the bench of one training has measured. Units stand in the names.",
-        **properties,
-        "$defs": definitions,
-    }
-
-
-def _described(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a type; those of dataclasses go into `definitions`."""
-    if dataclasses.is_dataclass(kind):
-        assert isinstance(kind, type)
-        name = kind.__name__
-        if name not in definitions:
-            definitions[name] = {}
-            hints = typing.get_type_hints(kind)
-            fields = {f.name: _described(hints[f.name], definitions) for f in _fields(kind)}
-            if name == "Record":
-                fields["verdict"] = {"enum": list(VERDICTS)}
-                fields["schema_version"] = {"const": SCHEMA_VERSION}
-            definitions[name] = {
-                "type": "object",
-                "description": (kind.__doc__ or "").split("\n\n")[0],
-                "properties": fields,
-                "required": list(fields),
-                "additionalProperties": False,
-            }
-        return {"$ref": f"#/$defs/{name}"}
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return {"anyOf": [_described(one, definitions) for one in arguments]}
-    if origin is tuple:
-        return {"type": "array", "items": _described(arguments[0], definitions)}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _described(arguments[1], definitions)}
-    names = {str: "string", float: "number", int: "integer", bool: "boolean", type(None): "null"}
-    return {"type": names[kind]}
-
-
-def _fields(kind: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(kind)
-
-
-def _made(kind: Any, value: Any, path: str) -> Any:
-    """Return the value of a type out of what json.loads gave.
-
-    Raises:
-        ValueError: If it does not fit, with the place.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{path or 'it'} is no object")
-        hints = typing.get_type_hints(kind)
-        names = [field.name for field in _fields(kind)]
-        if set(value) != set(names):
-            odd = sorted(set(value) ^ set(names))[0]
-            raise ValueError(f"{path}{odd} is {'missing' if odd in names else 'unknown'}")
-        made = {name: _made(hints[name], value[name], f"{path}{name}.") for name in names}
-        return typing.cast(Any, kind)(**made)
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        return _made(next(one for one in arguments if one is not type(None)), value, path)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_made(arguments[0], one, path) for one in value)
-    if origin is dict and isinstance(value, dict):
-        return {name: _made(arguments[1], one, f"{path}{name}.") for name, one in value.items()}
-    wanted = (int, float) if kind is float else kind
-    if origin is None and isinstance(value, wanted) and isinstance(value, bool) <= (kind is bool):
-        return kind(value)
-    raise ValueError(f"{path.rstrip('.')} is {value!r}")

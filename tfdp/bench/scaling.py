@@ -9,11 +9,9 @@ the global batch. Both compare examples/s with those of the smallest number of r
 """
 
 import dataclasses
-import json
-import os
-import pathlib
 from collections.abc import Sequence
 
+from tfdp import plain
 from tfdp.bench import fitted, predict, words
 from tfdp.bench.record import Record
 from tfdp.error import Error
@@ -67,7 +65,7 @@ class Expected:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaling:
+class Scaling(plain.Facts):
     """All points.
 
     Attributes:
@@ -83,19 +81,6 @@ class Scaling:
     expected: tuple[Expected, ...]
     notes: tuple[str, ...]
     schema_version: int = SCHEMA_VERSION
-
-    def to_json(self) -> str:
-        """Return the text of scaling.json."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-
-    def write(self, folder: str | pathlib.Path) -> pathlib.Path:
-        """Write scaling.json into a folder; return its path."""
-        path = pathlib.Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.to_json())
-        os.replace(part, path)
-        return path
 
 
 def of(sources: Sequence[fitted.Source]) -> Scaling:

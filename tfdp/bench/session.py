@@ -32,10 +32,10 @@ def begin(environ: Mapping[str, str]) -> None:
         environ: The process's.
     """
     global _has_begun
-    text = environ.get(VARIABLE)
-    if text and not _has_begun:
+    settings = Settings.from_variable(environ, VARIABLE)
+    if settings is not None and not _has_begun:
         _has_begun = True
-        session = Session(Settings.from_text(text))
+        session = Session(settings)
         observe_next_fit(session.observe)
         atexit.register(session.tell_if_nothing_was_measured)
 

@@ -1,12 +1,12 @@
 """What is asked of a bench: --bench of `tfdp launch`, `tfdp bench`, `tfdp.callbacks.Bench`.
 
 text = Settings("runs/a", then="continue").to_text()    # for the environment of each task
-settings = Settings.from_text(text)
+settings = Settings.from_variable(os.environ, VARIABLE)
 """
 
 import dataclasses
-import json
 
+from tfdp import plain
 from tfdp.error import Error
 
 # Where a task finds them.
@@ -15,7 +15,7 @@ ENDS, CONTINUES = "end", "continue"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(plain.Facts):
     """One bench.
 
     Attributes:
@@ -42,19 +42,3 @@ class Settings:
             raise Error(f"Bench(rounds={self.rounds!r}): use a whole number of 1 or more.")
         if not self.seconds > 0:
             raise Error(f"Bench(seconds={self.seconds!r}): use a positive number of seconds.")
-
-    def to_text(self) -> str:
-        """Return the value of the variable."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_text(cls, text: str) -> "Settings":
-        """Return the settings that a variable holds.
-
-        Raises:
-            Error: If it holds none.
-        """
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            raise Error(f"{VARIABLE}={text!r}: tfdp sets that itself. Unset it.") from None

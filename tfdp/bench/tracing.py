@@ -23,6 +23,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdp import plain
 from tfdp.bench import measure, timeline
 from tfdp.bench.profile import VARIABLE, Profile
 from tfdp.compat import traces
@@ -41,11 +42,10 @@ def begin(environ: Mapping[str, str]) -> None:
         environ: The process's.
     """
     global _has_begun
-    text = environ.get(VARIABLE)
-    if not text or _has_begun:
+    profile = Profile.from_variable(environ, VARIABLE)
+    if profile is None or _has_begun:
         return
     _has_begun = True
-    profile = Profile.from_text(text)
     names, me = tasks(environ.get("TF_CONFIG", ""))
     add_to_next_fit(Steps(Tracer(profile, names, me)))
 
@@ -97,12 +97,12 @@ class Tracer:
         files = glob.glob(str(own / "plugins" / "profile" / "*" / "*.xplane.pb"))
         newest = max(files, key=os.path.getmtime)
         lanes = timeline.lanes_of(timeline.Span(*event) for event in traces.events(newest))
-        _write(own / LANES, json.dumps(lanes))
+        plain.replace(own / LANES, json.dumps(lanes))
         # On machines without a common folder each writes its own alone.
         others = {name: self._own(name) / LANES for name in self._names}
         if all(path.exists() for path in others.values()):
             whole = {name: json.loads(path.read_text()) for name, path in others.items()}
-            _write(self._folder / TIMELINE, timeline.merged(whole))
+            plain.replace(self._folder / TIMELINE, timeline.merged(whole))
         _log.info(
             "Traced: %s. tensorboard --logdir=%s (with xprof installed); ui.perfetto.dev opens %s.",
             own, self._folder, self._folder / TIMELINE,
@@ -110,12 +110,6 @@ class Tracer:
 
     def _own(self, name: str) -> pathlib.Path:
         return self._folder / (name.replace(":", "-") or "process")
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 class Steps(keras.callbacks.Callback):
@@ -177,10 +171,9 @@ def of_bench(bench: measure.Bench, environ: Mapping[str, str]) -> None:
         bench: What has measured the fit.
         environ: The process's.
     """
-    text = environ.get(VARIABLE)
-    if not text:
+    profile = Profile.from_variable(environ, VARIABLE)
+    if profile is None:
         return
-    profile = Profile.from_text(text)
     tracer = Tracer(profile, *tasks(environ.get("TF_CONFIG", "")))
     runs, limit = bench.runs, bench.limit
     with bench.opened(runs):

@@ -5,9 +5,7 @@ sources = read(["runs/a/bench.json", "runs/b/bench.json@1gbit"])
 print(text(predict.predict(sources, wish)))
 """
 
-import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -132,11 +130,6 @@ def read(files: Sequence[str]) -> list[fitted.Source]:
             fitted.Source(Record.read(path), rate(f"--from={path}@", given) if given else 0.0)
         )
     return found
-
-
-def to_json(found: Prediction) -> str:
-    """Return a prediction as JSON."""
-    return json.dumps(dataclasses.asdict(found), indent=1) + "\n"
 
 
 def text(found: Prediction) -> str:

@@ -16,6 +16,7 @@ import uuid
 from typing import Any
 
 from tfdp import cluster as cluster_lib
+from tfdp import plain
 from tfdp.diagnose import facts as facts_lib
 from tfdp.launch import rendezvous, task_start
 
@@ -37,9 +38,7 @@ def main(argv: list[str]) -> None:
         if out == "-":
             print(*told(result), sep="\n", flush=True)
             return
-        part = out.removesuffix(".json") + ".part"
-        pathlib.Path(part).write_text(json.dumps(result))
-        os.replace(part, out)
+        plain.replace(pathlib.Path(out), json.dumps(result))
 
     facts = facts_lib.collect(directory)
     result["facts"] = facts

@@ -50,7 +50,7 @@ class Hosts:
         """Return the process that stands for each worker."""
         cluster = self._reached.cluster(self._shape, self._placed)
         gpus = self._reached.gpus(cluster, self._placed, None, 0)
-        words = ("-m", "tfdp.inference.worker", FAR, order.to_json())
+        words = ("-m", "tfdp.inference.worker", FAR, order.to_text())
         workers = [
             plan.TaskProcess(
                 task,

@@ -157,7 +157,7 @@ class Pool:
             command = self._relays[slot].command
             environment = hosts.environment(self._relays[slot], memory)
         else:
-            words = ("-m", "tfdp.inference.worker", str(memory), self._order.to_json())
+            words = ("-m", "tfdp.inference.worker", str(memory), self._order.to_text())
             command = (sys.executable, *words)
             environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
             environment.pop("TF_CONFIG", None)

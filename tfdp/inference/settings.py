@@ -5,12 +5,12 @@ check(settings)
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from tfdp import plain
 from tfdp.inference.failures import InferenceError
 
 FORMATS = ("jsonl", "csv", "npy", "tfrecord")
@@ -57,7 +57,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class Order(plain.Facts):
     """What a worker is told; job.json holds the rest.
 
     Attributes:
@@ -74,16 +74,6 @@ class Order:
     def is_orphaned(self) -> bool:
         """Say, in a worker, whether its launcher is gone."""
         return self.launcher != 0 and os.getppid() != self.launcher
-
-    def to_json(self) -> str:
-        """Return this as text."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Order":
-        """Return what `to_json` has made a text of."""
-        fields = json.loads(text)
-        return cls(**{**fields, "settings": Settings(**fields["settings"])})
 
 
 def check(settings: Settings) -> None:

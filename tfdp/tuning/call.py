@@ -89,7 +89,7 @@ def tune_batch(
 def finish(tuned: record.Tuned, folder: pathlib.Path, tell: Callable[[str], None]) -> None:
     """Tell what was found, and write it and its figure."""
     tell(report.text(tuned))
-    written = [tuned.write(folder)]
+    written = [tuned.write(folder / record.FILE)]
     try:
         written += figure.write(tuned, folder)[:2]
     except Error as error:

@@ -7,10 +7,8 @@ Sizes of batches are rows (examples), memory is in bytes, times are in seconds.
 """
 
 import dataclasses
-import json
-import os
-import pathlib
-from typing import Any
+
+from tfdp import plain
 
 FILE = "tune_batch.json"
 SCHEMA_VERSION = 1
@@ -136,7 +134,7 @@ class Recommendation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuned:
+class Tuned(plain.Facts):
     """All of it.
 
     Attributes:
@@ -168,39 +166,3 @@ class Tuned:
     def largest_global_batch(self) -> int:
         """The largest global batch that fits."""
         return self.largest_per_replica * self.replicas
-
-    def to_json(self) -> str:
-        """Return the text of tune_batch.json."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Tuned":
-        """Return what the text of a tune_batch.json holds."""
-        found: dict[str, Any] = json.loads(text)
-        attempts = [
-            Attempt(**{**one, "rooms": tuple(Room(**room) for room in one["rooms"])})
-            for one in found["attempts"]
-        ]
-        noise = {**found["noise"], "over_time": tuple(found["noise"]["over_time"])}
-        parts = {
-            "attempts": tuple(attempts),
-            "lines": tuple(Line(**one) for one in found["lines"]),
-            "throughput": Throughput(**found["throughput"]),
-            "noise": Noise(**noise),
-            "recommendation": Recommendation(**found["recommendation"]),
-        }
-        return cls(**{**found, **parts})
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> "Tuned":
-        """Return what a file holds."""
-        return cls.from_json(pathlib.Path(path).read_text())
-
-    def write(self, folder: str | os.PathLike[str]) -> pathlib.Path:
-        """Write tune_batch.json into a folder; return its path."""
-        path = pathlib.Path(folder, FILE)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.to_json())
-        os.replace(part, path)
-        return path

@@ -1,14 +1,13 @@
 """What a trial is asked for: in the environment of the process that trains.
 
 text = Trial("room", folder="runs/a/trial-1", global_batch=64).to_text()
-trial = Trial.from_text(text)
+trial = of(os.environ)
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 
-from tfdp.error import Error
+from tfdp import plain
 
 # Where a trial finds it.
 VARIABLE = "TFDP_TRIAL"
@@ -16,7 +15,7 @@ ROOM, NOISE = "room", "noise"
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class Trial(plain.Facts):
     """One trial.
 
     Attributes:
@@ -36,24 +35,7 @@ class Trial:
     steps: int = 10
     seconds: float = 60.0
 
-    def to_text(self) -> str:
-        """Return the value of the variable."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_text(cls, text: str) -> "Trial":
-        """Return the trial that a variable holds.
-
-        Raises:
-            Error: If it holds none.
-        """
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            raise Error(f"{VARIABLE}={text!r}: tfdp sets that itself. Unset it.") from None
-
 
 def of(environ: Mapping[str, str]) -> Trial | None:
     """Return the trial that this process is; None where it is none."""
-    text = environ.get(VARIABLE)
-    return Trial.from_text(text) if text else None
+    return Trial.from_variable(environ, VARIABLE)

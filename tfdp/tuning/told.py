@@ -1,14 +1,14 @@
 """What the tasks of a trial say: a file of each, in the folder of the trial.
 
-Told("worker:0", replicas=2, records=1437).write("runs/a/trial-1")
+Told("worker:0", replicas=2, records=1437).write_into("runs/a/trial-1")
 for one in read("runs/a/trial-1"): print(one.task, one.step_seconds)
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 
+from tfdp import plain
 from tfdp.tuning.record import Room
 
 # How the names of the files end.
@@ -16,7 +16,7 @@ END = ".told.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class Told(plain.Facts):
     """What a task says of its trial.
 
     Attributes:
@@ -41,18 +41,12 @@ class Told:
     over_time: tuple[float, ...] = ()
     planned_steps: int = 0
 
-    def write(self, folder: str | os.PathLike[str]) -> None:
+    def write_into(self, folder: str | os.PathLike[str]) -> None:
         """Write it into the folder of a trial."""
-        path = pathlib.Path(folder, f"{self.task.replace(':', '-') or 'alone'}{END}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        self.write(pathlib.Path(folder, f"{self.task.replace(':', '-') or 'alone'}{END}"))
 
 
 def read(folder: str | os.PathLike[str]) -> list[Told]:
     """Return what the tasks of a trial have written, by their names."""
-    found = []
-    for path in sorted(pathlib.Path(folder).glob(f"*{END}")):
-        facts = json.loads(path.read_text())
-        rooms = tuple(Room(**room) for room in facts["rooms"])
-        found.append(Told(**{**facts, "rooms": rooms, "over_time": tuple(facts["over_time"])}))
-    return found
+    files = sorted(pathlib.Path(folder).glob(f"*{END}"))
+    return [Told.read(path) for path in files]

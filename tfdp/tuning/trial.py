@@ -60,7 +60,7 @@ def run(
         told = _noise(told, settings, model, training, steps_per_epoch, epochs, data)
     else:
         told = _room(told, settings, model, training, evaluation, data)
-    told.write(settings.folder)
+    told.write_into(settings.folder)
 
 
 def _room(

@@ -126,7 +126,7 @@ def _predicted(files: list[str], wish: Any, as_json: bool) -> int:
     from tfdp.bench import predict, what_if
 
     found = predict.predict(what_if.read(files), wish)
-    sys.stdout.write(what_if.to_json(found) if as_json else what_if.text(found))
+    sys.stdout.write(found.to_json() if as_json else what_if.text(found))
     return 0
 
 

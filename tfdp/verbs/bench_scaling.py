@@ -88,7 +88,7 @@ def report(sources: list, folder: str) -> None:
     print(scaling.text(found), end="", flush=True)
     if not folder:
         return
-    written = [found.write(folder)]
+    written = [found.write(os.path.join(folder, scaling.FILE))]
     try:
         written += scaling_figure.write(found, folder)
     except Error as error:

@@ -119,7 +119,7 @@ def _start(values: flags.FlagValues) -> Callable[[Any], int] | None:
     def start(order: Any) -> int:
         # All tasks see the output's folder: it is what they share.
         folder = os.path.join(values.output, ".tfdp", "logs")
-        script = ("-m", "tfdp.inference.task", order.to_json())
+        script = ("-m", "tfdp.inference.task", order.to_text())
         return elsewhere.run(values, shape, script, folder, "tfdp-predict", max_restarts=_RESTARTS)
 
     return start
