@@ -14,8 +14,8 @@ from types import ModuleType
 
 from absl import flags
 
+from tfdp.error import Error
 from tfdp.verbs import (
-    UsageError,
     bench,
     config_flag,
     doctor,
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _run(argv)
-    except (UsageError, flags.Error) as error:
+    except (Error, flags.Error) as error:
         sys.stderr.write(f"tfdp: {one_line(error)}\n")
         status = 2
     except KeyboardInterrupt:
@@ -73,7 +73,7 @@ def _run(argv: list[str]) -> int:
     name, *rest = argv
     verb = VERBS.get(name)
     if verb is None:
-        raise UsageError(f"{name!r} is no verb.{_did_you_mean(name)} Use {', '.join(VERBS)}.")
+        raise Error(f"{name!r} is no verb.{_did_you_mean(name)} Use {', '.join(VERBS)}.")
     values = flags.FlagValues()
     own, script = _split(rest)
     # --dry-run and --dry_run are the same flag.
@@ -88,8 +88,13 @@ def _run(argv: list[str]) -> int:
     except flags.Error:
         raise
     except Exception as error:  # a config file is code: it may raise anything
-        raise UsageError(config_flag.where(error, config_file) + one_line(error)) from error
-    return verb.run(values, positional, script)
+        raise Error(config_flag.where(error, config_file) + one_line(error)) from error
+    if verb is launch:
+        return launch.run(values, positional, script)
+    if rest := positional + script:
+        hint = getattr(verb, "HINT", "")
+        raise Error(f"{rest[0]!r}: tfdp {name} takes flags only. {hint}".rstrip())
+    return verb.run(values)
 
 
 def _with_underscores(flag: re.Match[str]) -> str:

@@ -1,14 +1,11 @@
 """The verbs of the command line: a module for each, with SYNOPSIS, `define` and `run`.
 
-define(values, words)             # its flags, in absl's FlagValues; words is the command line
-run(values, positional, script)   # carries it out; returns the exit code
+define(values, words)   # its flags, in absl's FlagValues; words is the command line
+run(values)             # carries it out; returns the exit code, raises Error for what cannot be
+
+Only `launch` takes words beside its flags: run(values, positional, script). HINT of another says
+what to write in place of such words.
 """
-
-from tfdp.error import Error
-
-
-class UsageError(Error):
-    """A command line that cannot be carried out."""
 
 
 def one_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from tfdp.error import Error
-from tfdp.verbs import UsageError, bench_flags, bench_scaling, config_flag, launch, train
+from tfdp.verbs import bench_flags, bench_scaling, config_flag, launch, train
 
 SYNOPSIS = (
     "tfdp bench --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--apply] [--json]\n"
@@ -26,6 +26,8 @@ SYNOPSIS = (
     "examples, epochs. --from alone tells a bench.json again, or the scaling of several; @RATE\n"
     "names the link between the hosts that one was measured on."
 )
+
+HINT = "For a script: tfdp launch --bench -- SCRIPT.py"
 
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
@@ -54,34 +56,24 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     flags.DEFINE_list("from", [], "bench.json of earlier runs, in place of measuring.", values)
 
 
-def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues) -> int:
     """Carry out `tfdp bench`; return its exit code."""
-    if positional or script:
-        hint = " For a script: tfdp launch --bench -- SCRIPT.py" if script else ""
-        raise UsageError(f"{(positional + script)[0]!r}: tfdp bench takes flags only.{hint}")
-    try:
-        return _run(values)
-    except Error as error:
-        raise UsageError(str(error)) from error
-
-
-def _run(values: flags.FlagValues) -> int:
     from tfdp.bench import what_if
 
     files = values["from"].value
     several = values.workers if isinstance(values.workers, tuple) else ()
     wish = what_if.parse(values.what_if) if values["what_if"].present else None
     if values["profile"].present and (several or files):
-        raise UsageError("--profile traces one bench: leave it out, or give one --workers=N.")
+        raise Error("--profile traces one bench: leave it out, or give one --workers=N.")
     if values.strong and not several:
-        raise UsageError("--strong compares numbers of workers: add --workers=1,2,4.")
+        raise Error("--strong compares numbers of workers: add --workers=1,2,4.")
     if files:
         return _saved(files, wish, values.json)
     if not config_flag.is_good(values, "bench"):
         return 2
     bench_flags.refuse_servers(values)
     if values.config.data.ledger:
-        raise UsageError(
+        raise Error(
             "config.data.ledger: a bench reads records that nobody trains on. Leave it out."
         )
     from tfdp import config as config_lib

@@ -12,7 +12,6 @@ from absl import flags
 from tfdp.bench import profile as profile_lib
 from tfdp.bench import settings as settings_lib
 from tfdp.error import Error
-from tfdp.verbs import UsageError
 
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
@@ -63,19 +62,16 @@ def profile(values: flags.FlagValues, folder: str) -> Mapping[str, str]:
         folder: Of the run.
 
     Raises:
-        UsageError: For steps that cannot be traced.
+        Error: For steps that cannot be traced.
     """
     if not values["profile"].present:
         return {}
     if values.ps:
-        raise UsageError(
+        raise Error(
             f"--profile: with --ps={values.ps} workers take their steps each by itself, and have "
             "no common timeline. Leave one of them out."
         )
-    try:
-        found = profile_lib.parse(values.profile, os.path.abspath(folder))
-    except Error as error:
-        raise UsageError(str(error)) from error
+    found = profile_lib.parse(values.profile, os.path.abspath(folder))
     return {profile_lib.VARIABLE: found.to_text()}
 
 
@@ -87,37 +83,34 @@ def settings(values: flags.FlagValues, folder: str) -> settings_lib.Settings | N
         folder: Of bench.json.
 
     Raises:
-        UsageError: For flags that do not go together.
+        Error: For flags that do not go together.
     """
     if not values.bench:
         if values.apply:
-            raise UsageError("--apply tries what a bench has found: add --bench.")
+            raise Error("--apply tries what a bench has found: add --bench.")
         return None
     refuse_servers(values)
-    try:
-        return settings_lib.Settings(os.path.abspath(folder), values.bench, values.apply)
-    except Error as error:
-        raise UsageError(str(error)) from error
+    return settings_lib.Settings(os.path.abspath(folder), values.bench, values.apply)
 
 
 def refuse_servers(values: flags.FlagValues) -> None:
     """Refuse clusters whose training is not measured.
 
     Raises:
-        UsageError: With what is.
+        Error: With what is.
     """
     if values.ps:
-        raise UsageError(
+        raise Error(
             f"--ps={values.ps}: the bench measures replicas that are kept in sync; workers of "
             "parameter servers take their steps each by itself. Leave out --chief and --ps."
         )
     if values.evaluator:
-        raise UsageError(
+        raise Error(
             "--evaluator waits for checkpoints, which a bench does not write. Leave it out."
         )
     if values.max_restarts or values.min_workers:
         flag = "--max_restarts" if values.max_restarts else "--min_workers"
-        raise UsageError(f"{flag}: a bench is not started again. Leave it out.")
+        raise Error(f"{flag}: a bench is not started again. Leave it out.")
 
 
 def variables(settings: settings_lib.Settings | None) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from absl import flags
 
 from tfdp import batching
 from tfdp.error import Error
-from tfdp.verbs import UsageError, bench_flags, train
+from tfdp.verbs import bench_flags, train
 
 
 class WorkersParser(flags.ArgumentParser):
@@ -51,13 +51,13 @@ def run(values: flags.FlagValues, counts: tuple[int, ...], run_dir: str) -> int:
         run_dir: Where all goes; each bench into a folder of its own.
 
     Raises:
-        UsageError: If a batch does not divide.
+        Error: If a batch does not divide.
     """
     from tfdp.bench import record, what_if
     from tfdp.bench.settings import Settings
 
     if values.chief:
-        raise UsageError("--chief: a scaling report counts workers. Leave it out.")
+        raise Error("--chief: a scaling report counts workers. Leave it out.")
     batches = _batches(values, counts)
     kept = _cores_of_a_worker(values, counts)
     for count, batch in zip(counts, batches, strict=True):
@@ -100,15 +100,12 @@ def _batches(values: flags.FlagValues, counts: tuple[int, ...]) -> list[int]:
     """Return the global batch of each number; weak scaling keeps that of the first one's workers.
 
     Raises:
-        UsageError: If it does not divide.
+        Error: If it does not divide.
     """
     batch = values.config.data.global_batch_size
     batches = [batch if values.strong else batch * count // counts[0] for count in counts]
     for count, rows in zip(counts, [batch, *batches[1:]], strict=True):
-        try:
-            batching.Batch(rows, count)
-        except Error as error:
-            raise UsageError(str(error)) from error
+        batching.Batch(rows, count)
     return batches
 
 

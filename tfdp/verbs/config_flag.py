@@ -11,7 +11,8 @@ from typing import Any
 
 from absl import flags
 
-from tfdp.verbs import UsageError, one_line
+from tfdp.error import Error
+from tfdp.verbs import one_line
 
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
@@ -36,7 +37,7 @@ def check_words(words: list[str]) -> str:
         The config file, "" where none is named.
 
     Raises:
-        UsageError: If the file or the setting does not exist, with the nearest that does.
+        Error: If the file or the setting does not exist, with the nearest that does.
     """
     from tfdp import config
 
@@ -49,11 +50,11 @@ def check_words(words: list[str]) -> str:
         if name == "config":
             file = (value if equals else following).partition(":")[0]
             if file and not file.startswith("-") and not os.path.isfile(file):
-                raise UsageError(f"There is no config file {file!r} in {os.getcwd()}.")
+                raise Error(f"There is no config file {file!r} in {os.getcwd()}.")
         if name.startswith("config."):
             problem = config.unknown_setting(name)
             if problem:
-                raise UsageError(problem)
+                raise Error(problem)
     return file
 
 
@@ -70,7 +71,7 @@ def is_good(values: flags.FlagValues, verb: str) -> bool:
     """Check the config; say every wrong setting on a line of its own.
 
     Raises:
-        UsageError: If there is no config, or its file cannot be read.
+        Error: If there is no config, or its file cannot be read.
     """
     from tfdp import config
 
@@ -85,14 +86,14 @@ def is_good(values: flags.FlagValues, verb: str) -> bool:
 
 def _check_is_read(flag: Any, verb: str) -> None:
     if not flag.present:
-        raise UsageError(f"No config. Write: tfdp {verb} --config=configs/digits.py")
+        raise Error(f"No config. Write: tfdp {verb} --config=configs/digits.py")
     file = flag.config_filename
     if flag.value is None:
-        raise UsageError(f"{file}: get_config() returns None: let it return a Config.")
+        raise Error(f"{file}: get_config() returns None: let it return a Config.")
     try:
         # ml_collections keeps an OSError of the file for the first use of the config.
         hasattr(flag.value, "name")
     except OSError as error:
         cause = error.__cause__
         assert isinstance(cause, Exception)
-        raise UsageError(where(cause, file.partition(":")[0]) + one_line(cause)) from cause
+        raise Error(where(cause, file.partition(":")[0]) + one_line(cause)) from cause

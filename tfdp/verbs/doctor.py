@@ -16,8 +16,9 @@ from typing import Any
 
 from absl import flags
 
+from tfdp.error import Error
 from tfdp.launch import platforms
-from tfdp.verbs import UsageError, elsewhere
+from tfdp.verbs import elsewhere
 
 SYNOPSIS = (
     "tfdp doctor [--workers=N] [--chief] [--ps=M] [--json]\n"
@@ -45,17 +46,15 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     elsewhere.define(values, "Where the tasks would run.")
 
 
-def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues) -> int:
     """Carry out `tfdp doctor`; return 0, or 1 when something stands in the way of a run."""
     from tfdp import cluster as cluster_lib
     from tfdp.diagnose import report as report_lib
     from tfdp.launch import local, machine, network, plan
     from tfdp.launch import shape as shape_lib
 
-    if positional or script:
-        raise UsageError(f"{(positional + script)[0]!r}: tfdp doctor takes flags only.")
     if not 0 < values.wait <= 3600:
-        raise UsageError(f"--wait={values.wait}: use a number of seconds from 1 to 3600.")
+        raise Error(f"--wait={values.wait}: use a number of seconds from 1 to 3600.")
     if values.platform != "local":
         asked = elsewhere.is_asked_before(values.platform)
         return _on_hosts(values) if asked else _as_a_job(values)
@@ -73,8 +72,8 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         visible = plan.plan(
             cluster, ["-"], seed=0, gpus=machine.gpus(os.environ) if not found else ()
         )
-    except (cluster_lib.ClusterError, OSError) as error:
-        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise Error(str(error)) from error
     is_new = not os.path.exists(values.dir)
     with tempfile.TemporaryDirectory(prefix="tfdp-doctor-") as folder:
         processes = []
@@ -113,7 +112,6 @@ def _as_a_job(values: flags.FlagValues) -> int:
     """Run the probe as each task of a cluster whose hosts the platform chooses."""
     from tfdp import cluster as cluster_lib
     from tfdp.diagnose import report as report_lib
-    from tfdp.error import Error
     from tfdp.launch import plan
     from tfdp.launch import shape as shape_lib
 
@@ -131,15 +129,15 @@ def _as_a_job(values: flags.FlagValues) -> int:
             # Of tasks that have told nothing only the kinds are known.
             names = plan.local_cluster(shape, range(1, len(shape) + 1)).tasks
             results = _results(pathlib.Path(folder), names)
-    except (Error, OSError) as error:
-        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise Error(str(error)) from error
     finally:
         if is_new:
             with contextlib.suppress(OSError):
                 os.rmdir(values.dir)
     told = [one["tf_config"] for one in results.values() if "tf_config" in one]
     if not told:
-        raise UsageError(
+        raise Error(
             f"--platform={values.platform}: no task has told what it found (exit code {code}): see "
             f"the lines above."
         )
@@ -149,7 +147,6 @@ def _as_a_job(values: flags.FlagValues) -> int:
 def _on_hosts(values: flags.FlagValues) -> int:
     """Ask the hosts, and run the probe as each task of the cluster there."""
     from tfdp.diagnose import report as report_lib
-    from tfdp.error import Error
     from tfdp.launch import local, network, plan
     from tfdp.launch import shape as shape_lib
 
@@ -188,8 +185,8 @@ def _on_hosts(values: flags.FlagValues) -> int:
                 facts = results.get(str(one.task), {}).get("facts", {})
                 facts["host"] = f"{one.host} ({facts.get('host', '?')})"
             report = report_lib.make(cluster, results)
-    except (Error, OSError) as error:
-        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise Error(str(error)) from error
     return _print(values, report_lib.with_checks(report, looked))
 
 

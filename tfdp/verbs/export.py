@@ -3,12 +3,10 @@
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
 
 from absl import flags
 
 from tfdp.error import Error
-from tfdp.verbs import UsageError
 
 SYNOPSIS = (
     "tfdp export --run=DIR --output=MODELS/NAME\n"
@@ -16,7 +14,7 @@ SYNOPSIS = (
     "Write the model of a run as the next version of a SavedModel, or check a version: every file\n"
     "by its SHA-256, and one row through every signature."
 )
-_USAGE = "tfdp export --run=DIR --output=MODELS/NAME"
+HINT = "Write: tfdp export --run=DIR --output=MODELS/NAME"
 _SECOND = ("none", "examples", "images")
 
 
@@ -33,13 +31,13 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
         flags.DEFINE_string(name, "", text, flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues) -> int:
     """Export or check; return the exit code: 1 if a model is not sound.
 
     Raises:
-        UsageError: For a command that cannot be carried out.
+        Error: For a command that cannot be carried out.
     """
-    _check_words(values, positional + script)
+    _check_flags(values)
     from tfdp.serving import manifest
 
     if values.check:
@@ -72,41 +70,37 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
         if values.check:
             sys.stderr.write(f"tfdp: {error}\n")
             return 1
-        raise UsageError(str(error)) from error
+        raise
     except OSError as error:
-        raise UsageError(
-            f"--output={values.output} cannot be written: {error.strerror}."
-        ) from error
+        raise Error(f"--output={values.output} cannot be written: {error.strerror}.") from error
     print(folder)
     return 0
 
 
-def _check_words(values: flags.FlagValues, rest: Sequence[str]) -> None:
-    if rest:
-        raise UsageError(f"{rest[0]!r}: tfdp export takes flags only. Write: {_USAGE}")
+def _check_flags(values: flags.FlagValues) -> None:
     if values.check:
         for name in ("run", "output", "weights", "second_signature"):
             if values[name].value:
-                raise UsageError(f"--check exports nothing: leave out --{name}.")
+                raise Error(f"--check exports nothing: leave out --{name}.")
         return
     for name in ("run", "output"):
         if not values[name].value:
-            raise UsageError(f"No --{name}. Write: {_USAGE}")
+            raise Error(f"No --{name}. {HINT}")
     if values.second_signature and values.second_signature not in _SECOND:
-        raise UsageError(
+        raise Error(
             f"--second_signature={values.second_signature!r}: use one of {', '.join(_SECOND)}."
         )
     for name, path in (("run", values.run), ("weights", values.weights)):
         if path and not os.path.exists(path):
-            raise UsageError(f"--{name}={path}: there is no such file or folder.")
+            raise Error(f"--{name}={path}: there is no such file or folder.")
     if os.path.isdir(values.run) and not os.path.isfile(os.path.join(values.run, "model.keras")):
-        raise UsageError(
+        raise Error(
             f"--run={values.run} holds no model.keras: it is no run of tfdp train that has ended."
         )
     output = pathlib.Path(values.output)
     if output.name.isdecimal():
-        raise UsageError(
+        raise Error(
             f"--output={values.output} looks like a version: name the folder of the versions."
         )
     if output.exists() and not output.is_dir():
-        raise UsageError(f"--output={values.output} is a file: name a folder.")
+        raise Error(f"--output={values.output} is a file: name a folder.")

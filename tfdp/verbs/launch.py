@@ -13,8 +13,9 @@ from typing import Any
 
 from absl import flags
 
+from tfdp.error import Error
 from tfdp.launch import data_workers, platforms
-from tfdp.verbs import UsageError, bench_flags
+from tfdp.verbs import bench_flags
 
 SYNOPSIS = (
     "tfdp launch --workers=N [--chief] [--ps=M] [--evaluator] -- SCRIPT.py ARGS\n"
@@ -109,16 +110,16 @@ def define_cluster(values: flags.FlagValues, workers: int) -> None:
 def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
     """Carry out `tfdp launch`; return its exit code."""
     if positional:
-        raise UsageError(
+        raise Error(
             f"{positional[0]!r} stands before --. Write: tfdp launch FLAGS -- SCRIPT.py ARGS"
         )
     if os.environ.get("TF_CONFIG"):
-        raise UsageError(
+        raise Error(
             "TF_CONFIG is set: this process is a task of a cluster already. Unset it to launch "
             "tasks here, or run this one task: python -m tfdp.run SCRIPT.py ARGS"
         )
     if not script:
-        raise UsageError("No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE).")
+        raise Error("No script. Write: tfdp launch FLAGS -- SCRIPT.py ARGS (or -m MODULE).")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = os.path.splitext(os.path.basename(script[0 if script[0] != "-m" else -1]))[0]
     log_dir = values.log_dir or os.path.join("runs", f"{name}-{stamp}-{os.getpid()}")
@@ -144,10 +145,9 @@ def launch_tasks(
         variables: What every task finds in its environment besides.
 
     Raises:
-        UsageError: If the flags make no cluster, or there is no such script.
+        Error: If the flags make no cluster, or there is no such script.
     """
     from tfdp import run as run_lib
-    from tfdp.error import Error
     from tfdp.launch.platforms import job as job_lib
     from tfdp.launch.shape import Shape
 
@@ -156,26 +156,26 @@ def launch_tasks(
         least = int(name == "log_megabytes")
         value = getattr(values, name)
         if value < least:
-            raise UsageError(f"--{name}={value}: use {least} or more.")
+            raise Error(f"--{name}={value}: use {least} or more.")
     if values.data_workers and values.platform != "local":
-        raise UsageError(
+        raise Error(
             f"--data_workers starts processes on this machine, and --platform={values.platform} "
             "does not run there. Start a dispatcher and workers of tf.data service by hand "
             f"(see docs/data-service.md), and give --env={data_workers.VARIABLE}=grpc://HOST:PORT."
         )
     if values.min_workers > values.workers > 0:
-        raise UsageError(
+        raise Error(
             f"--min_workers={values.min_workers} is more than --workers={values.workers}. "
             f"Use at most that many."
         )
     # The script of a pod is in its image.
     problem = "" if values.platform == "kubernetes" else run_lib.check_script(script)
     if problem:
-        raise UsageError(problem)
+        raise Error(problem)
     if seed is None:
         named = os.environ.get("TFDP_SEED", "")
         if named and not (named.isdecimal() and int(named) < 1 << 31):
-            raise UsageError(f"TFDP_SEED={named!r}: use a number from 0 to 2147483647.")
+            raise Error(f"TFDP_SEED={named!r}: use a number from 0 to 2147483647.")
         seed = int(named) if named else int.from_bytes(os.urandom(4), "little") >> 1
     try:
         given, secrets = job_lib.read_variables(values.env, os.environ)
@@ -197,8 +197,8 @@ def launch_tasks(
         if values.platform == "local":
             return _on_this_machine(values, job, log_dir)
         return _on_platform(values, job)
-    except (Error, OSError) as error:
-        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise Error(str(error)) from error
 
 
 def _on_platform(values: flags.FlagValues, job: Any) -> int:
@@ -207,7 +207,7 @@ def _on_platform(values: flags.FlagValues, job: Any) -> int:
     platform = platforms.module(values.platform)
     if values.isolate:
         where = f"--platform={values.platform}"
-        raise UsageError(f"--isolate keeps tasks on this machine. Leave it out with {where}.")
+        raise Error(f"--isolate keeps tasks on this machine. Leave it out with {where}.")
     # On this machine tasks inherit what may be set for them.
     kept = {name: os.environ[name] for name in (TIMEOUT_VARIABLE,) if name in os.environ}
     job = dataclasses.replace(job, environment={**kept, **job.environment})
@@ -311,7 +311,7 @@ def _isolate() -> None:
     try:
         isolation.enter()
     except OSError as error:
-        raise UsageError(
+        raise Error(
             f"--isolate: a network namespace is not permitted here ({error.strerror or error}). "
             f"Leave it out, and close the ports to others with a firewall (see docs/launch.md)."
         ) from error

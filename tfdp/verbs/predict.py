@@ -11,7 +11,7 @@ from absl import flags
 
 from tfdp.error import Error
 from tfdp.launch import platforms
-from tfdp.verbs import UsageError, elsewhere
+from tfdp.verbs import elsewhere
 
 SYNOPSIS = (
     "tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR [--workers=N]\n"
@@ -23,7 +23,7 @@ SYNOPSIS = (
 )
 # New starts of the tasks that a platform runs, after one of them has failed.
 _RESTARTS = 3
-_USAGE = "tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR"
+HINT = "Write: tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR"
 
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
@@ -52,18 +52,16 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     elsewhere.define(values, "Where the workers run.")
 
 
-def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues) -> int:
     """Run the job; return the exit code.
 
     Raises:
-        UsageError: For a command that cannot be carried out.
+        Error: For a command that cannot be carried out.
     """
     from tfdp.inference import job
     from tfdp.inference.failures import JobFailed
     from tfdp.inference.settings import Settings
 
-    if rest := positional + script:
-        raise UsageError(f"{rest[0]!r}: tfdp predict takes flags only. Write: {_USAGE}")
     settings: dict[str, Any] = {name: values[name].value for name in Settings.__dataclass_fields__}
     settings["map"] = dict(_mapping(word) for word in values.map)
     with _ended_by_signals() as came:
@@ -73,8 +71,6 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
                     sys.stderr.write("".join(f"tfdp: {line}\n" for line in problems))
                     return 2
                 summary = job.run(Settings(**settings), sys.stderr, hosts, _start(values))
-        except Error as error:
-            raise UsageError(str(error)) from error
         except (job.Interrupted, KeyboardInterrupt) as error:
             number = came[0] if came else signal.SIGINT
             name = signal.Signals(number).name + (" (Ctrl-C)" if number == signal.SIGINT else "")
@@ -107,7 +103,7 @@ def _start(values: flags.FlagValues) -> Callable[[Any], int] | None:
     if values.platform == "local" or elsewhere.is_asked_before(values.platform):
         return None
     if values.platform == "kubernetes":
-        raise UsageError(
+        raise Error(
             "--platform=kubernetes: the pods of a run share no folder with this machine. Run "
             "tfdp predict with --workers=N in a pod that has the model, the input and a volume for "
             "the output."
@@ -141,7 +137,7 @@ def describe(summary: Any, output: str) -> str:
 def _mapping(word: str) -> tuple[str, tuple[str, ...]]:
     name, equals, columns = word.partition("=")
     if not (name and equals and columns):
-        raise UsageError(f"--map={word}: write --map=INPUT=COLUMN or --map=INPUT=COLUMN,COLUMN")
+        raise Error(f"--map={word}: write --map=INPUT=COLUMN or --map=INPUT=COLUMN,COLUMN")
     return name, tuple(columns.split(","))
 
 

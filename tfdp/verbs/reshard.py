@@ -5,7 +5,6 @@ import sys
 from absl import flags
 
 from tfdp.error import Error
-from tfdp.verbs import UsageError
 
 SYNOPSIS = (
     "tfdp reshard --input='data/*.tfrecord' --output=even --shards=M [--format=...]\n\n"
@@ -29,26 +28,17 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     )
 
 
-def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues) -> int:
     """Carry out `tfdp reshard`."""
-    if positional or script:
-        raise UsageError(f"{(positional + script)[0]!r}: tfdp reshard takes flags only.")
     for name in ("input", "output"):
         if not values[name].value:
-            raise UsageError(f"--{name} is missing: tfdp reshard --help.")
+            raise Error(f"--{name} is missing: tfdp reshard --help.")
     if values.shards < 1:
-        raise UsageError(f"--shards={values.shards}: use 1 or more.")
+        raise Error(f"--shards={values.shards}: use 1 or more.")
     from tfdp.data import reshard
 
-    try:
-        written = reshard.reshard(
-            values.input,
-            values.output,
-            values.shards,
-            "" if values.format == "same" else values.format,
-        )
-    except Error as error:
-        raise UsageError(str(error)) from error
+    kind = "" if values.format == "same" else values.format
+    written = reshard.reshard(values.input, values.output, values.shards, kind)
     sys.stdout.write(
         f"{written.records:,} records in {len(written.files)} files: {written.pattern}\n"
     )

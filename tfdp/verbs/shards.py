@@ -7,7 +7,7 @@ import sys
 from absl import flags
 
 from tfdp.error import Error
-from tfdp.verbs import UsageError, config_flag
+from tfdp.verbs import config_flag
 
 SYNOPSIS = (
     "tfdp shards --config=FILE.py [--config.data.a=VALUE ...] --workers=N [--ps=M] [--json]\n\n"
@@ -30,17 +30,15 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     flags.DEFINE_bool("json", False, "Print the plans as JSON.", flag_values=values)
 
 
-def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues) -> int:
     """Carry out `tfdp shards`; return its exit code."""
     if not config_flag.is_good(values, "shards"):
         return 2
-    if positional or script:
-        raise UsageError(f"{(positional + script)[0]!r}: tfdp shards takes flags only.")
     if values.workers < 1 or values.ps < 0:
-        raise UsageError("Use --workers=1 or more, and --ps=0 or more.")
+        raise Error("Use --workers=1 or more, and --ps=0 or more.")
     data = values.config.data
     if data.function:
-        raise UsageError(
+        raise Error(
             f"config.data.function={data.function!r} shards itself: there is no plan to show."
         )
     # The chief trains as well. With parameter servers it reads for all, unless the workers read
@@ -60,14 +58,11 @@ def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> i
     run_lib.import_tensorflow()
     from tfdp.data import inputs, pipeline, source
 
-    try:
-        opened = source.open_source(data)
-        plans = {
-            "train": pipeline.plan_training(opened, inputs.batches_apart(data, apart), readers),
-            "test": pipeline.plan_evaluation(opened, data, testers),
-        }
-    except Error as error:
-        raise UsageError(str(error)) from error
+    opened = source.open_source(data)
+    plans = {
+        "train": pipeline.plan_training(opened, inputs.batches_apart(data, apart), readers),
+        "test": pipeline.plan_evaluation(opened, data, testers),
+    }
     if values.json:
         print(json.dumps({name: plan.json() for name, plan in plans.items()}, indent=2))
         return 0

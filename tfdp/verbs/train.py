@@ -10,7 +10,7 @@ from absl import flags
 
 from tfdp import batching
 from tfdp.error import Error
-from tfdp.verbs import UsageError, bench_flags, config_flag, launch
+from tfdp.verbs import bench_flags, config_flag, launch
 
 SYNOPSIS = (
     "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--chief --ps=M]\n"
@@ -53,7 +53,7 @@ def _add_command(words: list[str]) -> None:
     try:
         facts = json.loads(path.read_text())
     except (OSError, ValueError):
-        raise UsageError(
+        raise Error(
             f"--resume={folder}: there is no run of tfdp train ({path} cannot be read)."
         ) from None
     settings = {**facts["settings"], "run_dir": folder}
@@ -64,24 +64,19 @@ def _add_command(words: list[str]) -> None:
     words[:0] = [f"--config={facts['config']}", *own, *tasks]
 
 
-def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues) -> int:
     """Carry out `tfdp train`; return its exit code."""
-    if positional or script:
-        raise UsageError(f"{(positional + script)[0]!r}: tfdp train takes flags only.")
     if not config_flag.is_good(values, "train"):
         return 2
     from tfdp import config as config_lib
     from tfdp import train
     from tfdp.launch import discovery
 
-    try:
-        discovery.begin(os.environ)
-    except Error as error:
-        raise UsageError(str(error)) from error
+    discovery.begin(os.environ)
     service = values.config.data.service
     if service != "off" and (values.resume or values.max_restarts):
         flag = "--resume" if values.resume else "--max_restarts"
-        raise UsageError(
+        raise Error(
             f"{flag}: with config.data.service={service!r} batches come in no fixed order, so that "
             "a run has no place at which it could go on. Leave the service off."
         )
@@ -107,21 +102,21 @@ def check_cluster(values: flags.FlagValues) -> None:
     """Check that a config trains on the cluster that the flags name.
 
     Raises:
-        UsageError: If it does not.
+        Error: If it does not.
     """
     if os.environ.get("TF_CONFIG"):
-        raise UsageError(
+        raise Error(
             "TF_CONFIG is set: this process is a task of a cluster already. Leave out "
             "--workers, --chief, --ps and --evaluator to train as it, or unset TF_CONFIG."
         )
     if values.evaluator and not values.workers:
-        raise UsageError(
+        raise Error(
             "--evaluator evaluates the checkpoints of other tasks, and there are no workers: "
             "add --workers=1 or more, or leave it out."
         )
     fitting = "parameter_server" if values.ps else "multi_worker"
     if values.config.strategy not in ("auto", fitting):
-        raise UsageError(
+        raise Error(
             f"config.strategy={values.config.strategy!r} does not train on such a cluster: use "
             f"--config.strategy={fitting}, or change --workers, --chief and --ps."
         )
@@ -129,12 +124,9 @@ def check_cluster(values: flags.FlagValues) -> None:
     if values.ps and every > 1:
         from tfdp import config as config_lib
 
-        raise UsageError(config_lib.servers_keep_no_weights(every))
+        raise Error(config_lib.servers_keep_no_weights(every))
     replicas = 1 if values.ps else max(1, values.workers) + values.chief
-    try:
-        batching.Batch(values.config.data.global_batch_size, replicas)
-    except Error as error:
-        raise UsageError(str(error)) from error
+    batching.Batch(values.config.data.global_batch_size, replicas)
 
 
 def run_here(values: flags.FlagValues) -> int:
@@ -147,10 +139,7 @@ def run_here(values: flags.FlagValues) -> int:
         os.environ[network.TRUST_VARIABLE] = "1"
     # As in the tasks of a cluster (python -m): modules beside the config can be imported.
     sys.path.insert(0, os.getcwd())
-    try:
-        train.train(values.config, train.command(values["config"]))
-    except Error as error:
-        raise UsageError(str(error)) from error
+    train.train(values.config, train.command(values["config"]))
     return 0
 
 
@@ -186,7 +175,7 @@ def _check_no_checkpoints(run_dir: str) -> None:
 
     folder = os.path.join(run_dir, train.CHECKPOINTS)
     if os.path.isdir(folder) and os.listdir(folder):
-        raise UsageError(
+        raise Error(
             f"{folder} holds checkpoints of an earlier run, which the evaluator would take for "
             "those of this one: remove them, or choose another --config.run_dir."
         )

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from tfdp.error import Error
-from tfdp.verbs import UsageError, bench, config_flag
+from tfdp.verbs import bench, config_flag
 
 SYNOPSIS = (
     "tfdp tune-batch --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--max-batch=ROWS]\n"
@@ -21,6 +21,8 @@ SYNOPSIS = (
     "--noise-seconds with the batch of the config. tune_batch.json and tune-batch.svg go to the\n"
     "run's folder. For functions of your own: tfdp.tune_batch."
 )
+
+HINT = "For functions of your own: tfdp.tune_batch."
 
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
@@ -46,18 +48,12 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     )
 
 
-def run(values: flags.FlagValues, positional: list[str], script: list[str]) -> int:
+def run(values: flags.FlagValues) -> int:
     """Carry out `tfdp tune-batch`; return its exit code."""
-    if positional or script:
-        hint = " For functions of your own: tfdp.tune_batch." if script else ""
-        raise UsageError(f"{(positional + script)[0]!r}: tfdp tune-batch takes flags only.{hint}")
     if not config_flag.is_good(values, "tune-batch"):
         return 2
-    try:
-        _check(values)
-        return _run(values)
-    except Error as error:
-        raise UsageError(str(error)) from error
+    _check(values)
+    return _run(values)
 
 
 def _check(values: flags.FlagValues) -> None:
@@ -66,24 +62,22 @@ def _check(values: flags.FlagValues) -> None:
     config = values.config
     call.check_alone()
     if values.workers < 0:
-        raise UsageError(f"--workers={values.workers}: use a number of processes, 0 or more.")
+        raise Error(f"--workers={values.workers}: use a number of processes, 0 or more.")
     if values["max_batch"].present and values.max_batch < 1:
-        raise UsageError(f"--max-batch={values.max_batch}: use 1 row or more, or leave it out.")
+        raise Error(f"--max-batch={values.max_batch}: use 1 row or more, or leave it out.")
     call.check_seconds(values.noise_seconds)
     fitting = ("auto", "multi_worker") if values.workers else ("auto", "one_device", "mirrored")
     if config.strategy not in fitting:
-        raise UsageError(
+        raise Error(
             f"config.strategy={config.strategy!r} is not tuned with --workers={values.workers}: "
             f"use --config.strategy={fitting[0]}, or change --workers. Workers of parameter "
             "servers take batches of their own; tune one worker alone (one_device)."
         )
     call.check_divides(config.data.global_batch_size, values.workers)
     if config.data.ledger:
-        raise UsageError(
-            "config.data.ledger: trials read records that nobody trains on. Leave it out."
-        )
+        raise Error("config.data.ledger: trials read records that nobody trains on. Leave it out.")
     if config.data.service != "off":
-        raise UsageError(
+        raise Error(
             f"config.data.service={config.data.service!r} needs processes that trials do not "
             "start. Tune with --config.data.service=off: the batch is the same."
         )
