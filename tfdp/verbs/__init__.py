@@ -7,6 +7,36 @@ Only `launch` takes words beside its flags: run(values, positional, script). HIN
 what to write in place of such words.
 """
 
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from absl import flags
+
+
+def adder(values: flags.FlagValues) -> Callable[..., None]:
+    """Return what defines a flag: add(flags.DEFINE_bool, "json", False, "Print JSON.")."""
+
+    def add(define: Callable[..., object], name: str, default: object, text: str) -> None:
+        define(name, default, text, flag_values=values)
+
+    return add
+
+
+@contextlib.contextmanager
+def stdout_to(descriptor: int) -> Iterator[None]:
+    """Let what is printed in here, by this process and its tasks, go to another descriptor."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(descriptor, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
 
 def one_line(error: Exception) -> str:
     """Return what an error says, on one line of at most 500 characters."""

@@ -3,13 +3,12 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
 from tfdp.error import Error
-from tfdp.verbs import bench_flags, bench_scaling, config_flag, launch, train
+from tfdp.verbs import adder, bench_flags, bench_scaling, config_flag, launch, stdout_to, train
 
 SYNOPSIS = (
     "tfdp bench --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--apply] [--json]\n"
@@ -41,19 +40,12 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     )
     bench_flags.define_apply(values)
     bench_flags.define_profile(values)
-    flags.DEFINE_bool(
-        "json", False, "Print bench.json; everything else goes to stderr.", flag_values=values
-    )
-    flags.DEFINE_bool(
-        "strong",
-        False,
-        "With --workers=1,2,4: keep the global batch, in place of the rows of each replica.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "what_if", "", "Predict another cluster: hosts=16,gpus=8,link=25gbit", flag_values=values
-    )
-    flags.DEFINE_list("from", [], "bench.json of earlier runs, in place of measuring.", values)
+    add = adder(values)
+    add(flags.DEFINE_bool, "json", False, "Print bench.json; everything else goes to stderr.")
+    text = "With --workers=1,2,4: keep the global batch, in place of the rows of each replica."
+    add(flags.DEFINE_bool, "strong", False, text)
+    add(flags.DEFINE_string, "what_if", "", "Predict another cluster: hosts=16,gpus=8,link=25gbit")
+    add(flags.DEFINE_list, "from", [], "bench.json of earlier runs, in place of measuring.")
 
 
 def run(values: flags.FlagValues) -> int:
@@ -81,7 +73,7 @@ def run(values: flags.FlagValues) -> int:
 
     run_dir = values.config.run_dir or config_lib.new_run_dir(values.config)
     values.config.run_dir = run_dir
-    with stdout_to_stderr() if values.json else contextlib.nullcontext():
+    with stdout_to(2) if values.json else contextlib.nullcontext():
         if several:
             code = bench_scaling.run(values, several, run_dir)
             made = [os.path.join(run_dir, f"workers-{count}", record.FILE) for count in several]
@@ -136,17 +128,3 @@ def _saved(files: list[str], wish: Any, as_json: bool) -> int:
     found = scaling.of(sources)
     sys.stdout.write(found.to_json() if as_json else scaling.text(found))
     return 0
-
-
-@contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """Let what is printed in here, by this process and its tasks, go to stderr."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

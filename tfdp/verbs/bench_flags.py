@@ -12,6 +12,7 @@ from absl import flags
 from tfdp.bench import profile as profile_lib
 from tfdp.bench import settings as settings_lib
 from tfdp.error import Error
+from tfdp.verbs import adder
 
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
@@ -24,34 +25,22 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
     for i, word in enumerate(words):
         if word.lstrip("-") == "bench" and word.startswith("-"):
             words[i] = f"--bench={settings_lib.ENDS}"
-    flags.DEFINE_string(
-        "bench",
-        "",
-        "Measure the first fit before it begins, and end; --bench=continue trains afterwards.",
-        flag_values=values,
-    )
+    text = "Measure the first fit before it begins, and end; --bench=continue trains afterwards."
+    adder(values)(flags.DEFINE_string, "bench", "", text)
     define_apply(values)
     define_profile(values)
 
 
 def define_apply(values: flags.FlagValues) -> None:
     """Define --apply."""
-    flags.DEFINE_bool(
-        "apply",
-        False,
-        "Try the best remedy for some steps: predicted gain beside measured.",
-        flag_values=values,
-    )
+    text = "Try the best remedy for some steps: predicted gain beside measured."
+    adder(values)(flags.DEFINE_bool, "apply", False, text)
 
 
 def define_profile(values: flags.FlagValues) -> None:
     """Define --profile."""
-    flags.DEFINE_string(
-        "profile",
-        "",
-        "Trace steps of each worker, and one timeline of all: steps:10-20.",
-        flag_values=values,
-    )
+    text = "Trace steps of each worker, and one timeline of all: steps:10-20."
+    adder(values)(flags.DEFINE_string, "profile", "", text)
 
 
 def profile(values: flags.FlagValues, folder: str) -> Mapping[str, str]:

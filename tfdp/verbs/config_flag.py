@@ -7,6 +7,7 @@ if not is_good(values, "train"): return 2
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -97,3 +98,13 @@ def _check_is_read(flag: Any, verb: str) -> None:
         cause = error.__cause__
         assert isinstance(cause, Exception)
         raise Error(where(cause, file.partition(":")[0]) + one_line(cause)) from cause
+
+
+def script(values: flags.FlagValues, changes: Mapping[str, object]) -> list[str]:
+    """Return the script of a task that trains the config, with some settings changed by name."""
+    from ml_collections import config_flags
+
+    flag = values["config"]
+    settings = {**config_flags.get_override_values(flag), **changes}
+    words = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
+    return words + [f"--config.{name}={value}" for name, value in settings.items()]

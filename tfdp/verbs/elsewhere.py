@@ -1,22 +1,20 @@
 """A short job on a platform, for the verbs that are no run of their own.
 
     elsewhere.define(values, "Where the tasks would run.")
-    code = elsewhere.run(values, shape, ("-m", "tfdp.diagnose.probe", "-"), folder)
+    code = elsewhere.run(values, shape, ("-m", "tfdp.diagnose.probe", "runs", "10"), folder)
 
 ssh asks its hosts before anything is started (`platforms.reach`). Slurm, Kubernetes and Ray choose
 the hosts themselves: there a job is started as `tfdp launch` starts one, and its logs are read.
 """
 
-import contextlib
 import os
-import sys
 import types
-from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
 from tfdp.launch import platforms
+from tfdp.verbs import adder, stdout_to
 
 # What `tfdp launch` has flags for, as a platform reads them.
 _DEFAULTS = {
@@ -36,10 +34,7 @@ def define(values: flags.FlagValues, text: str) -> None:
         values: The flags.
         text: The help of --platform.
     """
-
-    def add(define: Any, name: str, default: object, text: str) -> None:
-        define(name, default, text, flag_values=values)
-
+    add = adder(values)
     flags.DEFINE_enum("platform", "local", list(platforms.NAMES), text, flag_values=values)
     add(flags.DEFINE_string, "job_name", "", "What the platform calls the job.")
     for name in platforms.NAMES[1:]:
@@ -91,21 +86,6 @@ def run(
     )
     given: dict[str, Any] = {**_DEFAULTS, "max_restarts": max_restarts}
     given |= {flag: values[flag].value for flag in values}
-    with _silent_output():
+    # What the tasks print is not what the verb has to say.
+    with open(os.devnull, "wb") as nothing, stdout_to(nothing.fileno()):
         return int(platforms.module(values.platform).launch(job, types.SimpleNamespace(**given)))
-
-
-@contextlib.contextmanager
-def _silent_output() -> Iterator[None]:
-    """Send standard output nowhere: what the tasks print is not what the verb has to say."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 1)
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nothing)

@@ -6,16 +6,17 @@ launch_tasks(values, ["train.py"], "runs/a")    # its exit code
 
 import dataclasses
 import os
+import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from tfdp.error import Error
 from tfdp.launch import data_workers, platforms
-from tfdp.verbs import bench_flags
+from tfdp.verbs import adder, bench_flags
 
 SYNOPSIS = (
     "tfdp launch --workers=N [--chief] [--ps=M] [--evaluator] -- SCRIPT.py ARGS\n"
@@ -36,10 +37,7 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
 
 def define_cluster(values: flags.FlagValues, workers: int) -> None:
     """Define the flags that say which tasks to start, and how they are looked after."""
-
-    def add(define: Callable[..., object], name: str, default: object, text: str) -> None:
-        define(name, default, text, flag_values=values)
-
+    add = adder(values)
     add(flags.DEFINE_integer, "workers", workers, "Workers to start, where --platform says.")
     add(flags.DEFINE_bool, "chief", False, "Start a chief beside the workers.")
     add(flags.DEFINE_integer, "ps", 0, "Parameter servers to start; needs --chief.")
@@ -212,13 +210,7 @@ def _on_platform(values: flags.FlagValues, job: Any) -> int:
     kept = {name: os.environ[name] for name in (TIMEOUT_VARIABLE,) if name in os.environ}
     job = dataclasses.replace(job, environment={**kept, **job.environment})
     if values.dry_run or values.output:
-        text = platform.render(job, values)
-        if values.output:
-            with open(values.output, "w") as file:
-                file.write(text)
-        else:
-            sys.stdout.write(text)
-        return 0
+        return _shown(platform.render(job, values), values.output)
     return platform.launch(job, values)
 
 
@@ -269,12 +261,7 @@ def _on_this_machine(values: flags.FlagValues, job: Any, log_dir: str) -> int:
 
         text = output.printable(f"# {where} (dry run: nothing is started)").decode()
         text += dry_run.render(processes, redaction.Redactor(os.environ)) + "\n"
-        if values.output:
-            with open(values.output, "w") as file:
-                file.write(text)
-        else:
-            print(text, end="")
-        return 0
+        return _shown(text, values.output)
     print(output.printable(where).decode(), end="", flush=True)
     shares = [len(process.cpus) for process in processes if process.cpus]
     if shares:
@@ -303,6 +290,15 @@ def _on_this_machine(values: flags.FlagValues, job: Any, log_dir: str) -> int:
         )
     except KeyboardInterrupt:
         return 130  # after the tasks have ended, while what they wrote was still printed
+
+
+def _shown(text: str, file: str) -> int:
+    """Print what would be started, or write it to a file that --output names; return 0."""
+    if file:
+        pathlib.Path(file).write_text(text)
+    else:
+        sys.stdout.write(text)
+    return 0
 
 
 def _isolate() -> None:

@@ -11,7 +11,7 @@ from absl import flags
 
 from tfdp.error import Error
 from tfdp.launch import platforms
-from tfdp.verbs import elsewhere
+from tfdp.verbs import adder, elsewhere
 
 SYNOPSIS = (
     "tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR [--workers=N]\n"
@@ -29,10 +29,7 @@ HINT = "Write: tfdp predict --model=MODELS/NAME --input=PATTERN --output=DIR"
 def define(values: flags.FlagValues, words: list[str]) -> None:
     """Define the flags."""
     del words
-
-    def add(define: Any, name: str, default: object, text: str) -> None:
-        define(name, default, text, flag_values=values)
-
+    add = adder(values)
     text, number = flags.DEFINE_string, flags.DEFINE_integer
     add(text, "model", "", "A SavedModel's version, or a folder of versions: the newest.")
     add(text, "input", "", "File, folder, pattern, or tfds:NAME/SPLIT.")

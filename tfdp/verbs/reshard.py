@@ -5,6 +5,7 @@ import sys
 from absl import flags
 
 from tfdp.error import Error
+from tfdp.verbs import adder
 
 SYNOPSIS = (
     "tfdp reshard --input='data/*.tfrecord' --output=even --shards=M [--format=...]\n\n"
@@ -16,9 +17,10 @@ SYNOPSIS = (
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
     """Define the flags of tfdp reshard."""
-    flags.DEFINE_string("input", "", "Files: patterns, commas between them.", flag_values=values)
-    flags.DEFINE_string("output", "", "A new folder for the files.", flag_values=values)
-    flags.DEFINE_integer("shards", 0, "How many files to write.", flag_values=values)
+    add = adder(values)
+    add(flags.DEFINE_string, "input", "", "Files: patterns, commas between them.")
+    add(flags.DEFINE_string, "output", "", "A new folder for the files.")
+    add(flags.DEFINE_integer, "shards", 0, "How many files to write.")
     flags.DEFINE_enum(
         "format",
         "same",

@@ -7,7 +7,7 @@ import sys
 from absl import flags
 
 from tfdp.error import Error
-from tfdp.verbs import config_flag
+from tfdp.verbs import adder, config_flag
 
 SYNOPSIS = (
     "tfdp shards --config=FILE.py [--config.data.a=VALUE ...] --workers=N [--ps=M] [--json]\n\n"
@@ -19,15 +19,12 @@ SYNOPSIS = (
 def define(values: flags.FlagValues, words: list[str]) -> None:
     """Define --config and the flags beside it."""
     config_flag.define(values, words)
-    flags.DEFINE_integer("workers", 1, "Workers: each has an input pipeline.", flag_values=values)
-    flags.DEFINE_bool("chief", False, "With a chief beside the workers.", flag_values=values)
-    flags.DEFINE_integer(
-        "ps",
-        0,
-        "Parameter servers: the chief reads, or config.servers.reading.",
-        flag_values=values,
-    )
-    flags.DEFINE_bool("json", False, "Print the plans as JSON.", flag_values=values)
+    add = adder(values)
+    add(flags.DEFINE_integer, "workers", 1, "Workers: each has an input pipeline.")
+    add(flags.DEFINE_bool, "chief", False, "With a chief beside the workers.")
+    text = "Parameter servers: the chief reads, or config.servers.reading."
+    add(flags.DEFINE_integer, "ps", 0, text)
+    add(flags.DEFINE_bool, "json", False, "Print the plans as JSON.")
 
 
 def run(values: flags.FlagValues) -> int:

@@ -10,7 +10,7 @@ from absl import flags
 
 from tfdp import batching
 from tfdp.error import Error
-from tfdp.verbs import bench_flags, config_flag, launch
+from tfdp.verbs import adder, bench_flags, config_flag, launch
 
 SYNOPSIS = (
     "tfdp train --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--chief --ps=M]\n"
@@ -26,12 +26,8 @@ SYNOPSIS = (
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
     """Define --config, --resume and the flags of a cluster."""
-    flags.DEFINE_string(
-        "resume",
-        "",
-        "The folder of a run that goes on with the config that it was started with.",
-        flag_values=values,
-    )
+    text = "The folder of a run that goes on with the config that it was started with."
+    adder(values)(flags.DEFINE_string, "resume", "", text)
     _add_command(words)
     config_flag.define(values, words)
     launch.define_cluster(values, workers=0)
@@ -155,15 +151,10 @@ def launch_config(
         variables: What every task finds in its environment besides.
         changes: Settings of the config that are others than the flags say: by name, "data.seed".
     """
-    from ml_collections import config_flags
-
     from tfdp import config as config_lib
 
     run_dir = values.config.run_dir or config_lib.new_run_dir(values.config)
-    flag = values["config"]
-    settings = {**config_flags.get_override_values(flag), "run_dir": run_dir, **(changes or {})}
-    script = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
-    script += [f"--config.{name}={value}" for name, value in settings.items()]
+    script = config_flag.script(values, {"run_dir": run_dir, **(changes or {})})
     log_dir = values.log_dir or os.path.join(run_dir, "logs")
     if values.evaluator:
         _check_no_checkpoints(run_dir)

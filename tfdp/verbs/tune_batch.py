@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from tfdp.error import Error
-from tfdp.verbs import bench, config_flag
+from tfdp.verbs import adder, config_flag, stdout_to
 
 SYNOPSIS = (
     "tfdp tune-batch --config=FILE.py [--config.a.b=VALUE ...] [--workers=N] [--max-batch=ROWS]\n"
@@ -28,24 +28,13 @@ HINT = "For functions of your own: tfdp.tune_batch."
 def define(values: flags.FlagValues, words: list[str]) -> None:
     """Define --config, and the flags of the trials."""
     config_flag.define(values, words)
-    flags.DEFINE_integer(
-        "workers",
-        0,
-        "Processes of this machine that train together; 0: one, with all its GPUs.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "max_batch", 0, "Rows of a replica to try at most; default: any.", flag_values=values
-    )
-    flags.DEFINE_float(
-        "noise_seconds",
-        60.0,
-        "Seconds of the training for the noise scale, at most; 0 leaves it out.",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "json", False, "Print tune_batch.json; the report goes to stderr.", flag_values=values
-    )
+    add = adder(values)
+    text = "Processes of this machine that train together; 0: one, with all its GPUs."
+    add(flags.DEFINE_integer, "workers", 0, text)
+    add(flags.DEFINE_integer, "max_batch", 0, "Rows of a replica to try at most; default: any.")
+    text = "Seconds of the training for the noise scale, at most; 0 leaves it out."
+    add(flags.DEFINE_float, "noise_seconds", 60.0, text)
+    add(flags.DEFINE_bool, "json", False, "Print tune_batch.json; the report goes to stderr.")
 
 
 def run(values: flags.FlagValues) -> int:
@@ -89,7 +78,7 @@ def _run(values: flags.FlagValues) -> int:
 
     folder = pathlib.Path(values.config.run_dir or config_lib.new_run_dir(values.config))
     tell = functools.partial(print, flush=True)
-    with bench.stdout_to_stderr() if values.json else contextlib.nullcontext():
+    with stdout_to(2) if values.json else contextlib.nullcontext():
         tuner = trials.Tuner(
             functools.partial(_start, values),
             os.path.abspath(folder),
@@ -107,19 +96,10 @@ def _run(values: flags.FlagValues) -> int:
 
 def _start(values: flags.FlagValues, settings: Any) -> int:
     """Start a trial of the config."""
-    from ml_collections import config_flags
-
     from tfdp.tuning import settings as settings_lib
     from tfdp.tuning import trials
 
-    flag = values["config"]
-    changes: dict[str, object] = {
-        **config_flags.get_override_values(flag),
-        "run_dir": settings.folder,
-        "data.global_batch_size": settings.global_batch,
-    }
+    changes = {"run_dir": settings.folder, "data.global_batch_size": settings.global_batch}
     if settings.kind == settings_lib.ROOM:
         changes["data.ragged"] = "drop"  # all steps alike
-    script = ["-m", "tfdp.train", f"--config={config_flags.get_config_filename(flag)}"]
-    script += [f"--config.{name}={value}" for name, value in changes.items()]
-    return trials.launch(script, values.workers, settings)
+    return trials.launch(config_flag.script(values, changes), values.workers, settings)
