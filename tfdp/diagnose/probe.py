@@ -1,9 +1,9 @@
 """What each task of the cluster runs for `tfdp doctor`.
 
-python -m tfdp.diagnose.probe OUT.json DIRECTORY SECONDS     (with a TF_CONFIG)
+python -m tfdp.diagnose.probe DIRECTORY SECONDS     (with a TF_CONFIG)
 
-Writes what it found out to OUT.json, step by step: a task that is killed leaves what it had. With -
-in its place each step is a line on standard output, after MARK.
+Tells what it found out in lines of its standard output, after MARK, step by step: of a task that is
+killed there is what it had told.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import uuid
 from typing import Any
 
 from tfdp import cluster as cluster_lib
-from tfdp import plain
 from tfdp.diagnose import facts as facts_lib
 from tfdp.launch import rendezvous, task_start
 
@@ -28,21 +27,18 @@ _PIECE = 500
 def main(argv: list[str]) -> None:
     """Look at this task, at the others, and at what lies between them."""
     task_start.tie_to_launcher(os.environ)
-    out, directory, seconds = argv[0], argv[1], float(argv[2])
+    directory, seconds = argv[0], float(argv[1])
     found = cluster_lib.from_environment(os.environ)
     assert found is not None
     cluster, task = found
     result: dict[str, Any] = {"task": str(task), "tf_config": cluster.tf_config(task)}
 
-    def save() -> None:
-        if out == "-":
-            print(*told(result), sep="\n", flush=True)
-            return
-        plain.replace(pathlib.Path(out), json.dumps(result))
+    def tell() -> None:
+        print(*told(result), sep="\n", flush=True)
 
     facts = facts_lib.collect(directory)
     result["facts"] = facts
-    save()
+    tell()
     with _marked(directory, result) as mark:
         facts["mark"] = mark
         if len(cluster.tasks) > 1:
@@ -50,17 +46,17 @@ def main(argv: list[str]) -> None:
                 others = rendezvous.survey(cluster, task, facts, timeout_seconds=seconds)
             except cluster_lib.ClusterError as error:
                 result["problem"] = str(error)
-                save()
+                tell()
                 return
             result["others"] = {
                 str(other): dataclasses.asdict(what) for other, what in others.items()
             }
-            save()
+            tell()
             if not all(what.is_reached and what.reaches_us for what in others.values()):
                 return
             _look_for_marks(directory, result)
         _with_tensorflow(cluster, task, result)
-        save()
+        tell()
 
 
 def told(result: dict[str, Any]) -> list[str]:

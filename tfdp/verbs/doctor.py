@@ -11,14 +11,15 @@ import pathlib
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import flags
 
 from tfdp.error import Error
 from tfdp.launch import platforms
-from tfdp.verbs import elsewhere
+from tfdp.launch.shape import Shape
+from tfdp.verbs import adder, elsewhere
 
 SYNOPSIS = (
     "tfdp doctor [--workers=N] [--chief] [--ps=M] [--json]\n"
@@ -32,10 +33,7 @@ SYNOPSIS = (
 
 def define(values: flags.FlagValues, words: list[str]) -> None:
     """Define the flags of tfdp doctor."""
-
-    def add(define: Any, name: str, default: object, text: str) -> None:
-        define(name, default, text, flag_values=values)
-
+    add = adder(values)
     add(flags.DEFINE_integer, "workers", 2, "Workers of a cluster on this machine.")
     add(flags.DEFINE_bool, "chief", False, "With a chief beside the workers.")
     add(flags.DEFINE_integer, "ps", 0, "With parameter servers; needs --chief.")
@@ -48,59 +46,16 @@ def define(values: flags.FlagValues, words: list[str]) -> None:
 
 def run(values: flags.FlagValues) -> int:
     """Carry out `tfdp doctor`; return 0, or 1 when something stands in the way of a run."""
-    from tfdp import cluster as cluster_lib
-    from tfdp.diagnose import report as report_lib
-    from tfdp.launch import local, machine, network, plan
-    from tfdp.launch import shape as shape_lib
-
     if not 0 < values.wait <= 3600:
         raise Error(f"--wait={values.wait}: use a number of seconds from 1 to 3600.")
+    way = _here
     if values.platform != "local":
-        asked = elsewhere.is_asked_before(values.platform)
-        return _on_hosts(values) if asked else _as_a_job(values)
+        way = _on_hosts if elsewhere.is_asked_before(values.platform) else _as_a_job
     try:
-        found = cluster_lib.from_environment(os.environ)
-        if found is None:
-            shape = shape_lib.Shape(values.workers, values.chief, values.ps)
-            cluster = plan.local_cluster(shape, machine.free_ports(len(shape)))
-            mine = list(cluster.tasks)
-        else:
-            cluster, task = found
-            mine = [task]
-            if not (values.trust_network or network.is_trusted(os.environ)):
-                network.refuse_public(cluster)
-        visible = plan.plan(
-            cluster, ["-"], seed=0, gpus=machine.gpus(os.environ) if not found else ()
-        )
+        with _as_it_was(values.dir):
+            report = way(values)
     except OSError as error:
         raise Error(str(error)) from error
-    is_new = not os.path.exists(values.dir)
-    with tempfile.TemporaryDirectory(prefix="tfdp-doctor-") as folder:
-        processes = []
-        for whole in visible:
-            if whole.task in mine:
-                out = os.path.join(folder, f"{whole.task.type}-{whole.task.index}.json")
-                words = ("-m", "tfdp.diagnose.probe", out, os.path.abspath(values.dir))
-                processes.append(
-                    plan.TaskProcess(
-                        whole.task,
-                        whole.host,
-                        (sys.executable, *words, str(values.wait)),
-                        whole.environment,
-                    )
-                )
-        with open(os.devnull, "wb") as nothing:
-            code = local.run(processes, folder, stdout=nothing, stderr=nothing, grace_seconds=0.1)
-        if is_new:
-            with contextlib.suppress(OSError):
-                os.rmdir(values.dir)
-        if code >= 128 and code != 137:
-            return code  # Ctrl-C
-        results = _results(pathlib.Path(folder), mine)
-    return _print(values, report_lib.make(cluster, results))
-
-
-def _print(values: flags.FlagValues, report: Any) -> int:
     if values.json:
         print(json.dumps(report.json(), indent=2))
     else:
@@ -108,93 +63,135 @@ def _print(values: flags.FlagValues, report: Any) -> int:
     return report.exit_code
 
 
-def _as_a_job(values: flags.FlagValues) -> int:
+def _here(values: flags.FlagValues) -> Any:
+    """Run the probe as the task that this process is, or as each task of a cluster here."""
+    from tfdp import cluster as cluster_lib
+    from tfdp.diagnose import report as report_lib
+    from tfdp.launch import machine, network, plan
+
+    found = cluster_lib.from_environment(os.environ)
+    if found is None:
+        shape = _shape(values)
+        cluster = plan.local_cluster(shape, machine.free_ports(len(shape)))
+        mine = list(cluster.tasks)
+    else:
+        cluster, task = found
+        mine = [task]
+        if not (values.trust_network or network.is_trusted(os.environ)):
+            network.refuse_public(cluster)
+    planned = plan.plan(cluster, ["-"], seed=0, gpus=machine.gpus(os.environ) if not found else ())
+    with tempfile.TemporaryDirectory(prefix="tfdp-doctor-") as folder:
+        directory = os.path.abspath(values.dir)
+        probes = _probes(planned, sys.executable, directory, values.wait)
+        _run([one for one in probes if one.task in mine], folder, grace_seconds=0.1)
+        return report_lib.make(cluster, _results(folder, mine))
+
+
+def _as_a_job(values: flags.FlagValues) -> Any:
     """Run the probe as each task of a cluster whose hosts the platform chooses."""
     from tfdp import cluster as cluster_lib
     from tfdp.diagnose import report as report_lib
     from tfdp.launch import plan
-    from tfdp.launch import shape as shape_lib
 
-    is_new = not os.path.exists(values.dir)
-    try:
-        shape = shape_lib.Shape(values.workers, values.chief, values.ps)
-        os.makedirs(values.dir, exist_ok=True)
-        # Beside the runs: what Slurm's tasks write is seen here only in a folder that all share.
-        with tempfile.TemporaryDirectory(prefix=".tfdp-doctor-", dir=values.dir) as folder:
-            directory = os.path.abspath(values.dir)
-            probe = ("-m", "tfdp.diagnose.probe", "-", directory, str(values.wait))
-            code = elsewhere.run(values, shape, probe, folder, "tfdp-doctor")
-            if code >= 128 and code not in (137, 138):
-                return code  # Ctrl-C
-            # Of tasks that have told nothing only the kinds are known.
-            names = plan.local_cluster(shape, range(1, len(shape) + 1)).tasks
-            results = _results(pathlib.Path(folder), names)
-    except OSError as error:
-        raise Error(str(error)) from error
-    finally:
-        if is_new:
-            with contextlib.suppress(OSError):
-                os.rmdir(values.dir)
+    shape = _shape(values)
+    os.makedirs(values.dir, exist_ok=True)
+    # Beside the runs: what Slurm's tasks write is seen here only in a folder that all share.
+    with tempfile.TemporaryDirectory(prefix=".tfdp-doctor-", dir=values.dir) as folder:
+        probe = _words(os.path.abspath(values.dir), values.wait)
+        code = elsewhere.run(values, shape, probe, folder, "tfdp-doctor")
+        _end_if_interrupted(code)
+        # Of tasks that have told nothing only the kinds are known.
+        names = plan.local_cluster(shape, range(1, len(shape) + 1)).tasks
+        results = _results(folder, names)
     told = [one["tf_config"] for one in results.values() if "tf_config" in one]
     if not told:
         raise Error(
             f"--platform={values.platform}: no task has told what it found (exit code {code}): see "
             f"the lines above."
         )
-    return _print(values, report_lib.make(cluster_lib.parse(told[0]).cluster, results))
+    return report_lib.make(cluster_lib.parse(told[0]).cluster, results)
 
 
-def _on_hosts(values: flags.FlagValues) -> int:
+def _on_hosts(values: flags.FlagValues) -> Any:
     """Ask the hosts, and run the probe as each task of the cluster there."""
     from tfdp.diagnose import report as report_lib
-    from tfdp.launch import local, network, plan
-    from tfdp.launch import shape as shape_lib
+    from tfdp.launch import network, plan
 
-    try:
-        shape = shape_lib.Shape(values.workers, values.chief, values.ps)
-        with contextlib.ExitStack() as stack:
-            mark = stack.enter_context(_mark(values.dir))
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tfdp-doctor-"))
-            reached = stack.enter_context(
-                platforms.module(values.platform).reach(
-                    shape, values, os.getcwd(), sys.executable, mark=mark
-                )
+    shape, reach = _shape(values), platforms.module(values.platform).reach
+    with (
+        _mark(values.dir) as mark,
+        tempfile.TemporaryDirectory(prefix="tfdp-doctor-") as folder,
+        reach(shape, values, os.getcwd(), sys.executable, mark=mark) as reached,
+    ):
+        looked = report_lib.look(reached.facts, reached.problems, bool(mark), values.sync)
+        if reached.problems:
+            return report_lib.unreached(shape, reached.facts, looked)
+        placed = reached.place(shape)
+        cluster = reached.cluster(shape, placed)
+        if not values.trust_network:
+            network.refuse_public(cluster)
+        gpus = reached.gpus(cluster, placed, None, 0)
+        planned = plan.plan(cluster, ["-"], seed=0)
+        probes = _probes(planned, reached.ssh.python, values.dir, values.wait)
+        relays = reached.relays(probes, placed, gpus, divide_cores=False)
+        _run(relays, folder)
+        results = _results(folder, cluster.tasks)
+        for one in relays:
+            facts = results.get(str(one.task), {}).get("facts", {})
+            facts["host"] = f"{one.host} ({facts.get('host', '?')})"
+        return report_lib.with_checks(report_lib.make(cluster, results), looked)
+
+
+def _shape(values: flags.FlagValues) -> Shape:
+    return Shape(values.workers, values.chief, values.ps)
+
+
+def _words(directory: str, wait: float) -> tuple[str, ...]:
+    return ("-m", "tfdp.diagnose.probe", directory, str(wait))
+
+
+def _probes(planned: Iterable[Any], python: str, directory: str, wait: float) -> list[Any]:
+    """Return the processes of a plan, with the probe in the place of a script."""
+    from tfdp.launch.plan import TaskProcess
+
+    command = (python, *_words(directory, wait))
+    return [TaskProcess(one.task, one.host, command, one.environment) for one in planned]
+
+
+def _run(processes: list[Any], folder: str, grace_seconds: float = 3.0) -> None:
+    """Run probes, whose logs are read afterwards."""
+    from tfdp.launch import local
+
+    with open(os.devnull, "wb") as nothing:
+        _end_if_interrupted(
+            local.run(
+                processes, folder, stdout=nothing, stderr=nothing, grace_seconds=grace_seconds
             )
-            looked = report_lib.look(reached.facts, reached.problems, bool(mark), values.sync)
-            if reached.problems:
-                return _print(values, report_lib.unreached(shape, reached.facts, looked))
-            placed = reached.place(shape)
-            cluster = reached.cluster(shape, placed)
-            if not values.trust_network:
-                network.refuse_public(cluster)
-            gpus = reached.gpus(cluster, placed, None, 0)
-            words = ("-m", "tfdp.diagnose.probe", "-", values.dir, str(values.wait))
-            processes = [
-                plan.TaskProcess(
-                    whole.task, whole.host, (reached.ssh.python, *words), whole.environment
-                )
-                for whole in plan.plan(cluster, ["-"], seed=0)
-            ]
-            relays = reached.relays(processes, placed, gpus, divide_cores=False)
-            with open(os.devnull, "wb") as nothing:
-                code = local.run(relays, folder, stdout=nothing, stderr=nothing)
-            if code >= 128 and code not in (137, 138):
-                return code  # Ctrl-C
-            results = _results(pathlib.Path(folder), cluster.tasks)
-            for one in relays:
-                facts = results.get(str(one.task), {}).get("facts", {})
-                facts["host"] = f"{one.host} ({facts.get('host', '?')})"
-            report = report_lib.make(cluster, results)
-    except OSError as error:
-        raise Error(str(error)) from error
-    return _print(values, report_lib.with_checks(report, looked))
+        )
+
+
+def _end_if_interrupted(code: int) -> None:
+    """End this process where the probes were ended by Ctrl-C, and none by another signal."""
+    if code >= 128 and code not in (137, 138):
+        sys.exit(code)
+
+
+@contextlib.contextmanager
+def _as_it_was(folder: str) -> Iterator[None]:
+    """Remove a folder at the end that was not there before, unless it holds something."""
+    is_new = not os.path.exists(folder)
+    try:
+        yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 @contextlib.contextmanager
 def _mark(directory: str) -> Iterator[str]:
     """Write a file into the run's folder, for other hosts to see; yields its path, or ""."""
     path = os.path.join(directory, f".tfdp-doctor-{uuid.uuid4().hex}")
-    is_new = not os.path.exists(directory)
     try:
         os.makedirs(directory, exist_ok=True)
         pathlib.Path(path).touch()
@@ -205,31 +202,22 @@ def _mark(directory: str) -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(path)
-        if is_new:
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)
 
 
-def _results(folder: pathlib.Path, tasks: Any) -> dict[str, dict[str, Any]]:
-    """What the probes have written, by task; a probe that broke down says so itself."""
+def _results(folder: str, tasks: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    """What the probes have told, by task; a probe that broke down says so itself."""
     from tfdp.diagnose import probe
+    from tfdp.launch.plan import log_name
 
     results: dict[str, dict[str, Any]] = {}
     for task in tasks:
-        name = str(task)
-        path = folder / f"{task.type}-{task.index}.json"
-        if path.exists():
-            result = json.loads(path.read_text())
-            for other in result.pop("results", []):
-                results.setdefault(other["task"], other)
-            results[name] = result
-        log = path.with_suffix(".log")
-        last = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        result = probe.last_told(last)
+        name, log = str(task), pathlib.Path(folder, log_name(task))
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        result = probe.last_told(lines)
         if result is not None:
             for other in result.pop("results", []):
                 results.setdefault(other["task"], other)
             results[name] = result
-        if last and any("Traceback" in line for line in last):
-            results.setdefault(name, {"task": name})["problem"] = last[-1][:300]
+        if any("Traceback" in line for line in lines):
+            results.setdefault(name, {"task": name})["problem"] = lines[-1][:300]
     return results
