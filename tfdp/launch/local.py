@@ -19,12 +19,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from tfdp.launch.machine import free_ports, gpus
 from tfdp.launch.output import STDERR, STDOUT, Screen, printable
 from tfdp.launch.plan import TaskProcess
 from tfdp.launch.supervisor import SIGNALS, Settings, Supervisor
-
-__all__ = ["free_ports", "gpus", "run"]
 
 
 def run(
@@ -33,15 +30,7 @@ def run(
     *,
     stdout: IO[Any] | None = None,
     stderr: IO[Any] | None = None,
-    grace_seconds: float = 3.0,
-    evaluator_seconds: float = 600.0,
-    max_restarts: int = 0,
-    restart_delay_seconds: float = 1.0,
-    log_bytes: int = 100 << 20,
-    logs_kept: int = 3,
-    renew: Callable[[Sequence[TaskProcess]], Sequence[TaskProcess]] | None = None,
-    preempt_seconds: float = 25.0,
-    min_workers: int = 0,
+    **settings: Any,
 ) -> int:
     """Runs the tasks until they have ended. Call it from the main thread.
 
@@ -54,22 +43,7 @@ def run(
       log_dir: The folder of the logs that the plan does not name; made when absent.
       stdout: Where the tasks' output goes, a file with a descriptor; sys.stdout by default.
       stderr: Where their errors and the launcher's own lines go; sys.stderr by default.
-      grace_seconds: From SIGTERM to SIGKILL. TensorFlow ignores SIGTERM: this is waited in full.
-      evaluator_seconds: How long the evaluator may go on when the training has ended.
-      max_restarts: How many failures without progress (see progress, restarts) are followed by a
-        restart: of all tasks that train; of the worker alone where there are parameter servers; of
-        the evaluator alone.
-      restart_delay_seconds: The wait before the first restart; doubled with each failure that came
-        without progress, up to a minute.
-      log_bytes: How large a log may grow before it is continued in a new one; 0 for any size.
-      logs_kept: How many full logs of a task are kept.
-      renew: Gives the plan for a restart of all, on ports that are free then, without the workers
-        whose plans it is given (see min_workers); None for the same plan again.
-      preempt_seconds: From SIGTERM to SIGKILL where this process got SIGTERM: a training saves what
-        it has.
-      min_workers: Where a worker has used up its restarts, the others that train together start
-        again without it, as long as so many are left; 0 for all or none. Needs renew. The workers
-        of parameter servers go on by themselves, as long as so many are left, and one is.
+      settings: How the tasks are looked after: the fields of supervisor.Settings.
 
     Returns:
       0 when all went well; else the exit code of the task that failed first; 128 + the signal that
@@ -79,26 +53,14 @@ def run(
     if threading.current_thread() is not threading.main_thread():
         # A task dies with the thread that started it (PR_SET_PDEATHSIG), and signals come to this.
         raise RuntimeError("run was called in another thread. Call it from the main thread.")
-    wake_read, wake_write = os.pipe()
-    for fd in (wake_read, wake_write):
-        os.set_blocking(fd, False)
+    asked = Settings(**settings)
     screen = Screen(
         _descriptor(stdout, sys.stdout, STDOUT), _descriptor(stderr, sys.stderr, STDERR)
     )
-    settings = Settings(
-        grace_seconds,
-        evaluator_seconds,
-        max_restarts,
-        restart_delay_seconds,
-        log_bytes,
-        logs_kept,
-        renew,
-        preempt_seconds,
-        min_workers,
-    )
-    supervisor = Supervisor(screen, wake_read, settings)
+    supervisor: Supervisor | None = None
     try:
-        with signals_sent_to(wake_write):
+        with signals_as_bytes() as wake_fd:
+            supervisor = Supervisor(screen, wake_fd, asked)
             try:
                 code, reason = supervisor.run(processes, pathlib.Path(log_dir))
             finally:
@@ -107,9 +69,8 @@ def run(
             screen.write_lines(STDERR, printable(reason))
     finally:
         # A pager that nobody pages may be waited for, but not by one who pressed Ctrl-C.
-        screen.close(grace_seconds if supervisor.signal else math.inf)
-        os.close(wake_read)
-        os.close(wake_write)
+        is_interrupted = supervisor is not None and supervisor.signal
+        screen.close(asked.grace_seconds if is_interrupted else math.inf)
     return code
 
 
@@ -126,16 +87,43 @@ def _descriptor(given: IO[Any] | None, default: IO[str] | None, number: int) -> 
         return number
 
 
+def look_after(
+    processes: Sequence[TaskProcess],
+    log_dir: str | os.PathLike[str],
+    values: Any,
+    renew: Callable[[Sequence[TaskProcess]], Sequence[TaskProcess]],
+) -> int:
+    """Runs the tasks as the flags of `tfdp launch` say; returns the exit code, 130 after Ctrl-C."""
+    try:
+        return run(
+            processes,
+            log_dir,
+            max_restarts=values.max_restarts,
+            min_workers=values.min_workers,
+            preempt_seconds=values.preempt_seconds,
+            log_bytes=values.log_megabytes << 20,
+            logs_kept=values.logs_kept,
+            renew=renew,
+        )
+    except KeyboardInterrupt:
+        return 130  # after the tasks have ended, while what they wrote was still printed
+
+
 @contextlib.contextmanager
-def signals_sent_to(fd: int, numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
-    """Has the signals that end the launcher written to a pipe, as bytes, in place of acting."""
+def signals_as_bytes(numbers: Sequence[int] = SIGNALS) -> Iterator[int]:
+    """Yields a descriptor to which signals that end the launcher come as bytes, without acting."""
+    wake_read, wake_write = os.pipe()
+    for fd in (wake_read, wake_write):
+        os.set_blocking(fd, False)
     # One that is ignored stays so (nohup), and so does one that Python cannot give back (None).
     taken = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = [signal.signal(number, lambda *_: None) for number in taken]
-    fd_before = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    fd_before = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     try:
-        yield
+        yield wake_read
     finally:
         signal.set_wakeup_fd(fd_before)
         for number, handler in zip(taken, before, strict=True):
             signal.signal(number, handler)
+        os.close(wake_read)
+        os.close(wake_write)

@@ -43,28 +43,33 @@ _KILL_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How tasks are looked after; see local.run for each.
+    """How tasks are looked after.
 
     Attributes:
-      grace_seconds: From SIGTERM to SIGKILL.
-      preempt_seconds: The same where the launcher itself got SIGTERM: tasks save what they have.
+      grace_seconds: From SIGTERM to SIGKILL. TensorFlow ignores SIGTERM: this is waited in full.
       evaluator_seconds: How long the evaluator may go on when the training has ended.
-      max_restarts: How many failures without progress are followed by a restart.
-      min_workers: With how many workers a group goes on when others cannot be started again; 0
-        for all of them.
-      restart_delay_seconds: The wait before the first restart.
+      max_restarts: How many failures without progress (see progress, restarts) are followed by a
+        restart: of all tasks that train; of the worker alone where there are parameter servers; of
+        the evaluator alone.
+      restart_delay_seconds: The wait before the first restart; doubled with each failure that came
+        without progress, up to a minute.
       log_bytes: How large a log may grow before it is continued in a new one; 0 for any size.
       logs_kept: How many full logs of a task are kept.
-      renew: Gives the plan for a new start of the group, on ports that are free then, without the
-        workers whose plans it is given.
+      renew: Gives the plan for a restart of all, on ports that are free then, without the workers
+        whose plans it is given (see min_workers); None for the same plan again.
+      preempt_seconds: From SIGTERM to SIGKILL where this process got SIGTERM: a training saves what
+        it has.
+      min_workers: Where a worker has used up its restarts, the others that train together start
+        again without it, as long as so many are left; 0 for all or none. Needs renew. The workers
+        of parameter servers go on by themselves, as long as so many are left, and one is.
     """
 
     grace_seconds: float = 3.0
     evaluator_seconds: float = 600.0
     max_restarts: int = 0
     restart_delay_seconds: float = 1.0
-    log_bytes: int = 0
-    logs_kept: int = 0
+    log_bytes: int = 100 << 20
+    logs_kept: int = 3
     renew: Callable[[Sequence[TaskProcess]], Sequence[TaskProcess]] | None = None
     preempt_seconds: float = 25.0
     min_workers: int = 0

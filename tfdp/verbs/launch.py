@@ -277,19 +277,12 @@ def _on_this_machine(values: flags.FlagValues, job: Any, log_dir: str) -> int:
             f"on port{'s'[: len(cluster.tasks) > 1]} {ports}: --isolate, or a firewall (see "
             f"docs/launch.md), keeps others out.\n"
         )
-    try:
-        return local.run(
-            processes,
-            log_dir,
-            max_restarts=values.max_restarts,
-            log_bytes=values.log_megabytes << 20,
-            logs_kept=values.logs_kept,
-            renew=lambda left_out: make_plan(make_cluster(len(left_out)), left_out),
-            min_workers=values.min_workers,
-            preempt_seconds=values.preempt_seconds,
-        )
-    except KeyboardInterrupt:
-        return 130  # after the tasks have ended, while what they wrote was still printed
+    return local.look_after(
+        processes,
+        log_dir,
+        values,
+        lambda left_out: make_plan(make_cluster(len(left_out)), left_out),
+    )
 
 
 def _shown(text: str, file: str) -> int:

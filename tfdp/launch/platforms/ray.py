@@ -54,19 +54,7 @@ def launch(job: Job, values: Any) -> int:
             processes = bridge.plan()
             hosts = ", ".join(sorted({process.host for process in processes}))
             print(f"{job.shape} on Ray ({hosts}), seed {job.seed}. Logs: {job.log_dir}", flush=True)
-            try:
-                return local.run(
-                    processes,
-                    job.log_dir,
-                    max_restarts=values.max_restarts,
-                    min_workers=values.min_workers,
-                    preempt_seconds=values.preempt_seconds,
-                    log_bytes=values.log_megabytes << 20,
-                    logs_kept=values.logs_kept,
-                    renew=bridge.plan,
-                )
-            except KeyboardInterrupt:
-                return 130
+            return local.look_after(processes, job.log_dir, values, bridge.plan)
 
 
 def resources(job: Job, values: Any) -> list[dict[str, float]]:

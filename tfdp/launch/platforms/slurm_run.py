@@ -38,9 +38,6 @@ def launch(job: Job, wish: slurm_script.Wish, *, log_bytes: int, logs_kept: int)
     """
     environ = dict(os.environ)
     _check_room(job, wish, environ)
-    wake_read, wake_write = os.pipe()
-    for fd in (wake_read, wake_write):
-        os.set_blocking(fd, False)
     screen = Screen(STDOUT, STDERR)
     logs = {
         task: Log(slurm_watch.log_path(job, task), log_bytes, logs_kept) for task in job.shape.tasks
@@ -58,14 +55,12 @@ def launch(job: Job, wish: slurm_script.Wish, *, log_bytes: int, logs_kept: int)
     ]
     try:
         # Those that announce a time limit too: without a handler they would end the launcher.
-        with local.signals_sent_to(wake_write, tuple({*SIGNALS, *slurm_watch.NOTICES})):
-            return _run(job, wish, environ, screen, outputs, wake_read)
+        with local.signals_as_bytes(tuple({*SIGNALS, *slurm_watch.NOTICES})) as wake_fd:
+            return _run(job, wish, environ, screen, outputs, wake_fd)
     finally:
         for output in outputs:
             output.end()
         screen.close(_SCREEN_SECONDS)
-        os.close(wake_read)
-        os.close(wake_write)
 
 
 def _run(

@@ -89,23 +89,11 @@ def launch(job: Job, values: flags.FlagValues) -> int:
         names = ", ".join(dict.fromkeys(process.host for process in processes))
         where = f"{job.shape} on {names}, seed {job.seed}. Logs: {job.log_dir}"
         print(output.printable(where).decode(), end="", flush=True)
-        try:
-            code = local.run(
-                processes,
-                job.log_dir,
-                max_restarts=job.max_restarts,
-                log_bytes=values.log_megabytes << 20,
-                logs_kept=values.logs_kept,
-                renew=make_plan,
-                min_workers=values.min_workers,
-                preempt_seconds=job.preempt_seconds,
-            )
-            if code == 0:
-                # Servers are ended with the training. Another run may want the same ports at once.
-                reached.wait_for_ports()
-            return code
-        except KeyboardInterrupt:
-            return 130  # after the tasks have ended, while what they wrote was still printed
+        code = local.look_after(processes, job.log_dir, values, make_plan)
+        if code == 0:
+            # Servers are ended with the training. Another run may want the same ports at once.
+            reached.wait_for_ports()
+        return code
 
 
 def slots(values: flags.FlagValues) -> int:
