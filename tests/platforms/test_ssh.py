@@ -211,9 +211,9 @@ def test_no_secret_is_in_an_argument_list():
     process = TaskProcess(Task("worker", 0), "b", ("python", "-m", "a"), {"HF_TOKEN": "hf_secret"})
     words = ssh_hosts.Ssh((), "/a 'b/python").agent("me@b", "run")
     assert words[-2:] == ["me@b", "exec '/a '\"'\"'b/python' -m tfdp.launch.agent run"]
-    given = relay.environment(words, "me@b", process)
-    assert given[relay.variable("HF_TOKEN")] == "hf_secret"
-    assert "hf_secret" not in " ".join([*words, *relay.COMMAND])
+    given = relay.stand_in(words, "me@b", process, ["HF_TOKEN"])
+    assert [given.environment[name] for name in given.secrets] == ["hf_secret"]
+    assert "hf_secret" not in " ".join([*words, *given.command])
 
 
 def test_rsync_is_told_which_ssh(tmp_path):
@@ -239,9 +239,13 @@ def test_paths_there_are_quoted(path, word):
 
 def test_a_relay_that_is_given_no_agent_says_what_ssh_said():
     process = TaskProcess(Task("worker", 0), "b", ("python", "-m", "a"))
-    given = relay.environment(["sh", "-c", "echo gone >&2; exit 255"], "b", process)
+    given = relay.stand_in(["sh", "-c", "echo gone >&2; exit 255"], "b", process)
     done = subprocess.run(
-        relay.COMMAND, env={**os.environ, **given}, capture_output=True, text=True, timeout=60
+        given.command,
+        env={**os.environ, **given.environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (138, "")
     assert done.stderr == "tfdp: b: ssh failed (gone). Try by hand: ssh b true\n"
@@ -253,9 +257,9 @@ def test_a_screen_that_is_stopped_costs_no_task():
     command = (sys.executable, "-c", program)
     process = TaskProcess(Task("worker", 0), "b", command)
     agent = [sys.executable, "-m", "tfdp.launch.agent", "run"]
-    given = relay.environment(agent, "b", process)
+    given = relay.stand_in(agent, "b", process)
     with subprocess.Popen(
-        relay.COMMAND, env={**os.environ, **given}, stdout=subprocess.PIPE, text=True
+        given.command, env={**os.environ, **given.environment}, stdout=subprocess.PIPE, text=True
     ) as running:
         # Longer than the agent waits for a launcher that is silent.
         time.sleep(frames.SILENCE_SECONDS + 3)

@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Mapping, MutableMapping
 
-from tfdp.cluster import Cluster, ClusterError, Place, from_environment
+from tfdp.cluster import JOBS, Cluster, ClusterError, Place, from_environment
 from tfdp.launch import plan
 from tfdp.launch.platforms import slurm_step
 from tfdp.launch.shape import Shape
@@ -74,6 +74,12 @@ def find(environ: Mapping[str, str]) -> Place | None:
             f"{step.count}. Start it with --ntasks={len(shape)}."
         )
     return Place(shape.cluster(step.addresses), shape.tasks[step.index])
+
+
+def cluster_text(cluster: Cluster) -> str:
+    """Return the value of TFDP_CLUSTER: the addresses by job, jobs without tasks left out."""
+    jobs = {job: getattr(cluster, job) for job in JOBS}
+    return json.dumps({job: addresses for job, addresses in jobs.items() if addresses})
 
 
 def is_chief(environ: MutableMapping[str, str] = os.environ) -> bool:

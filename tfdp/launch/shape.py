@@ -69,6 +69,10 @@ class Shape:
     def __str__(self) -> str:
         return ",".join(f"{job}={count}" for job, count in self.counts.items() if count)
 
+    def without(self, workers: int) -> "Shape":
+        """The shape with so many workers less."""
+        return dataclasses.replace(self, workers=self.workers - workers)
+
     @classmethod
     def parse(cls, text: str) -> "Shape":
         """Reads what str() writes.

@@ -57,14 +57,14 @@ def tie_to_launcher(environ: MutableMapping[str, str]) -> bool:
     return True
 
 
-def die_with_parent() -> None:
-    """Makes the kernel kill this process when the one that started it ends (on Linux).
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Makes the kernel send this process a signal when the one that started it ends (on Linux).
 
     It can be the preexec_fn of a subprocess, for a program that closes what it inherits, as ssh
     does. Call it in a process with one thread.
     """
     if sys.platform == "linux":
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def claim_terminal(environ: MutableMapping[str, str]) -> None:

@@ -232,7 +232,7 @@ def _on_this_machine(values: flags.FlagValues, job: Any, log_dir: str) -> int:
         _isolate()
 
     def make_cluster(left_out: int = 0) -> cluster_lib.Cluster:
-        fewer = dataclasses.replace(job.shape, workers=job.shape.workers - left_out)
+        fewer = job.shape.without(left_out)
         return plan.local_cluster(fewer, machine.free_ports(len(fewer)))
 
     def make_plan(

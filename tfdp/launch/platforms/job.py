@@ -9,9 +9,9 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from tfdp.cluster import EVALUATOR_VARIABLE
+from tfdp.cluster import EVALUATOR_VARIABLE, Cluster
 from tfdp.error import Error
-from tfdp.launch import data_workers, network
+from tfdp.launch import data_workers, network, plan, redaction
 from tfdp.launch.shape import Shape
 
 
@@ -65,6 +65,34 @@ class Job:
             # Else the last lines before a crash would be lost in a buffer.
             "PYTHONUNBUFFERED": "1",
         }
+
+    def secret_names(self) -> list[str]:
+        """Return the variables whose values must stand in no script, which is shown around.
+
+        Also those whose names speak of a secret, whatever they were given.
+        """
+        return sorted(
+            name
+            for name in self.environment
+            if name in self.secrets or redaction.is_secret_name(name)
+        )
+
+    def open_environment(self) -> dict[str, str]:
+        """Return `environment` without those."""
+        secrets = self.secret_names()
+        return {name: value for name, value in self.environment.items() if name not in secrets}
+
+    def plan(self, cluster: Cluster, python: str = "") -> list[plan.TaskProcess]:
+        """Return the processes of the tasks on a cluster; `python` is the interpreter there."""
+        return plan.plan(
+            cluster,
+            self.script,
+            seed=self.seed,
+            log_dir=self.log_dir,
+            python=python or self.python,
+            environ={**self.environment, **self.task_environment()},
+            run=self.run,
+        )
 
 
 def read_variables(

@@ -14,7 +14,6 @@ saved, and a pod that Kubernetes moves, cost none of the restarts.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +110,7 @@ def _job(job: Job, pod: Pod) -> list[dict[str, Any]]:
             "podReplacementPolicy": "Failed",
             # When one fails, all others end with 138: one incident fails every pod.
             "backoffLimit": count * job.max_restarts,
-            "podFailurePolicy": _failure_policy("task"),
+            "podFailurePolicy": _failure_policy(),
             "ttlSecondsAfterFinished": _KEPT_SECONDS,
             "template": _template(job, pod, "job", subdomain=job.name),
         },
@@ -136,7 +135,7 @@ def _jobset(job: Job, pod: Pod) -> list[dict[str, Any]]:
                         "parallelism": count,
                         # The JobSet starts all jobs again, or none.
                         "backoffLimit": 0,
-                        "podFailurePolicy": _failure_policy("task"),
+                        "podFailurePolicy": _failure_policy(),
                         "template": _template(job, pod, "jobset", first=first, gpus=trains),
                     }
                 },
@@ -279,9 +278,9 @@ def _metadata(name: str, job: Job, pod: Pod) -> dict[str, Any]:
     return {"name": name, **namespace, "labels": labels}
 
 
-def _failure_policy(container: str) -> dict[str, Any]:
+def _failure_policy() -> dict[str, Any]:
     def on_code(action: str, code: int) -> dict[str, Any]:
-        codes = {"containerName": container, "operator": "In", "values": [code]}
+        codes = {"containerName": "task", "operator": "In", "values": [code]}
         return {"action": action, "onExitCodes": codes}
 
     disrupted = {"type": "DisruptionTarget", "status": "True"}
@@ -336,9 +335,7 @@ def _variables(job: Job, kind: str, first: int) -> list[dict[str, Any]]:
     if kind != "tfjob":
         addresses = [f"{host}:{PORT}" for host in hosts(job, kind)]
         cluster = job.shape.cluster(addresses)
-        jobs = {name: list(getattr(cluster, name)) for name in job.shape.counts}
-        named = {name: at for name, at in jobs.items() if at}
-        variables[discovery.CLUSTER_VARIABLE] = json.dumps(named)
+        variables[discovery.CLUSTER_VARIABLE] = discovery.cluster_text(cluster)
     if first:
         variables[discovery.FIRST_VARIABLE] = str(first)
     return [_variable(job, name, value) for name, value in variables.items()]

@@ -101,33 +101,18 @@ class Bridge:
         kept = [number for number in range(len(self._places)) if number not in gone]
         for number in kept:
             self._renew(number)
-        workers = self._job.shape.workers - len(gone)
-        shape = dataclasses.replace(self._job.shape, workers=workers)
+        shape = self._job.shape.without(len(gone))
         facts = [self._places[number].facts for number in kept]
-        processes = plan.plan(
-            shape.cluster([f"{one['address']}:{one['free_ports'][0]}" for one in facts]),
-            self._job.script,
-            seed=self._job.seed,
-            log_dir=self._job.log_dir,
-            python=self._job.python,
-            environ={**self._job.environment, **self._job.task_environment()},
-            run=self._job.run,
+        processes = self._job.plan(
+            shape.cluster([f"{one['address']}:{one['free_ports'][0]}" for one in facts])
         )
         made = []
         for number, one, process in zip(kept, facts, processes, strict=True):
             # Several actors may be on one node: the number tells them apart.
             host = f"{one['host']}#{number}"
             there = dataclasses.replace(process, directory=pathlib.Path(one["directory"]))
-            made.append(
-                plan.TaskProcess(
-                    process.task,
-                    host,
-                    relay.COMMAND,
-                    relay.environment((*_PIPE, self._path, str(number)), host, there),
-                    log=process.log,
-                    secrets=frozenset(relay.variable(name) for name in self._job.secrets),
-                )
-            )
+            pipe = (*_PIPE, self._path, str(number))
+            made.append(relay.stand_in(pipe, host, there, self._job.secrets))
         return made
 
     # -- actors ---------------------------------------------------------------------------------

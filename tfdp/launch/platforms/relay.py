@@ -18,14 +18,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from tfdp.launch import frames, progress, task_start
 from tfdp.launch.plan import TaskProcess
 from tfdp.launch.platforms import ssh_errors
 
-COMMAND = (sys.executable, "-m", "tfdp.launch.platforms.relay")
+_COMMAND = (sys.executable, "-m", "tfdp.launch.platforms.relay")
 _SPEC_VARIABLE = "TFDP_RELAY"
 # What the task is given, under other names: PATH or LD_PRELOAD of the task are not those of ssh.
 _PREFIX = "TFDP_SEND_"
@@ -37,29 +37,34 @@ _CONNECT_SECONDS = 30.0
 _READ_BYTES = 1 << 16
 
 
-def environment(ssh: Sequence[str], name: str, process: TaskProcess) -> dict[str, str]:
-    """Return the environment of a relay.
+def stand_in(
+    ssh: Sequence[str], name: str, there: TaskProcess, secrets: Iterable[str] = ()
+) -> TaskProcess:
+    """Return the process that stands here for a task on another host.
 
     Args:
         ssh: The command that runs the agent on the host.
         name: What the host is called.
-        process: The task, as it is started there.
+        there: The task, as it is started there.
+        secrets: Variables of its environment that hold secrets.
     """
     spec = {
         "ssh": list(ssh),
         "host": name,
-        "task": str(process.task),
-        "command": list(process.command),
-        "directory": os.fspath(process.directory) if process.directory is not None else None,
-        "cpus": list(process.cpus),
+        "task": str(there.task),
+        "command": list(there.command),
+        "directory": os.fspath(there.directory) if there.directory is not None else None,
+        "cpus": list(there.cpus),
     }
-    sent = {variable(key): value for key, value in process.environment.items()}
-    return {**sent, _SPEC_VARIABLE: json.dumps(spec)}
-
-
-def variable(name: str) -> str:
-    """Return under which name a relay holds a variable of its task."""
-    return _PREFIX + name
+    sent = {_PREFIX + key: value for key, value in there.environment.items()}
+    return TaskProcess(
+        there.task,
+        name,
+        _COMMAND,
+        {**sent, _SPEC_VARIABLE: json.dumps(spec)},
+        log=there.log,
+        secrets=frozenset(_PREFIX + key for key in secrets),
+    )
 
 
 def main() -> NoReturn:

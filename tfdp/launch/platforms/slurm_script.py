@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from tfdp.cluster import EVALUATOR_VARIABLE
 from tfdp.error import Error
-from tfdp.launch import redaction
 from tfdp.launch.discovery import TASKS_VARIABLE
 from tfdp.launch.platforms.job import Job
 from tfdp.launch.supervisor import RESTART_VARIABLE
@@ -119,18 +118,10 @@ def in_words(job: Job) -> str:
     return str(job.shape.cluster([f"host:{port}" for port in range(1, len(job.shape) + 1)]))
 
 
-def secret_names(job: Job) -> list[str]:
-    """Return the variables whose values must stand in no script: sbatch takes them from here."""
-    return sorted(
-        name for name in job.environment if name in job.secrets or redaction.is_secret_name(name)
-    )
-
-
 def task_environment(job: Job, run: str) -> dict[str, str]:
     """Return the variables of every task that are no secrets; the run is called as it is given."""
-    secrets = secret_names(job)
     return {
-        **{name: value for name, value in job.environment.items() if name not in secrets},
+        **job.open_environment(),
         **job.task_environment(),
         TASKS_VARIABLE: str(job.shape),
         **({EVALUATOR_VARIABLE: run} if job.shape.evaluator else {}),
@@ -206,7 +197,7 @@ def launcher(job: Job, wish: Wish) -> str:
         *(["--chief"] if shape.chief else []),
         *([f"--ps={shape.ps}"] if shape.ps else []),
         *(["--evaluator"] if shape.evaluator else []),
-        *(f"--env={name}" for name in secret_names(job)),
+        *(f"--env={name}" for name in job.secret_names()),
         f"--job_name={job.name}",
         f"--log_dir={job.log_dir}",
         f"--signal={wish.signal}",
@@ -257,7 +248,7 @@ def _head(job: Job, wish: Wish, note: str = "") -> list[str]:
         *([note] if note else []),
         *(
             f': "${{{name}:?is not set. Set it where you submit this script.}}"'
-            for name in secret_names(job)
+            for name in job.secret_names()
         ),
         *(
             # The number of the job is known there alone.

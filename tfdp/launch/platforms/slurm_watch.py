@@ -8,7 +8,6 @@ A signal that announces the end is passed on to the tasks, which save; one that 
 ends them, and so does the death of the launcher.
 """
 
-import ctypes
 import functools
 import math
 import os
@@ -21,7 +20,7 @@ import time
 from collections.abc import Mapping
 
 from tfdp.cluster import Task
-from tfdp.launch import endings, process
+from tfdp.launch import endings, process, task_start
 from tfdp.launch.output import STDERR, STDOUT, Screen, TaskOutput, printable
 from tfdp.launch.plan import log_name
 from tfdp.launch.platforms import slurm_output, slurm_script
@@ -40,7 +39,6 @@ _KILL_SECONDS = 60.0
 # The controller does not answer: that is nobody's setting.
 _UNREACHABLE = re.compile(r"contact|connect|communicat|timed out|[Ss]ocket")
 _READ_BYTES = 1 << 16
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class Step:
@@ -100,7 +98,8 @@ class Step:
             bufsize=0,
             # Ctrl-C comes to the launcher alone.
             start_new_session=True,
-            preexec_fn=_end_with_launcher,
+            # srun ends its tasks when it gets SIGTERM, and so when this process dies.
+            preexec_fn=functools.partial(task_start.die_with_parent, signal.SIGTERM),
         )
         for stream, pipe in ((STDOUT, self._process.stdout), (STDERR, self._process.stderr)):
             assert pipe is not None
@@ -290,8 +289,3 @@ class Step:
 def log_path(job: Job, task: Task) -> pathlib.Path:
     """Return the file of a task's output."""
     return pathlib.Path(job.log_dir, log_name(task))
-
-
-def _end_with_launcher() -> None:
-    """In srun, before it begins: it ends its tasks when it gets SIGTERM, and so when we die."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

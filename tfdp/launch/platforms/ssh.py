@@ -6,7 +6,6 @@ each task (relay): the launcher looks after it as after a task of its own. Read 
 --dry-run prints.
 """
 
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 
@@ -62,20 +61,12 @@ def launch(job: Job, values: flags.FlagValues) -> int:
             return 2
 
         def make_plan(left_out: Sequence[plan.TaskProcess] = ()) -> list[plan.TaskProcess]:
-            fewer = dataclasses.replace(job.shape, workers=job.shape.workers - len(left_out))
+            fewer = job.shape.without(len(left_out))
             placed = reached.place(fewer, [process.host for process in left_out])
             cluster = reached.cluster(fewer, placed)
             if not job.trust_network:
                 network.refuse_public(cluster)
-            processes = plan.plan(
-                cluster,
-                job.script,
-                seed=job.seed,
-                log_dir=job.log_dir,
-                python=reached.ssh.python,
-                environ={**job.environment, **job.task_environment()},
-                run=job.run,
-            )
+            processes = job.plan(cluster, reached.ssh.python)
             divide = values.cores == "divide"
             gpus = reached.gpus(
                 cluster,

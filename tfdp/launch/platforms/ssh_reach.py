@@ -137,16 +137,7 @@ class Reached:
                 cpus=cpus.get(task, ()),
             )
             words = self.ssh.agent(host.name, "run")
-            relays.append(
-                plan.TaskProcess(
-                    task,
-                    host.name,
-                    relay.COMMAND,
-                    relay.environment(words, host.name, there),
-                    log=process.log,
-                    secrets=frozenset(relay.variable(name) for name in secrets),
-                )
-            )
+            relays.append(relay.stand_in(words, host.name, there, secrets))
         return relays
 
     def _cores(

@@ -8,11 +8,10 @@ whatever stands in a path or a value is quoted once. A task is ended when its st
 closed or silent, which is when the script, its ssh or the link has ended.
 """
 
-import json
 from collections.abc import Sequence
 
 from tfdp import cluster as cluster_lib
-from tfdp.launch import discovery, hosts, plan, redaction
+from tfdp.launch import discovery, hosts, plan
 from tfdp.launch.dry_run import quote
 from tfdp.launch.platforms import ssh_hosts
 from tfdp.launch.platforms.job import Job
@@ -107,14 +106,9 @@ def render(
         number = used[host.name] = used.get(host.name, -1) + 1
         addresses.append(host.at((first_port or _FIRST_PORT) + number))
     cluster = job.shape.cluster(addresses)
-    spec = {name: list(getattr(cluster, name)) for name in cluster_lib.JOBS}
-    # Also those whose names speak of a secret, whatever they were given: a script is shown around.
-    secrets = sorted(
-        name for name in job.environment if name in job.secrets or redaction.is_secret_name(name)
-    )
-    variables = {name: value for name, value in job.environment.items() if name not in secrets}
-    variables |= job.task_environment()
-    variables[discovery.CLUSTER_VARIABLE] = json.dumps({k: v for k, v in spec.items() if v})
+    secrets = job.secret_names()
+    variables = {**job.open_environment(), **job.task_environment()}
+    variables[discovery.CLUSTER_VARIABLE] = discovery.cluster_text(cluster)
     gpus = _gpus(job, cluster, placed) if job.gpus_per_task else {}
     command = (ssh.python, *job.command[1:])
     program = _PROGRAM.format(
