@@ -114,6 +114,24 @@ def save(
     return paths
 
 
+def label(axes: Any, style: Style, title: str, x: str, y: str) -> None:
+    """Write what axes show, and draw them in the style's ink."""
+    axes.set_title(title, color=style.ink, fontsize=12)
+    axes.set_xlabel(x, color=style.ink, fontsize=11)
+    axes.set_ylabel(y, color=style.ink, fontsize=11)
+    axes.tick_params(colors=style.ink, labelsize=10)
+    for side in axes.spines.values():
+        side.set_color(style.ink)
+
+
+def legend(axes: Any, style: Style, **places: Any) -> None:
+    """Draw the legend on the style's paper."""
+    axes.legend(
+        facecolor=style.paper, edgecolor=style.ink, labelcolor=style.ink, framealpha=1.0,
+        fontsize=10, **places,
+    )  # fmt: skip
+
+
 def _matplotlib() -> Any:
     try:
         import matplotlib.figure

@@ -98,7 +98,7 @@ def fit(sources: Sequence[Source]) -> Model:
     records = [source.record for source in sources]
     _check(records)
     last = records[-1]
-    fixed, per_row = _line([point for record in records for point in _computing(record)])
+    fixed, per_row = line([point for record in records for point in _computing(record)])
     hops = [_hops(source) for source in sources if source.record.exchange_seconds is not None]
     overlap, beside, residuals = _steps(records)
     inside = [hop.per_byte for hop in hops if not hop.is_between]
@@ -165,7 +165,7 @@ def _computing(record: Record) -> list[tuple[float, float]]:
     return points
 
 
-def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return (a, b) of t = a + b * x, neither below 0, with the least relative errors."""
     weights = [1 / t**2 for _, t in points]
     total = sum(weights)

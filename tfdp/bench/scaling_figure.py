@@ -58,21 +58,14 @@ def _draw(drawn: Any, found: Scaling, style: figure.Style) -> None:
     rows = points[0].global_batch_examples
     kept = f"global batch {rows:,}" if found.mode == "strong" else (
         f"{rows / points[0].replicas:,.0f} examples a step for each replica")  # fmt: skip
-    axes.set_title(f"{found.mode.capitalize()} scaling: {kept}", color=style.ink, fontsize=12)
-    axes.set_xlabel("Replicas", color=style.ink, fontsize=11)
-    axes.set_ylabel("Speed-up (times one replica)", color=style.ink, fontsize=11)
+    title = f"{found.mode.capitalize()} scaling: {kept}"
+    figure.label(axes, style, title, "Replicas", "Speed-up (times one replica)")
     told = {p.replicas: f"\n{p.speed_up:.2f} x\n{p.efficiency:.0%} efficient" for p in points}
     axes.set_xticks(places, [f"{count:,}{told.get(count, '')}" for count in shown])
     axes.set_ylim(0, 1.08 * max([shown[-1], *[one.high_speed_up for one in band]]))
     axes.set_xlim(-0.5, len(shown) - 0.5)
-    axes.tick_params(colors=style.ink, labelsize=10.5)
-    for side in axes.spines.values():
-        side.set_color(style.ink)
     axes.grid(axis="y", color=style.ink, alpha=0.15)
-    axes.legend(
-        loc="upper left", facecolor=style.paper, edgecolor=style.ink, labelcolor=style.ink,
-        fontsize=10.5, framealpha=1.0, handlelength=3.2,
-    )  # fmt: skip
+    figure.legend(axes, style, loc="upper left", handlelength=3.2)
 
 
 def _further(found: Scaling) -> set[int]:

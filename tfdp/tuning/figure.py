@@ -33,20 +33,12 @@ def _draw(drawn: Any, tuned: record.Tuned, style: figure.Style) -> None:
     _memory(left, tuned, style)
     _time(right, tuned, style)
     for axes in (left, right):
-        axes.tick_params(colors=style.ink, labelsize=10)
         axes.grid(color=style.ink, alpha=0.15)
-        for side in axes.spines.values():
-            side.set_color(style.ink)
-        axes.legend(
-            facecolor=style.paper, edgecolor=style.ink, labelcolor=style.ink, fontsize=9.5,
-            loc="best", framealpha=1.0,
-        )  # fmt: skip
+        figure.legend(axes, style, loc="best")
 
 
 def _memory(axes: Any, tuned: record.Tuned, style: figure.Style) -> None:
-    axes.set_title("Memory of a task", color=style.ink, fontsize=12)
-    axes.set_xlabel("Rows on a replica", color=style.ink, fontsize=11)
-    axes.set_ylabel("GB", color=style.ink, fontsize=11)
+    figure.label(axes, style, "Memory of a task", "Rows on a replica", "GB")
     if not tuned.lines:
         axes.plot([], [], label="not known")
         return
@@ -85,9 +77,7 @@ def _memory(axes: Any, tuned: record.Tuned, style: figure.Style) -> None:
 
 
 def _time(axes: Any, tuned: record.Tuned, style: figure.Style) -> None:
-    axes.set_title("What the global batch costs", color=style.ink, fontsize=12)
-    axes.set_xlabel("Global batch", color=style.ink, fontsize=11)
-    axes.set_ylabel("Times the least", color=style.ink, fontsize=11)
+    figure.label(axes, style, "What the global batch costs", "Global batch", "Times the least")
     axes.set_xscale("log", base=2)
     choices = recommend.batches(tuned.replicas, tuned.largest_global_batch)
     found, scale = tuned.recommendation, tuned.noise.scale

@@ -17,6 +17,7 @@ network need.
 import math
 from collections.abc import Sequence
 
+from tfdp.bench import fitted
 from tfdp.tuning.record import (
     BY_MEMORY,
     BY_RECORDS,
@@ -43,17 +44,7 @@ def line_of(points: Sequence[tuple[int, float]]) -> Throughput:
     if len({rows for rows, _ in points}) < 2:
         # One size says nothing of the two parts: all of it is called the rows'.
         return Throughput(0.0, least[1] / least[0], least[0])
-    a = b = c = d = e = 0.0
-    for rows, seconds in points:
-        weight = 1 / seconds**2
-        a, b, c = a + weight, b + weight * rows, c + weight * rows * rows
-        d, e = d + weight * seconds, e + weight * rows * seconds
-    determinant = a * c - b * b
-    fixed, slope = (d * c - b * e) / determinant, (a * e - b * d) / determinant
-    if fixed < 0:
-        fixed, slope = 0.0, e / c
-    if slope < 0:
-        fixed, slope = d / a, 0.0
+    fixed, slope = fitted.line(points)
     # fixed + slope B doubles its rows for less than 1.05 x examples/s from here on.
     gain = (2 - _WORTH) / (2 * _WORTH - 2)
     saturates = math.ceil(gain * fixed / slope) if slope else max(rows for rows, _ in points)
