@@ -400,8 +400,7 @@ def no_dataset(data, split, context):
 
 def test_a_function_of_the_context():
     data = Data(function=f"{__name__}:pairs", global_batch_size=10)
-    made = function.load(data)
-    found = function.call(made, data, "train", context(2, 1))
+    found = function.call(data, "train", context(2, 1))
     assert labels(found)[0] == [1, 3, 5, 7, 9]
 
 
@@ -450,7 +449,7 @@ def test_what_fit_gets_of_a_source(folder):
 def test_a_function_that_is_none(name, message):
     data = Data(function=name)
     with pytest.raises(Error) as raised:
-        function.call(function.load(data), data, "train", context(1, 0))
+        function.call(data, "train", context(1, 0))
     assert str(raised.value) == message
 
 

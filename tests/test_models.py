@@ -62,12 +62,12 @@ def test_a_function_of_your_own(tmp_path, monkeypatch):
         (
             "no_such_package:build",
             "config.model.name='no_such_package:build' cannot be imported: "
-            "No module named 'no_such_package'",
+            "No module named 'no_such_package'.",
         ),
         (
             "json:build",
             "config.model.name='json:build' cannot be imported: "
-            "module 'json' has no attribute 'build'",
+            "module 'json' has no attribute 'build'.",
         ),
     ],
 )

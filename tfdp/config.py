@@ -10,6 +10,7 @@ A file in configs/ returns a Config from `get_config()`; the command line change
 
 import dataclasses
 import difflib
+import importlib
 import inspect
 import math
 import os
@@ -342,6 +343,26 @@ def _attribute_texts(kind: type) -> dict[str, str]:
             words,
         )
     return texts
+
+
+def load(setting: str, name: str) -> Any:
+    """Return what "package.module:function" names.
+
+    Args:
+        setting: Which names it: "model.name".
+        name: Its value.
+
+    Raises:
+        Error: If it cannot be imported, or cannot be called.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise Error(f"config.{setting}={name!r} cannot be imported: {error}.") from error
+    if not callable(found):
+        raise Error(f"config.{setting}={name!r} is a {type(found).__name__}, not callable.")
+    return found
 
 
 def new_run_dir(config: Config) -> str:

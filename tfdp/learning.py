@@ -6,7 +6,6 @@ model.compile(learned.optimizer, learned.loss, learned.metrics)
 """
 
 import dataclasses
-import importlib
 import inspect
 from typing import Any
 
@@ -106,7 +105,9 @@ def schedule(settings: config_lib.Training, rate: float, steps_per_epoch: int | 
         )
     factors = [] if text == "constant" else learning_rate.milestones(text)
     if factors is None:
-        made: Any = _attribute("schedule", text)(rate, steps_per_epoch, settings.epochs)
+        made: Any = config_lib.load("training.schedule", text)(
+            rate, steps_per_epoch, settings.epochs
+        )
     else:
         made = schedules.pieces(
             rate, [(round(epoch * steps_per_epoch), factor) for epoch, factor in factors]
@@ -140,7 +141,7 @@ def _optimizer(settings: config_lib.Training, rate: Any) -> Any:
     }
     if name in built_in:
         return built_in[name](rate, **decay)
-    make = _attribute("optimizer", name)
+    make = config_lib.load("training.optimizer", name)
     takes = inspect.signature(make).parameters
     if decay and not {"weight_decay", "kwargs"} & set(takes):
         raise Error(
@@ -174,7 +175,7 @@ def _imported(setting: str, name: str, kind: type) -> Any:
                     "package.module:name."
                 ) from error
         return name
-    found = _attribute(setting, name)
+    found = config_lib.load(f"training.{setting}", name)
     return found() if isinstance(found, type) and issubclass(found, kind) else found
 
 
@@ -185,23 +186,12 @@ _WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _attribute(setting: str, name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise Error(f"config.training.{setting}={name!r} cannot be imported: {error}.") from error
-    if not callable(found):
-        raise Error(
-            f"config.training.{setting}={name!r} is a {type(found).__name__}, not callable."
-        )
-    return found
-
-
 def _rule(settings: config_lib.Training) -> str:
-    name = settings.optimizer
+    name: Any = settings.optimizer
     try:
-        return learning_rate.rule_of(_attribute("optimizer", name) if ":" in name else name)
+        return learning_rate.rule_of(
+            config_lib.load("training.optimizer", name) if ":" in name else name
+        )
     except Error as error:
         raise Error(
             f"config.training.base_batch_size={settings.base_batch_size}: nothing is known of how "

@@ -1,7 +1,6 @@
 """A function of the user's instead of a source.
 
-    function = load(config.data)
-    dataset = call(function, config.data, "train", context)
+    dataset = call(config.data, "train", context)
 
 It gets (config.data, split, tf.distribute.InputContext) and returns a tf.data.Dataset of (x, y)
 batches for that pipeline: `context.get_per_replica_batch_size(data.global_batch_size)` rows for
@@ -10,10 +9,6 @@ batches of the global size with tf.data's hint where the records are to be shard
 `dataset.shard(tf.data.experimental.SHARD_HINT, tf.data.experimental.SHARD_HINT)`.
 """
 
-import importlib
-from collections.abc import Callable
-from typing import Any
-
 import tensorflow as tf
 
 from tfdp import config as config_lib
@@ -21,36 +16,13 @@ from tfdp.compat import data_adapters
 from tfdp.error import Error
 
 
-def load(data: config_lib.Data) -> Callable[..., Any]:
-    """Return the function that a config names.
-
-    Raises:
-        Error: If it cannot be imported.
-    """
-    module, _, name = data.function.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise Error(
-            f"config.data.function={data.function!r} cannot be imported: {error}."
-        ) from error
-    if not callable(function):
-        raise Error(f"config.data.function={data.function!r} is no function.")
-    return function
-
-
-def call(
-    function: Callable[..., Any],
-    data: config_lib.Data,
-    split: str,
-    context: tf.distribute.InputContext,
-) -> tf.data.Dataset:
+def call(data: config_lib.Data, split: str, context: tf.distribute.InputContext) -> tf.data.Dataset:
     """Return the dataset of a pipeline.
 
     Raises:
-        Error: If the function returns none, or none of pairs.
+        Error: If the function cannot be imported, returns none, or none of pairs.
     """
-    dataset = function(data, split, context)
+    dataset = config_lib.load("data.function", data.function)(data, split, context)
     if not isinstance(dataset, tf.data.Dataset):
         raise Error(
             f"config.data.function={data.function!r} returned a {type(dataset).__name__}: let it "

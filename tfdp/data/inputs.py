@@ -193,14 +193,13 @@ def _check_apart(records: records_lib.Records, data: config_lib.Data) -> None:
 
 
 def _of_function(data: config_lib.Data, pipelines: int, apart: int) -> Inputs:
-    made = function.load(data)
     name = data.function
 
     def training(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return function.call(made, data, data.train_split, context)
+        return function.call(data, data.train_split, context)
 
     def evaluation(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return function.call(made, data, data.test_split, context)
+        return function.call(data, data.test_split, context)
 
     one = tf.distribute.InputContext()
     first = training(one)

@@ -3,13 +3,13 @@
 model = build("convnet", source.input_shape, source.classes, pixel_max=16.0, dropout=0.25)
 """
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from tfdp import config
 from tfdp.error import Error
 from tfdp.models.images import convnet
 
@@ -87,13 +87,9 @@ _BUILT_IN: dict[str, Callable[..., keras.Model]] = {"convnet": convnet}
 def _function(name: str) -> Any:
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if not name.partition(":")[2]:
         raise Error(
             f"config.model.name={name!r}: use one of {', '.join(_BUILT_IN)}, or "
             "package.module:function."
         )
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise Error(f"config.model.name={name!r} cannot be imported: {error}") from error
+    return config.load("model.name", name)
