@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 
-from tfdp.data import tfrecord
+from tfdp.data import sharding, tfrecord
 from tfdp.data.errors import REPAIR
 from tfdp.error import Error
 
@@ -86,6 +86,18 @@ def state(path: str) -> tuple[int, int]:
     if facts.st_size == 0:
         raise Error(f"{path} is empty: remove it, or write it again.")
     return facts.st_size, facts.st_mtime_ns
+
+
+def files(paths: Sequence[str], records: Sequence[int | None]) -> list[sharding.File]:
+    """Return whole files, with their records and sizes.
+
+    Raises:
+        Error: If one is not there, or empty.
+    """
+    return [
+        sharding.File(path, one, bytes=state(path)[0])
+        for path, one in zip(paths, records, strict=True)
+    ]
 
 
 def place(folder: str) -> str:

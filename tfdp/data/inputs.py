@@ -93,19 +93,18 @@ def open_inputs(
     def evaluation(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return pipeline.evaluation(opened, data, context)
 
-    several = pipelines > 1
     one = tf.distribute.InputContext()
-    steps = plan.steps
+    validation: Any = evaluation if pipelines > 1 else evaluation(one)
     if data.service != "off":
-        return _by_service(opened, data, steps, pipelines, apart, evaluation)
+        of_service, lines = _by_service(opened, data, plan.steps, pipelines, apart)
+        return _of(opened, of_service, validation, plan.steps, lines)
     if apart:
         _check_apart(opened.train, data)
         # The check is Python code, which other processes do not have.
         opened = dataclasses.replace(
             opened, train=dataclasses.replace(opened.train, unchanging=False)
         )
-        steps = steps and steps * apart
-    functions = several or bool(apart)
+    functions = pipelines > 1 or bool(apart)
     x: Any = functools.partial(training) if functions else training(one)
     if plan.steps is not None:
         # A run that goes on begins at its step: see fit.call.Data.
@@ -117,12 +116,17 @@ def open_inputs(
 
         x.tfdp_starting_at = starting_at
     x.tfdp_fingerprint = _made_of(opened.train)
+    steps = plan.steps and plan.steps * (apart or 1)
+    return _of(opened, x, validation, steps, plan_report.lines(plan, "train"))
+
+
+def _of(opened: source.Source, x: Any, y: Any, steps: int | None, lines: list[str]) -> Inputs:
     return Inputs(
         x,
-        evaluation if several else evaluation(one),
+        y,
         steps,
         (opened.train.count, opened.test.count),
-        plan_report.lines(plan, "train"),
+        lines,
         opened.input_shape,
         opened.classes,
         opened.label_names,
@@ -137,35 +141,21 @@ def _by_service(
     steps: int | None,
     pipelines: int,
     apart: int,
-    evaluation: Callable[[tf.distribute.InputContext], tf.data.Dataset],
-) -> Inputs:
-    """Return what fit gets where workers of tf.data service read the training records."""
+) -> tuple[Any, list[str]]:
+    """Return what fit trains on where workers of tf.data service read, and who reads what."""
     if apart or steps is None:
         why = "the servers' workers read for themselves" if apart else "nobody has counted them"
         raise Error(f"config.data.service={data.service!r}: {why}. Leave the service off.")
-    one = tf.distribute.InputContext()
-    several = pipelines > 1
     training = functools.partial(service.training, opened, data)
-    x: Any = training if several else training(one)
-    if several:
-        training(tf.distribute.InputContext(pipelines, 0, pipelines))  # refuses before fit begins
+    # Made here also where fit makes its own: it refuses before fit begins.
+    first = training(tf.distribute.InputContext(pipelines, 0, pipelines))
     each = {
         "parallel_epochs": "every data worker reads all of them, in an order of its own",
         "distributed_epoch": "the data workers share them out, file by file",
     }[data.service]
     line = f"Input train: tf.data service gives batches in any order; {each}."
-    return Inputs(
-        x,
-        evaluation if several else evaluation(one),
-        steps,
-        (opened.train.count, opened.test.count),
-        [line, "Input train: a run that is killed cannot go on at its record: none is saved."],
-        opened.input_shape,
-        opened.classes,
-        opened.label_names,
-        opened.pixel_max,
-        lambda error: damage.explained(error, opened.train, opened.test),
-    )
+    lines = [line, "Input train: a run that is killed cannot go on at its record: none is saved."]
+    return training if pipelines > 1 else first, lines
 
 
 def _made_of(records: records_lib.Records) -> dict[str, Any]:

@@ -115,10 +115,7 @@ def _open_tfrecord(data: config_lib.Data) -> Source:
             totals = [checked[name].records for name in names]
         elif data.count:
             totals = counts.count(names, tfrecord.count)
-        files = [
-            sharding.File(name, total, 0, counts.state(name)[0])
-            for name, total in zip(names, totals, strict=True)
-        ]
+        files = counts.files(names, totals)
         opened.append(_tfrecords(split, files, totals, data, decode, batches, why))
     return Source(opened[0], opened[1], **facts)
 
@@ -128,10 +125,7 @@ def _open_array_record(data: config_lib.Data) -> Source:
     opened = []
     for split, names in parts:
         totals = counts.count(names, array_files.count)
-        files = [
-            sharding.File(name, total, 0, counts.state(name)[0])
-            for name, total in zip(names, totals, strict=True)
-        ]
+        files = counts.files(names, totals)
         opened.append(_by_index(split, files, decode, batches, why))
     return Source(opened[0], opened[1], **facts)
 
@@ -161,10 +155,7 @@ def _open_csv(data: config_lib.Data) -> Source:
         rows: Sequence[int | None] = [None] * len(names)
         if data.count:
             rows = counts.count(names, csv_rows.count)
-        files = [
-            sharding.File(name, count, 0, counts.state(name)[0])
-            for name, count in zip(names, rows, strict=True)
-        ]
+        files = counts.files(names, rows)
         opened.append(
             records_lib.Records(
                 split,
@@ -183,7 +174,7 @@ def _open_numpy(data: config_lib.Data) -> Source:
     opened = []
     for split, text in (("train", data.train_files), ("test", data.test_files)):
         reader, name, rows = arrays.open_arrays(text, _names(data.input), data.label)
-        files = (sharding.File(name, rows, 0, counts.state(name)[0]),)
+        files = tuple(counts.files([name], [rows]))
         opened.append(
             records_lib.Records(split, files, reader, True, lambda pair: pair, decodes_batches=True)
         )
@@ -197,7 +188,7 @@ def _open_images(data: config_lib.Data) -> Source:
     for split, folder in (("train", data.train_files), ("test", data.test_files)):
         names, labels, classes = arrays.open_images(folder)
         known.append(classes)
-        files = tuple(sharding.File(name, 1, 0, counts.state(name)[0]) for name in names)
+        files = tuple(counts.files(names, [1] * len(names)))
 
         def decode(pair: Any) -> tuple[Any, Any]:
             return images.decode(pair[0]), pair[1]
