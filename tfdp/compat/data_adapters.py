@@ -14,34 +14,14 @@ from keras.src.utils import rng_utils
 from tensorflow.python.data.util import structure
 from tensorflow.python.eager import context
 
+# Returns Keras's adapter from arrays, generators, PyDataset, ... to a tf.data.Dataset.
+data_adapter = data_adapters.get_data_adapter
 # Names of datasets and of operations whose next pass may give something else, or that hide what
 # they are made of.
 _DRAWS = re.compile(
     "Random|Shuffle|Rng|Stateful|Multinomial|Sample|Generator|PyFunc|Variable|VarHandle|Variant|"
     "Service|Snapshot"
 )
-
-
-def data_adapter(
-    x: Any,
-    y: Any = None,
-    *,
-    sample_weight: Any = None,
-    batch_size: int | None = None,
-    steps_per_epoch: int | None = None,
-    shuffle: Any = False,
-    class_weight: dict[int, float] | None = None,
-) -> Any:
-    """Return Keras's adapter from arrays, generators, PyDataset, ... to a tf.data.Dataset."""
-    return data_adapters.get_data_adapter(
-        x,
-        y,
-        sample_weight=sample_weight,
-        batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch,
-        shuffle=shuffle,
-        class_weight=class_weight,
-    )
 
 
 def whole_batch(

@@ -40,13 +40,11 @@ class Damage(ValueError):
         record: Its number in the file, from 0.
         offset: The byte at which it begins, after unpacking.
         reason: In words.
-        hides_rest: Whether nothing behind it can be found.
     """
 
-    def __init__(self, file: str, record: int, offset: int, reason: str, hides_rest: bool = True):
+    def __init__(self, file: str, record: int, offset: int, reason: str):
         super().__init__(f"{file}: record {record} at byte {offset:,}: {reason}.")
-        self.file, self.record, self.offset = file, record, offset
-        self.reason, self.hides_rest = reason, hides_rest
+        self.file, self.record, self.offset, self.reason = file, record, offset, reason
 
 
 def frame(record: bytes) -> bytes:
@@ -150,7 +148,7 @@ def _walk(path: str, begin: int, read: bool) -> Iterator[Any]:
                         yield Damage(path, number, offset, "the file ends in the middle of it")
                         return
                     if read and masked_crc(data) != int.from_bytes(footer, "little"):
-                        yield Damage(path, number, offset, "its checksum is wrong", False)
+                        yield Damage(path, number, offset, "its checksum is wrong")
                     else:
                         yield data if read else offset
                 number, offset = number + 1, end
