@@ -53,14 +53,8 @@ class Logs:
 
     def select(self, kind: str, view: Any, logs: Any) -> dict[str, Any]:
         """Return those of a step's logs that no metric holds; remember the names of all."""
-        held = view.model_results
-        logs = flat(logs) if isinstance(logs, dict) else {}
-        self._names[kind] = list(logs) if logs and set(logs) != set(held) else None
-        return {
-            name: tf.cast(keras.ops.convert_to_tensor(value), tf.float32)
-            for name, value in logs.items()
-            if name not in held
-        }
+        self._names[kind], values = beside(logs, view.model_results, tf.float32)
+        return values
 
     def holds(self, variable: Any) -> bool:
         """Say whether a variable is one of these: an empty replica has none of the last step."""
@@ -94,6 +88,19 @@ class Logs:
                 total, count = self._variables[kind, name]
                 logs[name] = tf.math.divide_no_nan(total.value, count.value)
         return logs
+
+
+def beside(
+    logs: Any, held: dict[str, Any], dtype: tf.DType
+) -> tuple[list[str] | None, dict[str, Any]]:
+    """Return the names of a step's logs, None for those that metrics hold, and what none holds."""
+    logs = flat(logs) if isinstance(logs, dict) else {}
+    values = {
+        name: tf.cast(keras.ops.convert_to_tensor(value), dtype)
+        for name, value in logs.items()
+        if name not in held
+    }
+    return list(logs) if logs and set(logs) != set(held) else None, values
 
 
 def flat(logs: dict[str, Any]) -> dict[str, Any]:

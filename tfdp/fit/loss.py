@@ -12,7 +12,7 @@ too, and the empty replica is no special case:
 
     with loss.installed(model):                     # once, around all replicas
         with loss.exact(totals, replicas) as terms:     # on each replica
-            value = loss.compute(model, x, y, y_pred, sample_weight, training=True)
+            value, outputs = loss.forward(model, batch, training=True)
         objective = value * loss.share(totals)
 """
 
@@ -193,15 +193,14 @@ def rows_here() -> Any:
     return None if terms is None else terms.totals.mine
 
 
-def compute(
-    model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
-) -> Any:
-    """Call `model.compute_loss`, also one written before Keras gave it `training`."""
-    if accepts(model.compute_loss, "training"):
-        return model.compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
-        )
-    return model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
+def forward(model: keras.Model, batch: Any, training: bool) -> tuple[Any, Any]:
+    """Run a model forward; return its loss, and (x, y, y_pred, sample_weight)."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    y_pred = model(x, training=training) if accepts(model.call, "training") else model(x)
+    # A compute_loss may have been written before Keras gave it `training`.
+    more = {"training": training} if accepts(model.compute_loss, "training") else {}
+    loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **more)
+    return loss, (x, y, y_pred, sample_weight)
 
 
 def accepts(function: Any, name: str) -> bool:

@@ -466,14 +466,9 @@ class Steps:
             view: What this replica sees of the variables.
             counted: The totals by which metrics count, where the loss is of this replica alone.
         """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         with self._exact(totals, collect, view, counted) as terms:
-            if loss_lib.accepts(self.model.call, "training"):
-                y_pred = self.model(x, training=training)
-            else:
-                y_pred = self.model(x)
-            loss = loss_lib.compute(self.model, x, y, y_pred, sample_weight, training)
-        return loss, terms, (x, y, y_pred, sample_weight)
+            loss, outputs = loss_lib.forward(self.model, batch, training)
+        return loss, terms, outputs
 
     def _user_test(
         self,

@@ -156,7 +156,7 @@ class Summed:
             tf.GradientTape() as tape,
         ):
             scope.tape = tape
-            loss, outputs = steps.forward(batch, training=True)
+            loss, outputs = loss_lib.forward(model, batch, training=True)
             objective = model.optimizer.scale_loss(loss) * tf.cast(share, loss.dtype)
         scope.tape = None
         versions = [scope.versions.get(id(v), []) for v in steps.variables]
@@ -243,7 +243,7 @@ class Summed:
             self._steps.scope(number),
             loss_lib.exact(totals, self._parts, collect=True) as terms,
         ):
-            self._steps.forward(batch, training=True)
+            loss_lib.forward(self._steps.model, batch, training=True)
         return tf.stack(terms.divisors) if terms.divisors else tf.zeros((0,))
 
     def _installed(self) -> contextlib.ExitStack:

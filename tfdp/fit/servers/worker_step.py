@@ -125,7 +125,7 @@ class RemoteSteps:
         self._other = {i: v for i, v in state.items() if i not in measures}
         self._state = list(self._seeds.values())
         self.extras: dict[str, dict[str, tuple[int, ...]]] = {}
-        self._names: dict[str, list[str] | None] = {}
+        self.names: dict[str, list[str] | None] = {}
         self._functions: dict[Any, Callable[..., Any]] = {}
 
     def function(self, kind: str, spec: Any) -> Callable[..., Any]:
@@ -215,10 +215,10 @@ class RemoteSteps:
                     keras_optimizers.replace_apply(self.optimizers, own),
                 ):
                     logs = self.model.train_step(batch)
-                rows = _rows(batch)
+                rows = split_lib.rows(batch)
             else:
                 with tf.GradientTape() as tape:
-                    loss, outputs = self.forward(batch, training=True)
+                    loss, outputs = loss_lib.forward(self.model, batch, training=True)
                     objective = optimizer.scale_loss(loss)
                 gradients = tape.gradient(
                     objective, [parameter_server.stored_value(v) for v in self.variables]
@@ -235,9 +235,9 @@ class RemoteSteps:
         scope = self.scope(-1 - 2 * number)  # no number of a training step
         with scope, self._watching_state() as state_tape:
             if self._own_test:
-                logs, rows = self.model.test_step(batch), _rows(batch)
+                logs, rows = self.model.test_step(batch), split_lib.rows(batch)
             else:
-                rows, logs = self._measure(*self.forward(batch, training=False))
+                rows, logs = self._measure(*loss_lib.forward(self.model, batch, training=False))
         self._write_state(scope, state_tape)
         return self.report("test", scope, rows, tf.zeros((), tf.int64), logs)
 
@@ -317,19 +317,9 @@ class RemoteSteps:
         """Say whether a variable is the state of a seed generator."""
         return id(variable) in self._seeds
 
-    def forward(self, batch: Any, training: bool) -> tuple[Any, Any]:
-        """Run the model forward; return its loss, and (x, y, y_pred, sample_weight)."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        if loss_lib.accepts(self.model.call, "training"):
-            y_pred = self.model(x, training=training)
-        else:
-            y_pred = self.model(x)
-        loss = loss_lib.compute(self.model, x, y, y_pred, sample_weight, training)
-        return loss, (x, y, y_pred, sample_weight)
-
     def _measure(self, loss: Any, outputs: Any) -> tuple[tf.Tensor, Any]:
         x, y, y_pred, sample_weight = outputs
-        rows = _rows((x, y))
+        rows = split_lib.rows((x, y))
         mean = tf.reduce_mean(loss) if loss.shape.rank else loss
         compiled.loss_tracker(self.model).update_state(
             mean, sample_weight=tf.cast(rows, mean.dtype)
@@ -345,13 +335,7 @@ class RemoteSteps:
             scope.get_current_value(v) is self._fresh.get(id(v), self) for v in tracker.variables
         ):
             held.pop(tracker.name, None)  # a train_step of the user's own gives the loss itself
-        logs = logs_lib.flat(logs) if isinstance(logs, dict) else {}
-        self._names[kind] = list(logs) if logs and set(logs) != set(held) else None
-        extra = {
-            name: tf.cast(keras.ops.convert_to_tensor(value), tf.float64)
-            for name, value in logs.items()
-            if name not in held
-        }
+        self.names[kind], extra = logs_lib.beside(logs, held, tf.float64)
         self.extras[kind] = {name: tuple(value.shape) for name, value in extra.items()}
         rows, staleness = tf.cast(rows, tf.float64), tf.cast(staleness, tf.float64)
         parts = [tf.stack([tf.ones((), tf.float64), rows, staleness])]
@@ -398,7 +382,7 @@ class SummedReports:
         arrays = {"sum": self._sum, "last": self._last} if self._sum is not None else {}
         arrays = {name: np.array(value) for name, value in arrays.items()}
         arrays |= {f"before/{i:05d}": np.array(value) for i, value in enumerate(self._before)}
-        names = self._steps._names.get(self._kind)
+        names = self._steps.names.get(self._kind)
         extras = self._steps.extras.get(self._kind, {})
         return arrays, {
             "steps": self.steps,
@@ -414,7 +398,7 @@ class SummedReports:
         if "sum" in arrays:
             self._sum, self._last = np.array(arrays["sum"]), np.array(arrays["last"])
             # A step that is not traced yet has told neither.
-            self._steps._names.setdefault(self._kind, plain["names"])
+            self._steps.names.setdefault(self._kind, plain["names"])
             extras = {name: tuple(shape) for name, shape in plain["extras"].items()}
             self._steps.extras.setdefault(self._kind, extras)
 
@@ -437,7 +421,7 @@ class SummedReports:
                 value = np.rint(value)
             parameter_server.stored_value(metric).assign(value.astype(start.dtype))
         held = logs_lib.flat(steps.model.get_metrics_result())
-        names = steps._names[self._kind]
+        names = steps.names[self._kind]
         if names is None:
             return held
         return {name: extra[name] if name in extra else held[name] for name in names}
@@ -468,10 +452,6 @@ def unflatten(spec: Any, leaves: Sequence[Any]) -> Any:
 def _is_absent(leaf: Any) -> bool:
     optional = isinstance(leaf, tf.experimental.Optional | tf.OptionalSpec)
     return leaf is None or optional or data_adapters.is_none_spec(leaf)
-
-
-def _rows(batch: Any) -> Any:
-    return split_lib.rows(batch)
 
 
 def _localise(variable: keras.Variable) -> None:
