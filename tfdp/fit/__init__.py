@@ -33,7 +33,7 @@ Read in this order:
         engine          one epoch of training, testing or predicting
         coordinator, scheduled      batches handed out to workers, results taken back
         worker_feed     data that workers read themselves
-        worker_step     one step on a worker, and its report
+        worker_step     one step on a worker, and its report; reports: their sums
         update, partitions  the optimizer on the servers; variables in partitions
         decisions       whether a step updates: loss scale, accumulation
         synchronous     the synchronous step

@@ -32,6 +32,7 @@ from tfdp.fit.servers import (
     worker_step,
 )
 from tfdp.fit.servers import noise as noise_lib
+from tfdp.fit.servers import reports as reports_lib
 
 _log = logging.getLogger("tfdp")
 
@@ -152,7 +153,7 @@ class ServerTrainer(trainer.Trainer):
         progress = call.progress_is_shown(callbacks)
         hooks = callbacks_lib.BatchHooks(callbacks, "train", progress)
         own = callbacks_lib.BatchHooks(callbacks, "train", progress=False)
-        totals = self._totals = steps.steps.totals("train")
+        totals = self._totals = reports_lib.SummedReports(steps.steps, "train")
         if self._resumed is not None:
             totals.resume(*self._resumed)
             self._resumed = None
@@ -207,7 +208,7 @@ class ServerTrainer(trainer.Trainer):
         hooks = callbacks_lib.BatchHooks(callbacks, "test", call.progress_is_shown(callbacks))
         model.stop_evaluating = False
         callbacks.on_test_begin()
-        totals = steps.steps.totals("test")
+        totals = reports_lib.SummedReports(steps.steps, "test")
         logs: trainer.Logs = {}
 
         def took(report: Any) -> None:
@@ -255,7 +256,7 @@ class ServerTrainer(trainer.Trainer):
             call.Data(x, y, sample_weight, batch_size=_count(x), class_weight=class_weight)
         )
         steps = self.prepare(f"{kind}_on_batch", feed)
-        totals = steps.steps.totals(kind)
+        totals = reports_lib.SummedReports(steps.steps, kind)
         summed = kind == "train" and self.options.max_staleness == 0
         run = steps.run_summed if summed else steps.run
         run(kind, feed, lambda step: None, totals.add, lambda: False)

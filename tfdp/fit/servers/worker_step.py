@@ -2,19 +2,18 @@
 
 Metrics are not kept on the servers, where additions of two workers could meet and where a step
 that is run again would count twice. A step starts from fresh metrics and reports what it adds to
-them, in one vector; the coordinator adds that up in float64. Each batch is therefore counted once,
-also when the worker that had it died and another one ran it again.
+them, in one vector; the coordinator adds that up in float64 (see reports). Each batch is therefore
+counted once, also when the worker that had it died and another one ran it again.
 
 State that layers assign is written by what a step makes of the value that is there by then: a
 counter by what was added, a moving average by the part that is kept and what is put to it.
 
     steps = RemoteSteps(model)
     report = steps.function("train", spec)(number, *tensors)     # scheduled on a worker
-    totals = steps.totals("train"); totals.add(report); totals.logs()
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -171,10 +170,6 @@ class RemoteSteps:
 
             self._functions[key] = distribute.traced(run, _NUMBER, iterator_spec)
         return self._functions[key]
-
-    def totals(self, kind: str) -> "SummedReports":
-        """Return an empty sum of reports."""
-        return SummedReports(self, kind)
 
     # -- on a worker --------------------------------------------------------------------------
 
@@ -344,87 +339,6 @@ class RemoteSteps:
             now = tf.cast(scope.get_current_value(metric), tf.float64)
             parts.append(tf.reshape(now - tf.constant(start, tf.float64), (-1,)))
         return tf.concat(parts, 0)
-
-
-class SummedReports:
-    """The sum of reports; of logs of a train_step's own it keeps the last, as Keras does.
-
-    Attributes:
-        steps: How many steps there were.
-        stalest: The largest staleness, in steps between reading the weights and the update.
-    """
-
-    def __init__(self, steps: RemoteSteps, kind: str):
-        self._steps = steps
-        self._kind = kind
-        self._sum: Any = None
-        self._last: Any = None
-        steps.model.reset_metrics()
-        # What a fresh metric holds, and more where a reset_state of the user's own keeps some.
-        self._before = [parameter_server.stored_value(metric).numpy() for metric in steps.metrics]
-        self.steps = 0
-        self.stalest = 0
-
-    def add(self, report: np.ndarray) -> None:
-        """Add a report."""
-        self._sum = report if self._sum is None else self._sum + report
-        self._last = report
-        self.steps += round(report[0])
-        self.stalest = max(self.stalest, round(report[2] / max(1.0, report[0])))
-
-    @property
-    def staleness(self) -> float:
-        """Mean number of steps that were applied between reading the weights and the update."""
-        return float(self._sum[2] / self.steps) if self.steps else 0.0
-
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Return what `resume` needs: arrays, and plain data."""
-        arrays = {"sum": self._sum, "last": self._last} if self._sum is not None else {}
-        arrays = {name: np.array(value) for name, value in arrays.items()}
-        arrays |= {f"before/{i:05d}": np.array(value) for i, value in enumerate(self._before)}
-        names = self._steps.names.get(self._kind)
-        extras = self._steps.extras.get(self._kind, {})
-        return arrays, {
-            "steps": self.steps,
-            "stalest": self.stalest,
-            "names": names,
-            "extras": {name: list(shape) for name, shape in extras.items()},
-        }
-
-    def resume(self, arrays: Mapping[str, np.ndarray], plain: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.steps, self.stalest = plain["steps"], plain["stalest"]
-        self._before = [np.array(arrays[n]) for n in sorted(arrays) if n.startswith("before/")]
-        if "sum" in arrays:
-            self._sum, self._last = np.array(arrays["sum"]), np.array(arrays["last"])
-            # A step that is not traced yet has told neither.
-            self._steps.names.setdefault(self._kind, plain["names"])
-            extras = {name: tuple(shape) for name, shape in plain["extras"].items()}
-            self._steps.extras.setdefault(self._kind, extras)
-
-    def logs(self) -> dict[str, Any]:
-        """Make the model's metrics hold the sum; return the logs."""
-        steps = self._steps
-        steps.model.reset_metrics()
-        if self._sum is None:
-            return {}
-        rows, at = max(self._last[1], 1.0), 3
-        extra: dict[str, Any] = {}
-        for name, shape in steps.extras[self._kind].items():
-            size = int(np.prod(shape))
-            extra[name] = self._last[at : at + size].reshape(shape) / rows
-            at += size
-        for metric, start in zip(steps.metrics, self._before, strict=True):
-            value = start + self._sum[at : at + start.size].reshape(start.shape)
-            at += start.size
-            if np.issubdtype(start.dtype, np.integer):
-                value = np.rint(value)
-            parameter_server.stored_value(metric).assign(value.astype(start.dtype))
-        held = logs_lib.flat(steps.model.get_metrics_result())
-        names = steps.names[self._kind]
-        if names is None:
-            return held
-        return {name: extra[name] if name in extra else held[name] for name in names}
 
 
 def flatten(batch: Any) -> list[Any]:
