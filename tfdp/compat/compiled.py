@@ -13,6 +13,8 @@ from keras.src.losses import loss as loss_module
 from keras.src.trainers import trainer as keras_trainer
 from keras.src.trainers.compile_utils import CompileMetrics
 
+from tfdp.compat import attributes
+
 KERAS = tuple(int(part) for part in keras.__version__.split(".")[:2])
 # Before 3.14 an activity regularizer summed over the batch; since then it is divided by its rows.
 ACTIVITY_LOSSES_ARE_MEANS = KERAS >= (3, 14)
@@ -47,8 +49,7 @@ def compiled_state(model: keras.Model) -> tuple[Any, ...]:
     return (optimizer, model._compile_loss, model._compile_metrics, model._loss_tracker)
 
 
-@contextlib.contextmanager
-def replace_losses(compile_loss: Any, wrap: Any) -> Iterator[None]:
+def replace_losses(compile_loss: Any, wrap: Any) -> contextlib.AbstractContextManager[None]:
     """Put `wrap(loss)` in the place of each loss of a CompileLoss.
 
     They are made at the first call, from strings and functions.
@@ -56,13 +57,9 @@ def replace_losses(compile_loss: Any, wrap: Any) -> Iterator[None]:
     # Not built by now: the model has a compute_loss of its own, which does not use them.
     saved = None if compile_loss is None else compile_loss._flat_losses
     if saved is None:
-        yield
-        return
-    compile_loss._flat_losses = [entry._replace(loss=wrap(entry.loss)) for entry in saved]
-    try:
-        yield
-    finally:
-        compile_loss._flat_losses = saved
+        return contextlib.nullcontext()
+    losses = [entry._replace(loss=wrap(entry.loss)) for entry in saved]
+    return attributes.replaced((compile_loss, "_flat_losses", losses))
 
 
 def activity_regularized_layers(model: keras.Model) -> list[Any]:
@@ -189,8 +186,5 @@ def watch_metric_function(metric: Any) -> Iterator[list[Any]]:
         results.append(function(*args, **kwargs))
         return results[-1]
 
-    metric._fn = watched
-    try:
+    with attributes.replaced((metric, "_fn", watched)):
         yield results
-    finally:
-        metric._fn = function

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from keras.src.optimizers import base_optimizer
 
+from tfdp.compat import attributes
 from tfdp.compat.distribute import leave_strategy
 
 
@@ -24,16 +25,10 @@ def optimizer_on_one_device(optimizer: keras.optimizers.Optimizer) -> Iterator[N
     inner = getattr(optimizer, "inner_optimizer", None)
     optimizers += [inner] if inner is not None else []
     optimizers += getattr(optimizer, "_inner_optimizers", [])
-    saved = [one._distribution_strategy for one in optimizers]
     with leave_strategy():
         default = tf.distribute.get_strategy()
-        for one in optimizers:
-            one._distribution_strategy = default
-        try:
+        with attributes.replaced(*[(o, "_distribution_strategy", default) for o in optimizers]):
             yield
-        finally:
-            for one, strategy in zip(optimizers, saved, strict=True):
-                one._distribution_strategy = strategy
 
 
 def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
@@ -61,10 +56,9 @@ def learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
     return rate if isinstance(rate, keras.Variable) else None
 
 
-@contextlib.contextmanager
 def decide_updates(
     optimizer: keras.optimizers.Optimizer, outcomes: Sequence[bool]
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Let the conditions inside an optimizer's update come out like this, without a `cond`.
 
     Keras writes them as `ops.cond`, in this order: whether gathered gradients are applied
@@ -72,8 +66,7 @@ def decide_updates(
     Keras 3.13 and 3.15, optimizers/base_optimizer.py, `_backend_apply_gradients`.
     """
     if not outcomes:
-        yield
-        return
+        return contextlib.nullcontext()
     left = list(outcomes)
     own = optimizer._backend_apply_gradients
     keras_ops = base_optimizer.ops
@@ -93,17 +86,12 @@ def decide_updates(
         finally:
             base_optimizer.ops = keras_ops
 
-    object.__setattr__(optimizer, "_backend_apply_gradients", apply_gradients)
-    try:
-        yield
-    finally:
-        object.__delattr__(optimizer, "_backend_apply_gradients")
+    return attributes.replaced((optimizer, "_backend_apply_gradients", apply_gradients))
 
 
-@contextlib.contextmanager
 def clip_norms_together(
     optimizer: keras.optimizers.Optimizer, owners: Sequence[Any]
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Let `clipnorm` look at gradients together that are parts of one.
 
     Args:
@@ -129,29 +117,19 @@ def clip_norms_together(
         }
         return [scaled(g, factors[id(o)]) for g, o in zip(gradients, owners, strict=True)]
 
-    object.__setattr__(optimizer, "_clip_gradients", clip)
-    try:
-        yield
-    finally:
-        object.__delattr__(optimizer, "_clip_gradients")
+    return attributes.replaced((optimizer, "_clip_gradients", clip))
 
 
-@contextlib.contextmanager
 def replace_apply(
     optimizers: Sequence[keras.optimizers.Optimizer], apply: Callable[..., Any]
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Let `optimizer.apply(...)` call `apply(optimizer, its own apply, ...)`.
 
-    `apply_gradients` ends in `apply` too. Past `__setattr__`, which tracks what it is given.
+    `apply_gradients` ends in `apply` too.
     """
-    for optimizer in optimizers:
-        replacement = functools.partial(apply, optimizer, optimizer.apply)
-        object.__setattr__(optimizer, "apply", replacement)
-    try:
-        yield
-    finally:
-        for optimizer in optimizers:
-            object.__delattr__(optimizer, "apply")
+    return attributes.replaced(
+        *[(one, "apply", functools.partial(apply, one, one.apply)) for one in optimizers]
+    )
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from tensorflow.python.distribute import values as distributed
 
+from tfdp.compat import attributes
+
 
 @contextlib.contextmanager
 def bind(variables: Sequence[Any], values: Sequence[tf.Variable]) -> Iterator[None]:
@@ -91,8 +93,9 @@ def sums_unknown(model: keras.Model) -> bool:
     )
 
 
-@contextlib.contextmanager
-def synchronized_over_rows(model: keras.Model, rows: Callable[[], Any]) -> Iterator[None]:
+def synchronized_over_rows(
+    model: keras.Model, rows: Callable[[], Any]
+) -> contextlib.AbstractContextManager[None]:
     """Let BatchNormalization(synchronized=True) sum over the rows that there are, masked or not.
 
     Keras 3.13 to 3.15 sums over all replicas where there is no mask; with one, each replica
@@ -140,18 +143,13 @@ def synchronized_over_rows(model: keras.Model, rows: Callable[[], Any]) -> Itera
         variance = over_all(tf.square(inputs - mean)) / count
         return tf.squeeze(mean), tf.squeeze(variance)
 
-    changed = [
-        layer
-        for layer in layers(model)
-        if getattr(layer, "synchronized", False) and hasattr(layer, "_moments")
-    ]
-    for layer in changed:
-        object.__setattr__(layer, "_moments", functools.partial(moments, layer, layer._moments))
-    try:
-        yield
-    finally:
-        for layer in changed:
-            object.__delattr__(layer, "_moments")
+    return attributes.replaced(
+        *[
+            (layer, "_moments", functools.partial(moments, layer, layer._moments))
+            for layer in layers(model)
+            if getattr(layer, "synchronized", False) and hasattr(layer, "_moments")
+        ]
+    )
 
 
 class _IdsOfThread(threading.local):
@@ -170,8 +168,7 @@ class _IdsOfThread(threading.local):
         return value in self._ids
 
 
-@contextlib.contextmanager
-def losses_of_threads(model: keras.Model) -> Iterator[None]:
+def losses_of_threads(model: keras.Model) -> contextlib.AbstractContextManager[None]:
     """Let each replica's thread find the losses that its own call of the model has added.
 
     A layer remembers by their ids which losses of a StatelessScope are its own, and forgets them
@@ -180,14 +177,7 @@ def losses_of_threads(model: keras.Model) -> Iterator[None]:
     the model on the next replica before the first has come to its end: the first one's activity
     losses would be forgotten.
     """
-    changed = [(layer, layer._loss_ids) for layer in layers(model)]
-    for layer, _ in changed:
-        object.__setattr__(layer, "_loss_ids", _IdsOfThread())
-    try:
-        yield
-    finally:
-        for layer, ids in changed:
-            object.__setattr__(layer, "_loss_ids", ids)
+    return attributes.replaced(*[(one, "_loss_ids", _IdsOfThread()) for one in layers(model)])
 
 
 @contextlib.contextmanager

@@ -1,14 +1,13 @@
 """Which layers a model calls, with the shapes that they see."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src.backend.common.symbolic_scope import SymbolicScope
 
-from tfdp.compat import distribute, keras_variables
+from tfdp.compat import attributes, distribute, keras_variables
 
 
 def of(model: keras.Model, spec: Any) -> list[tuple[Any, list[Any], list[Any]]]:
@@ -33,8 +32,7 @@ def of(model: keras.Model, spec: Any) -> list[tuple[Any, list[Any], list[Any]]]:
     return calls
 
 
-@contextlib.contextmanager
-def _watched(layer: Any, calls: list[Any]) -> Iterator[None]:
+def _watched(layer: Any, calls: list[Any]) -> contextlib.AbstractContextManager[None]:
     own = layer.call
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -43,11 +41,7 @@ def _watched(layer: Any, calls: list[Any]) -> Iterator[None]:
         calls.append((layer, _shapes(inputs), _shapes(result)))
         return result
 
-    object.__setattr__(layer, "call", call)
-    try:
-        yield
-    finally:
-        object.__delattr__(layer, "call")
+    return attributes.replaced((layer, "call", call))
 
 
 def _shapes(values: Any) -> list[tuple[Any, ...]]:

@@ -10,11 +10,12 @@ restore, and save nothing while they fit.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
+from tfdp.compat import attributes
 from tfdp.fit import saving
 from tfdp.fit.recovery import callback as callback_lib
 from tfdp.fit.recovery import settings
@@ -53,13 +54,10 @@ def prepare(callbacks: Any, chief: bool) -> list[keras.callbacks.Callback]:
     return [_RestoreOnly(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in kept]
 
 
-@contextlib.contextmanager
-def chief_writes(model: keras.Model, chief: bool) -> Iterator[None]:
+def chief_writes(model: keras.Model, chief: bool) -> contextlib.AbstractContextManager[None]:
     """Let `model.save`, `save_weights` and `export` do nothing on a process that is not chief."""
     if chief:
-        with saving.inside_fit(model):
-            yield
-        return
+        return saving.inside_fit(model)
 
     def leave_out(name: str) -> Callable[..., None]:
         def save(*args: Any, **kwargs: Any) -> None:
@@ -68,13 +66,7 @@ def chief_writes(model: keras.Model, chief: bool) -> Iterator[None]:
 
         return save
 
-    for name in saving.METHODS:
-        object.__setattr__(model, name, leave_out(name))
-    try:
-        yield
-    finally:
-        for name in saving.METHODS:
-            object.__delattr__(model, name)
+    return attributes.replaced(*[(model, name, leave_out(name)) for name in saving.METHODS])
 
 
 def overrides(callbacks: Sequence[keras.callbacks.Callback], *names: str) -> bool:

@@ -21,13 +21,13 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfdp.compat import keras_optimizers, keras_variables, parameter_server
+from tfdp.compat import attributes, keras_optimizers, keras_variables, parameter_server
 from tfdp.fit import gradients as gradients_lib
 
 _log = logging.getLogger("tfdp")
@@ -259,10 +259,9 @@ def _clip(
     return keras_optimizers.clip_norms_together(optimizer, owners)
 
 
-@contextlib.contextmanager
 def _at_the_variable(
     optimizer: keras.optimizers.Optimizer, slots: dict[int, list[StandIn]], iterations: tf.Tensor
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Let an optimizer compute its steps on the device of the variable.
 
     Args:
@@ -292,11 +291,7 @@ def _at_the_variable(
             with tf.control_dependencies(written):
                 parameter_server.unlock(lock)
 
-    object.__setattr__(optimizer, "update_step", at_the_variable)
-    try:
-        yield
-    finally:
-        object.__delattr__(optimizer, "update_step")
+    return attributes.replaced((optimizer, "update_step", at_the_variable))
 
 
 def _dense(gradient: tf.IndexedSlices, variable: tf.Variable) -> tf.Tensor:
