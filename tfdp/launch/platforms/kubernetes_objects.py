@@ -66,13 +66,8 @@ def secret(job: Job, pod: Pod) -> dict[str, Any] | None:
     if not job.secrets:
         return None
     values = {name: job.environment[name] for name in sorted(job.secrets)}
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": _metadata(_secret_name(job), job, pod),
-        "type": "Opaque",
-        "stringData": values,
-    }
+    more = {"type": "Opaque", "stringData": values}
+    return _object("v1", "Secret", job, pod, more, _secret_name(job))
 
 
 def hosts(job: Job, kind: str) -> list[str]:
@@ -88,34 +83,27 @@ def hosts(job: Job, kind: str) -> list[str]:
 def _job(job: Job, pod: Pod) -> list[dict[str, Any]]:
     count = len(job.shape)
     service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": _metadata(job.name, job, pod),
-        "spec": {
-            "clusterIP": "None",
-            # The tasks look for one another before they are ready.
-            "publishNotReadyAddresses": True,
-            "selector": {"job-name": job.name},
-        },
+        "clusterIP": "None",
+        # The tasks look for one another before they are ready.
+        "publishNotReadyAddresses": True,
+        "selector": {"job-name": job.name},
     }
-    made = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": _metadata(job.name, job, pod),
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": count,
-            "parallelism": count,
-            # A pod that ends comes back when it has ended, not beside it.
-            "podReplacementPolicy": "Failed",
-            # When one fails, all others end with 138: one incident fails every pod.
-            "backoffLimit": count * job.max_restarts,
-            "podFailurePolicy": _failure_policy(),
-            "ttlSecondsAfterFinished": _KEPT_SECONDS,
-            "template": _template(job, pod, "job", subdomain=job.name),
-        },
+    spec = {
+        "completionMode": "Indexed",
+        "completions": count,
+        "parallelism": count,
+        # A pod that ends comes back when it has ended, not beside it.
+        "podReplacementPolicy": "Failed",
+        # When one fails, all others end with 138: one incident fails every pod.
+        "backoffLimit": count * job.max_restarts,
+        "podFailurePolicy": _failure_policy(),
+        "ttlSecondsAfterFinished": _KEPT_SECONDS,
+        "template": _template(job, pod, "job", subdomain=job.name),
     }
-    return [service, made]
+    return [
+        _object("v1", "Service", job, pod, {"spec": service}),
+        _object("batch/v1", "Job", job, pod, {"spec": spec}),
+    ]
 
 
 def _jobset(job: Job, pod: Pod) -> list[dict[str, Any]]:
@@ -142,37 +130,31 @@ def _jobset(job: Job, pod: Pod) -> list[dict[str, Any]]:
             }
         )
         first += count
-    return [
-        {
-            "apiVersion": "jobset.x-k8s.io/v1alpha2",
-            "kind": "JobSet",
-            "metadata": _metadata(job.name, job, pod),
-            "spec": {
-                "network": {
-                    "enableDNSHostnames": True,
-                    "publishNotReadyAddresses": True,
-                    "subdomain": job.name,
-                },
-                "failurePolicy": {
-                    "maxRestarts": job.max_restarts,
-                    "restartStrategy": "BlockingRecreate",
-                    "rules": [
-                        {
-                            "name": "badSetting",
-                            "action": "FailJobSet",
-                            "onJobFailureReasons": ["PodFailurePolicy"],
-                        }
-                    ],
-                },
-                "successPolicy": {
-                    "operator": "All",
-                    "targetReplicatedJobs": ["chief" if job.shape.chief else "worker"],
-                },
-                "ttlSecondsAfterFinished": _KEPT_SECONDS,
-                "replicatedJobs": replicated,
-            },
-        }
-    ]
+    spec = {
+        "network": {
+            "enableDNSHostnames": True,
+            "publishNotReadyAddresses": True,
+            "subdomain": job.name,
+        },
+        "failurePolicy": {
+            "maxRestarts": job.max_restarts,
+            "restartStrategy": "BlockingRecreate",
+            "rules": [
+                {
+                    "name": "badSetting",
+                    "action": "FailJobSet",
+                    "onJobFailureReasons": ["PodFailurePolicy"],
+                }
+            ],
+        },
+        "successPolicy": {
+            "operator": "All",
+            "targetReplicatedJobs": ["chief" if job.shape.chief else "worker"],
+        },
+        "ttlSecondsAfterFinished": _KEPT_SECONDS,
+        "replicatedJobs": replicated,
+    }
+    return [_object("jobset.x-k8s.io/v1alpha2", "JobSet", job, pod, {"spec": spec})]
 
 
 def _tfjob(job: Job, pod: Pod) -> list[dict[str, Any]]:
@@ -193,21 +175,15 @@ def _tfjob(job: Job, pod: Pod) -> list[dict[str, Any]]:
         for kind, count in job.shape.counts.items()
         if count
     }
-    return [
-        {
-            "apiVersion": "kubeflow.org/v1",
-            "kind": "TFJob",
-            "metadata": _metadata(job.name, job, pod),
-            "spec": {
-                "runPolicy": {
-                    "backoffLimit": len(job.shape) * job.max_restarts,
-                    "cleanPodPolicy": "Running",
-                    "ttlSecondsAfterFinished": _KEPT_SECONDS,
-                },
-                "tfReplicaSpecs": replicas,
-            },
-        }
-    ]
+    spec = {
+        "runPolicy": {
+            "backoffLimit": len(job.shape) * job.max_restarts,
+            "cleanPodPolicy": "Running",
+            "ttlSecondsAfterFinished": _KEPT_SECONDS,
+        },
+        "tfReplicaSpecs": replicas,
+    }
+    return [_object("kubeflow.org/v1", "TFJob", job, pod, {"spec": spec})]
 
 
 def _trainjob(job: Job, pod: Pod) -> list[dict[str, Any]]:
@@ -218,50 +194,42 @@ def _trainjob(job: Job, pod: Pod) -> list[dict[str, Any]]:
         )
     count = len(job.shape)
     runtime = {
-        "apiVersion": "trainer.kubeflow.org/v1alpha1",
-        "kind": "TrainingRuntime",
-        "metadata": _metadata(job.name, job, pod),
-        "spec": {
-            "mlPolicy": {"numNodes": count},
-            "template": {
-                "spec": {
-                    "network": {"publishNotReadyAddresses": True, "subdomain": job.name},
-                    "failurePolicy": {"maxRestarts": job.max_restarts},
-                    "replicatedJobs": [
-                        {
-                            "name": "node",
-                            "replicas": 1,
-                            "template": {
-                                "metadata": {
-                                    "labels": {
-                                        "trainer.kubeflow.org/trainjob-ancestor-step": "trainer"
-                                    }
-                                },
-                                "spec": {
-                                    "backoffLimit": 0,
-                                    "template": _template(job, pod, "trainjob", container="node"),
-                                },
+        "mlPolicy": {"numNodes": count},
+        "template": {
+            "spec": {
+                "network": {"publishNotReadyAddresses": True, "subdomain": job.name},
+                "failurePolicy": {"maxRestarts": job.max_restarts},
+                "replicatedJobs": [
+                    {
+                        "name": "node",
+                        "replicas": 1,
+                        "template": {
+                            "metadata": {
+                                "labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
                             },
-                        }
-                    ],
-                }
-            },
+                            "spec": {
+                                "backoffLimit": 0,
+                                "template": _template(job, pod, "trainjob", container="node"),
+                            },
+                        },
+                    }
+                ],
+            }
         },
     }
     train = {
-        "apiVersion": "trainer.kubeflow.org/v1alpha1",
-        "kind": "TrainJob",
-        "metadata": _metadata(job.name, job, pod),
-        "spec": {
-            "runtimeRef": {
-                "apiGroup": "trainer.kubeflow.org",
-                "kind": "TrainingRuntime",
-                "name": job.name,
-            },
-            "trainer": {"numNodes": count},
+        "runtimeRef": {
+            "apiGroup": "trainer.kubeflow.org",
+            "kind": "TrainingRuntime",
+            "name": job.name,
         },
+        "trainer": {"numNodes": count},
     }
-    return [runtime, train]
+    version = "trainer.kubeflow.org/v1alpha1"
+    return [
+        _object(version, "TrainingRuntime", job, pod, {"spec": runtime}),
+        _object(version, "TrainJob", job, pod, {"spec": train}),
+    ]
 
 
 _MAKERS: dict[str, Callable[[Job, Pod], list[dict[str, Any]]]] = {
@@ -272,10 +240,14 @@ _MAKERS: dict[str, Callable[[Job, Pod], list[dict[str, Any]]]] = {
 }
 
 
-def _metadata(name: str, job: Job, pod: Pod) -> dict[str, Any]:
+def _object(
+    version: str, kind: str, job: Job, pod: Pod, content: dict[str, Any], name: str = ""
+) -> dict[str, Any]:
+    """Return an object of a kind with the name of the job, or another."""
     namespace = {"namespace": pod.namespace} if pod.namespace else {}
     labels = {"app.kubernetes.io/managed-by": "tfdp", "app.kubernetes.io/instance": job.name}
-    return {"name": name, **namespace, "labels": labels}
+    metadata = {"name": name or job.name, **namespace, "labels": labels}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **content}
 
 
 def _failure_policy() -> dict[str, Any]:
