@@ -137,6 +137,11 @@ def _teach_keras() -> None:
     strategies.begin()
     if os.environ.get(progress.FILE_VARIABLE):
         fit.tell_progress(progress.report_progress)
+    begin_measuring()
+
+
+def begin_measuring() -> None:
+    """Let the fit that comes be measured, or traced, as the environment asks."""
     if os.environ.get(settings.VARIABLE):
         from tfdp.bench import session
 

@@ -22,8 +22,6 @@ from ml_collections import config_flags
 from tfdp import batching, run
 from tfdp import cluster as cluster_lib
 from tfdp import config as config_lib
-from tfdp.bench import profile as bench_profile
-from tfdp.bench import settings as bench_settings
 from tfdp.error import Error
 from tfdp.tuning import settings as trial_settings
 
@@ -186,14 +184,7 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
     if has_evaluator:
         path = run_dir / CHECKPOINTS / "{epoch:04d}.weights.h5"
         callbacks.append(keras.callbacks.ModelCheckpoint(str(path), save_weights_only=True))
-    if os.environ.get(bench_settings.VARIABLE):
-        from tfdp.bench import session
-
-        session.begin(os.environ)
-    if os.environ.get(bench_profile.VARIABLE):
-        from tfdp.bench import tracing
-
-        tracing.begin(os.environ)
+    run.begin_measuring()
     try:
         history = model.fit(
             inputs.training,
