@@ -26,7 +26,6 @@ def plan_service(
     ports: Sequence[int],
     log_dir: str | pathlib.Path,
     directory: str | pathlib.Path,
-    python: str = sys.executable,
 ) -> list[TaskProcess]:
     """Return the processes of a service on this machine.
 
@@ -35,7 +34,6 @@ def plan_service(
         ports: One for the dispatcher, then one for each worker.
         log_dir: The folder of their logs, and of what the dispatcher keeps.
         directory: The folder they run in: files of a config are named from there.
-        python: The interpreter.
     """
     dispatcher = f"{_HOST}:{ports[0]}"
     kept = str(pathlib.Path(log_dir, "dispatcher").absolute())
@@ -45,7 +43,7 @@ def plan_service(
         TaskProcess(
             task=Task("data", number),
             host=_HOST,
-            command=(python, "-m", "tfdp.data.service_task", *given),
+            command=(sys.executable, "-m", "tfdp.data.service_task", *given),
             # They decode on the CPU, whatever there is.
             environment={
                 "CUDA_VISIBLE_DEVICES": "-1",

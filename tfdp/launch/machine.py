@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 
 _EPHEMERAL = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10000
+# How long nvidia-smi may take: a broken driver hangs it.
+_SMI_SECONDS = 10.0
 _TOPOLOGY = pathlib.Path("/sys/devices/system/cpu")
 
 
@@ -49,21 +51,18 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def gpus(environ: Mapping[str, str], *, timeout_seconds: float = 10.0) -> tuple[str, ...]:
+def gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
     """The ids of the GPUs, as CUDA_VISIBLE_DEVICES takes them.
 
     Args:
       environ: Where CUDA_VISIBLE_DEVICES is set, it says which there are.
-      timeout_seconds: How long nvidia-smi may take; a broken driver hangs it.
     """
     if "CUDA_VISIBLE_DEVICES" in environ:
         return visible_gpus(environ["CUDA_VISIBLE_DEVICES"])
-    return listed_gpus(_nvidia_smi(["-L"], environ, timeout_seconds))
+    return listed_gpus(_nvidia_smi(["-L"], environ))
 
 
-def _nvidia_smi(
-    arguments: Sequence[str], environ: Mapping[str, str], timeout_seconds: float
-) -> str:
+def _nvidia_smi(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
     """What nvidia-smi prints; nothing where it is not installed, or fails."""
     program = shutil.which("nvidia-smi", path=environ.get("PATH"))
     if program is None:
@@ -75,7 +74,7 @@ def _nvidia_smi(
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=timeout_seconds,
+            timeout=_SMI_SECONDS,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -84,20 +83,17 @@ def _nvidia_smi(
     return told.stdout if told.returncode == 0 else ""
 
 
-def gpu_memory_bytes(
-    environ: Mapping[str, str], *, timeout_seconds: float = 10.0
-) -> tuple[int, ...]:
+def gpu_memory_bytes(environ: Mapping[str, str]) -> tuple[int, ...]:
     """The memory of each GPU that a process sees, in its order; () where nvidia-smi does not say.
 
     Args:
       environ: Where CUDA_VISIBLE_DEVICES is set, it says which there are.
-      timeout_seconds: How long nvidia-smi may take.
     """
-    ids = gpus(environ, timeout_seconds=timeout_seconds)
+    ids = gpus(environ)
     if not ids:
         return ()
     query = ["--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
-    return listed_memory(_nvidia_smi(query, environ, timeout_seconds), ids)
+    return listed_memory(_nvidia_smi(query, environ), ids)
 
 
 def listed_memory(text: str, ids: Sequence[str]) -> tuple[int, ...]:

@@ -26,6 +26,9 @@ _LONGEST_LINE = 1 << 20
 _TAIL_BYTES = 1 << 18
 # What may wait for a slow terminal before tasks have to wait for it as well.
 _ROOM_BYTES = 1 << 20
+# How far back the traceback of a failure may begin: one from long ago was survived. And how many
+# lines are taken where there is none.
+_LINES_BACK, _LINES_WITHOUT = 200, 20
 
 _TRACEBACK = b"Traceback (most recent call last):"
 _CHAINED = (
@@ -252,18 +255,16 @@ class TaskOutput:
             self._log = None
 
 
-def find_reason(output: bytes, *, lines_back: int = 200, lines_without: int = 20) -> list[bytes]:
+def find_reason(output: bytes) -> list[bytes]:
     """The lines that say why a task failed: its last traceback and all that follows, else the last.
 
     Args:
       output: What the task wrote, or the end of it.
-      lines_back: How far back a traceback may begin; one from long ago was survived.
-      lines_without: How many lines are taken when there is no traceback.
     """
-    lines = output.removesuffix(b"\n").split(b"\n")[-lines_back:]
+    lines = output.removesuffix(b"\n").split(b"\n")[-_LINES_BACK:]
     begins = [index for index, line in enumerate(lines) if _TRACEBACK in line]
     if not begins:
-        return [] if not output else lines[-lines_without:]
+        return [] if not output else lines[-_LINES_WITHOUT:]
     begin = begins.pop()
     # An exception raised while another was handled comes with the traceback of that other.
     while begins and any(line in _CHAINED for line in lines[max(begin - 3, 0) : begin]):

@@ -35,18 +35,15 @@ _NEAR = 1.3
 _STEPS, _FEWEST, _SECONDS = 12, 6, 20.0
 
 
-def launch(script: Sequence[str], workers: int, settings: Trial, gpus_hidden: bool = False) -> int:
+def launch(script: Sequence[str], workers: int, settings: Trial) -> int:
     """Start the processes of a trial and wait for them; return the exit code of the first to fail.
 
     Args:
         script: "-m", the module and its arguments.
         workers: How many; 0 for one process that is no cluster.
         settings: What it is asked for.
-        gpus_hidden: Whether they train on CPUs.
     """
     more = {VARIABLE: settings.to_text()}
-    if gpus_hidden:
-        more["CUDA_VISIBLE_DEVICES"] = "-1"
     if workers:
         processes = plan.plan(
             plan.local_cluster(Shape(workers), machine.free_ports(workers)),
