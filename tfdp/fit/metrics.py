@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfdp.compat import compiled
+from tfdp.compat import attributes, compiled
 from tfdp.fit import loss as loss_lib
 from tfdp.fit import retrace
 from tfdp.fit import view as view_lib
@@ -33,17 +33,12 @@ class _Replica(NamedTuple):
 _active = threading.local()
 
 
-@contextlib.contextmanager
-def installed(model: keras.Model) -> Iterator[None]:
+def installed(model: keras.Model) -> contextlib.AbstractContextManager[None]:
     """Let the `keras.metrics.Mean`s of a model heed `exact`."""
     means = [m for m in compiled.leaf_metrics(model) if isinstance(m, keras.metrics.Mean)]
-    for mean in means:
-        mean.update_state = functools.partial(_update, mean)
-    try:
-        yield
-    finally:
-        for mean in means:
-            del mean.update_state
+    return attributes.replaced(
+        *[(mean, "update_state", functools.partial(_update, mean)) for mean in means]
+    )
 
 
 @contextlib.contextmanager
