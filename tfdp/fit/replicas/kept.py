@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfdp.fit import feed as feed_lib
 from tfdp.fit import split as split_lib
+from tfdp.fit.replicas import replica as replica_lib
 
 
 class Kept:
@@ -33,10 +34,7 @@ class Kept:
             same = _loosened(tf.data.Dataset.from_tensors(element), feed.iterator.element_spec)
             self.iterator = iter(same.repeat())
             return
-        parts = [
-            keras.tree.map_structure(lambda leaf, i=i: _local(strategy, leaf, i), element)
-            for i in range(len(strategy.extended.worker_devices))
-        ]
+        parts = replica_lib.local_results(strategy, element)
         first, *rest = [tf.data.Dataset.from_tensors(part) for part in parts]
         for one in rest:
             first = first.concatenate(one)
@@ -50,11 +48,6 @@ class Kept:
     def took(self, steps: int) -> None:
         """Count nothing: there are always more."""
         del steps
-
-
-def _local(strategy: tf.distribute.Strategy, leaf: Any, index: int) -> Any:
-    results = strategy.experimental_local_results(leaf)
-    return results[index if len(results) > 1 else 0]
 
 
 def _loosened(dataset: tf.data.Dataset, spec: Any) -> tf.data.Dataset:

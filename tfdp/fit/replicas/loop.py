@@ -173,7 +173,8 @@ class Loop:
     def rows_here(self, split: split_lib.Split, element: Any) -> Any:
         """Return the rows that this process has read with an element."""
         whole = split.by_rows or self._steps.replicas.count == 1
-        parts = [element] if whole else self._steps.parts_here(element)
+        strategy = self._steps.strategy
+        parts = [element] if whole else replica_lib.local_results(strategy, element)
         return tf.add_n([tf.cast(split_lib.rows(p), tf.int64) for p in parts])
 
     def exchange(self, split: split_lib.Split, size: int = 0) -> None:

@@ -434,6 +434,19 @@ def local_copies(strategy: tf.distribute.Strategy, variable: Any) -> tuple[tf.Va
     return tuple(strategy.experimental_local_results(variable.value))
 
 
+def local_results(strategy: tf.distribute.Strategy, values: Any) -> tuple[Any, ...]:
+    """Return what each of this process's replicas has of values, or has returned."""
+
+    def of(leaf: Any, replica: int) -> Any:
+        results = strategy.experimental_local_results(leaf)
+        return results[replica if len(results) > 1 else 0]  # one for all: a Python number
+
+    return tuple(
+        keras.tree.map_structure(lambda leaf, i=i: of(leaf, i), values)
+        for i in range(len(strategy.extended.worker_devices))
+    )
+
+
 def _bits(value: Any) -> tf.Tensor:
     """Return the bits of a tensor as int64, which every collective sums."""
     value = tf.convert_to_tensor(value)

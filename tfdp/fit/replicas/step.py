@@ -132,7 +132,7 @@ class Steps:
             logs = self.strategy.run(self._user_train.on_replica, args=(split, data, apart))
         if tf.executing_eagerly():
             # The update is done, so the step cannot be tried again with room for its logs.
-            for local, (values, rows) in enumerate(self._local_results(logs)):
+            for local, (values, rows) in enumerate(replica_lib.local_results(self.strategy, logs)):
                 self.replicas.put_logs("train", values, rows, local)
 
     def test(self, split: split_lib.Split, element: Any) -> None:
@@ -144,7 +144,8 @@ class Steps:
     def predict(self, split: split_lib.Split, element: Any) -> tuple[Any, ...]:
         """Return the predictions of each of this process's replicas, in the order of rows."""
         data = self._parts(split, element)
-        return self._local_results(self.strategy.run(self._predict_on_replica, args=(split, data)))
+        results = self.strategy.run(self._predict_on_replica, args=(split, data))
+        return replica_lib.local_results(self.strategy, results)
 
     def exchange(self, split: split_lib.Split) -> None:
         """Sum zeros over all replicas, in packs like those of the gradients: an exchange alone."""
@@ -186,10 +187,6 @@ class Steps:
         """Return the logs of "train" or "test" steps out of the metrics' present values."""
         return self.replicas.logs.results(kind, self.model.get_metrics_result())
 
-    def parts_here(self, element: Any) -> tuple[Any, ...]:
-        """Return the batches of this process's replicas, where tf.distribute has split them."""
-        return self._local_results(element)
-
     def _parts(self, split: split_lib.Split, element: Any) -> Any:
         """Return an element in the replicas' parts; what was read goes into the digests."""
         data = split.parts(element)
@@ -211,18 +208,6 @@ class Steps:
                 if not self._jit:
                     stack.enter_context(communication_lib.reduced_by_carrier(self.strategy))
             yield
-
-    def _local_results(self, values: Any) -> tuple[Any, ...]:
-        """Return what each of this process's replicas returned."""
-
-        def of(leaf: Any, replica: int) -> Any:
-            results = self.strategy.experimental_local_results(leaf)
-            return results[replica if len(results) > 1 else 0]  # one for all: a Python number
-
-        return tuple(
-            keras.tree.map_structure(lambda leaf, i=i: of(leaf, i), values)
-            for i in range(self.replicas.count)
-        )
 
     # -- on a replica -----------------------------------------------------------------------
 
