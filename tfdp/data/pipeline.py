@@ -25,8 +25,8 @@ from tfdp.data import source as source_lib
 from tfdp.data.errors import DataError
 
 # Files that a shuffled pipeline reads at a time, and records from one before the next.
-_FILES_AT_ONCE = 16
-_BLOCK = 4
+FILES_AT_ONCE = 16
+BLOCK = 4
 # More than there are pipelines or epochs, so that no two of them share a seed.
 _MANY = 1 << 20
 _ONE = tf.distribute.InputContext()
@@ -226,8 +226,8 @@ def _from_front(pipeline: _Pipeline, number: Any, skip: Any) -> tf.data.Dataset:
 
     dataset = _files(pipeline, number).interleave(
         open_file,
-        cycle_length=_FILES_AT_ONCE if pipeline.shuffle != "none" else 1,
-        block_length=_BLOCK,
+        cycle_length=FILES_AT_ONCE if pipeline.shuffle != "none" else 1,
+        block_length=BLOCK,
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
@@ -275,8 +275,8 @@ def _by_index(pipeline: _Pipeline, number: Any, skip: Any) -> tf.data.Dataset:
         counts = tf.constant([file.records or 0 for file in records.files], tf.int64)
         dataset = _files(pipeline, number).interleave(
             lambda at: tf.data.Dataset.range(begins[at], begins[at] + counts[at]),
-            cycle_length=_FILES_AT_ONCE,
-            block_length=_BLOCK,
+            cycle_length=FILES_AT_ONCE,
+            block_length=BLOCK,
         )
         dataset = _shuffled(dataset.map(lambda place: (place, place)), pipeline, number)
         if len(plan.shares) > 1:
@@ -338,18 +338,27 @@ def _shuffled(dataset: tf.data.Dataset, pipeline: _Pipeline, number: Any) -> tf.
     key = 0 if alike else 1 + pipeline.number
     count = pipeline.records.count
     size = pipeline.buffer if count is None else max(1, min(pipeline.buffer, count))
-    # The operation under Dataset.shuffle, which would mix in the global seed of TensorFlow and
-    # takes no seed that is known in the graph alone.
+    # Two zeros would ask for any order.
+    return shuffled(dataset, size, pipeline.seed + 1, number * _MANY + key)
+
+
+def shuffled(dataset: tf.data.Dataset, size: int, seed: int = 0, seed2: Any = 0) -> tf.data.Dataset:
+    """Return the records shuffled; without seeds anew in each process and each time.
+
+    By the operation under Dataset.shuffle, which would mix in the global seed of TensorFlow, write
+    the seed of this task into a graph that others run, and takes no seed that is known in the graph
+    alone.
+    """
     spec = dataset.element_spec
     leaves = tf.nest.flatten(spec)
     variant = tf.raw_ops.ShuffleDataset(
         input_dataset=tf.data.experimental.to_variant(dataset),
         buffer_size=size,
-        seed=pipeline.seed + 1,  # two zeros would ask for any order
-        seed2=number * _MANY + key,
+        seed=seed,
+        seed2=seed2,
         output_types=[leaf.dtype for leaf in leaves],
         output_shapes=[leaf.shape for leaf in leaves],
-        reshuffle_each_iteration=False,
+        reshuffle_each_iteration=not seed,
     )
     return tf.data.experimental.from_variant(variant, spec)
 

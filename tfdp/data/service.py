@@ -26,9 +26,6 @@ from tfdp.error import Error
 from tfdp.launch.data_workers import VARIABLE
 
 _ONE = tf.distribute.InputContext()
-# Files that a data worker reads at a time, and records from one before the next.
-_FILES_AT_ONCE = 16
-_BLOCK = 4
 
 
 def training(
@@ -85,16 +82,16 @@ def _records(
     """Return the records of some files, decoded, in any order. No Python code is left in it."""
     records = source.train
     listed = tf.data.Dataset.from_tensor_slices(tf.constant(files, tf.int64))
-    numbers = _in_any_order(listed, len(files))
+    numbers = pipeline.shuffled(listed, max(1, len(files)))
     dataset = numbers.interleave(
         records.reader.open,
-        cycle_length=_FILES_AT_ONCE,
-        block_length=_BLOCK,
+        cycle_length=pipeline.FILES_AT_ONCE,
+        block_length=pipeline.BLOCK,
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=False,
     )
     if data.shuffle != "none" and data.shuffle_buffer:
-        dataset = _in_any_order(dataset, data.shuffle_buffer)
+        dataset = pipeline.shuffled(dataset, data.shuffle_buffer)
     if records.decodes_batches:
         dataset = dataset.batch(data.global_batch_size)
 
@@ -108,23 +105,3 @@ def _records(
 
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)
     return dataset.unbatch() if records.decodes_batches else dataset
-
-
-def _in_any_order(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
-    """Shuffle anew in each process and each time.
-
-    Dataset.shuffle would write the seed of this task into the graph, and every data worker would
-    read in one order.
-    """
-    spec = dataset.element_spec
-    leaves = tf.nest.flatten(spec)
-    variant = tf.raw_ops.ShuffleDataset(
-        input_dataset=tf.data.experimental.to_variant(dataset),
-        buffer_size=max(1, size),
-        seed=0,
-        seed2=0,  # two zeros ask for any order
-        output_types=[leaf.dtype for leaf in leaves],
-        output_shapes=[leaf.shape for leaf in leaves],
-        reshuffle_each_iteration=True,
-    )
-    return tf.data.experimental.from_variant(variant, spec)
