@@ -150,7 +150,7 @@ class SyncTrainer(trainer.Trainer):
         several = self.strategy.num_replicas_in_sync > 1
         usual = noise_scale.EVERY if several else noise_scale.EVERY_OF_HALVES
         self.noise = noise_scale.Settings(every or usual, smoothing)
-        return lambda: self._loop.noise.read()
+        return lambda: self._loop.steps.noise.read()
 
     def plan(self, callbacks: Any, evaluation: Any) -> trainer.Logs:
         """Return what the tasks compare of the callbacks and of the validation data."""

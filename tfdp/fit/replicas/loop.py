@@ -34,11 +34,12 @@ class Loop:
         steps: The step functions.
 
     Attributes:
+        replicas: Those of this process.
         clock: Of the training steps.
     """
 
     def __init__(self, steps: step_lib.Steps):
-        self._steps = steps
+        self.steps, self.replicas = steps, steps.replicas
         self.clock = clock_lib.Clock()
         self._eager = bool(steps.model.run_eagerly)
         self._functions: dict[Any, Callable[..., Any]] = {}
@@ -73,14 +74,14 @@ class Loop:
         Returns:
             The predictions; or the logs, where one replica sums up nothing; else None.
         """
-        one = getattr(self._steps, kind)
+        one = getattr(self.steps, kind)
         key = ("on_batch", kind, whole.split)
         # In the same graph: a call of another costs as much as a small step.
-        alone = self._steps.replicas.in_sync == 1 and kind != "predict"
+        alone = self.replicas.in_sync == 1 and kind != "predict"
 
         def run(batch: Any) -> Any:
             found = one(whole.split, batch)
-            return self._steps.results(kind) if alone else found
+            return self.steps.results(kind) if alone else found
 
         def call() -> Any:
             if self._eager:
@@ -99,10 +100,10 @@ class Loop:
         feed.took(1)
         key = ("predict", feed.split)
         if self._eager:
-            return self._steps.predict(feed.split, data)
+            return self.steps.predict(feed.split, data)
         if key not in self._functions:
             self._functions[key] = distribute.function(
-                lambda data, split=feed.split: self._steps.predict(split, data),
+                lambda data, split=feed.split: self.steps.predict(split, data),
                 reduce_retracing=True,
             )
         return self._functions[key](data)
@@ -116,7 +117,7 @@ class Loop:
             kind: "train", "test" or "predict".
             asks: What this process asks for: to end the epoch, say.
         """
-        replicas = self._steps.replicas
+        replicas = self.replicas
         if not replicas.several_processes and self._eager:
             return self._sum_up(kind, tf.zeros(len(asks), tf.float64))[0], asks
         key = ("aggregate", kind, len(asks))
@@ -133,17 +134,17 @@ class Loop:
         Args:
             kind: Of the steps that ran: "train", "test" or "predict".
         """
-        replicas = self._steps.replicas
+        replicas = self.replicas
         if replicas.in_sync > 1 and kind in replicas.moves_in:
             self.collective(f"merge {replicas.moving}", replicas.merge_state)
 
     def take_from_chief(self, epoch: int) -> int:
         """Copy the chief's variables, and its `epoch`, to all processes."""
-        variables = snapshot.variables(self._steps.replicas)
+        variables = snapshot.variables(self.replicas)
         return int(
             self.collective(
                 "take",
-                lambda epoch: self._steps.replicas.take_from_chief(variables, epoch),
+                lambda epoch: self.replicas.take_from_chief(variables, epoch),
                 tf.constant(float(epoch), tf.float64),
             )
         )
@@ -157,7 +158,7 @@ class Loop:
 
     def finalize(self) -> None:
         """Let the optimizer set the variables' last values (averages over the steps)."""
-        self.collective("finalize", self._steps.finalize)
+        self.collective("finalize", self.steps.finalize)
 
     def trace(self, kind: str, feed: Any, limit: int) -> None:
         """Trace what `advance` runs, and run nothing; not for models that run eagerly."""
@@ -172,8 +173,8 @@ class Loop:
 
     def rows_here(self, split: split_lib.Split, element: Any) -> Any:
         """Return the rows that this process has read with an element."""
-        whole = split.by_rows or self._steps.replicas.count == 1
-        strategy = self._steps.strategy
+        whole = split.by_rows or self.replicas.count == 1
+        strategy = self.steps.strategy
         parts = [element] if whole else replica_lib.local_results(strategy, element)
         return tf.add_n([tf.cast(split_lib.rows(p), tf.int64) for p in parts])
 
@@ -186,29 +187,25 @@ class Loop:
         """
         key = ("exchange", split, size)
         if key not in self._functions:
-            steps = self._steps
+            steps = self.steps
             self._functions[key] = distribute.function(
                 lambda: steps.exchange_bytes(size) if size else steps.exchange(split)
             )
         self._functions[key]()
-
-    def packs_in_bytes(self, split: split_lib.Split) -> list[int]:
-        """Return the bytes of each pack that `exchange` exchanges."""
-        return self._steps.packs_in_bytes(split)
 
     def collective(self, name: str, on_replica: Callable[..., Any], *args: Any) -> Any:
         """Run a function on every replica, in a graph; return the first result."""
         if name not in self._functions:
 
             def run(*args: Any) -> Any:
-                results = self._steps.strategy.run(on_replica, args=args)
-                return self._steps.strategy.experimental_local_results(results)[0]
+                results = self.steps.strategy.run(on_replica, args=args)
+                return self.steps.strategy.experimental_local_results(results)[0]
 
             self._functions[name] = distribute.function(run)
         return self._functions[name](*args)
 
     def _sum_up(self, kind: str, asks: tf.Tensor) -> tuple[dict[str, Any], tf.Tensor]:
-        steps, replicas = self._steps, self._steps.replicas
+        steps, replicas = self.steps, self.replicas
         if replicas.several_processes:
 
             def on_replica() -> tf.Tensor:
@@ -228,32 +225,17 @@ class Loop:
 
     def begin_digests(self) -> None:
         """Start to digest what is read."""
-        self._steps.digests.assign([0, 0])
+        self.steps.digests.assign([0, 0])
 
     def digests(self) -> tuple[int, int]:
         """Return digests of the labels and of the inputs of all batches since `begin_digests`."""
-        labels, inputs = self._steps.digests.numpy().tolist()
+        labels, inputs = self.steps.digests.numpy().tolist()
         return labels, inputs
 
     @property
     def is_traced(self) -> bool:
         """Whether a training step was traced."""
         return any(key[0] in ("train", APART) for key in self._functions)
-
-    @property
-    def noise(self) -> Any:
-        """What measures how much the replicas' gradients differ; None where nobody asks."""
-        return self._steps.noise
-
-    @property
-    def steps(self) -> step_lib.Steps:
-        """The step functions."""
-        return self._steps
-
-    @property
-    def replicas(self) -> replica_lib.Replicas:
-        """The replicas of this process."""
-        return self._steps.replicas
 
     # -- graphs -----------------------------------------------------------------------------
 
@@ -279,11 +261,11 @@ class Loop:
 
     def _retrying(self, call: Callable[[], Any]) -> Any:
         """Call; trace again while tracing finds out what the step still needs."""
-        return retrace.until_traced(call, self._steps.strategy, self._forget)
+        return retrace.until_traced(call, self.steps.strategy, self._forget)
 
     def _forget(self) -> None:
         self._functions.clear()
-        self._steps.forget()
+        self.steps.forget()
 
     def _advance_eagerly(self, kind: str, feed: feed_lib.Feed, limit: int) -> int:
         one = self._one(kind)
@@ -301,8 +283,8 @@ class Loop:
     def _one(self, kind: str) -> Callable[..., Any]:
         """Return what takes one step."""
         if kind == APART:
-            return functools.partial(self._steps.train, apart=True)
-        return {"train": self._steps.train, "test": self._steps.test}[kind]
+            return functools.partial(self.steps.train, apart=True)
+        return {"train": self.steps.train, "test": self.steps.test}[kind]
 
     def _next(self, feed: feed_lib.Feed, kind: str = "") -> tuple[bool, Any]:
         """Return whether there is another element, and the element."""
@@ -327,7 +309,7 @@ class Loop:
         present = optional.has_value()
         came = self.clock.now([present])
         if split.ends_apart:
-            strategy = self._steps.strategy
+            strategy = self.steps.strategy
             sums = strategy.run(communication.all_sum, args=(tf.cast(present, tf.float32),))
             present = strategy.experimental_local_results(sums)[0] > 0
         return came, present, optional

@@ -302,7 +302,9 @@ class Runs:
 
     def packs_in_bytes(self) -> list[int]:
         """Return the bytes of each pack that a replica gives away in a step."""
-        return self._loop.packs_in_bytes(self.feed.split) if self._rehearsal.replicas > 1 else []
+        if self._rehearsal.replicas == 1:
+            return []
+        return self._loop.steps.packs_in_bytes(self.feed.split)
 
     def changed(
         self,

@@ -57,7 +57,7 @@ class Steps:
         communication: communication_lib.Communication,
         noise: noise_lib.Noise | None = None,
     ):
-        self.noise = noise
+        self.noise: Any = noise
         self.model = model
         self.strategy = strategy
         self.communication = communication
