@@ -182,7 +182,13 @@ print("taught", drawn == random.Random(5).random(), np.random.random())
 """
 
 
-@pytest.mark.parametrize("first", ["tensorflow", "keras", "tfdp.fit", "tfdp.strategies", "json"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        *("keras", "tfdp.strategies", "json"),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("tensorflow", "tfdp.fit")),
+    ],
+)
 def test_a_script_starts_at_once_and_teaches_keras_by_whatever_it_imports(first, tmp_path):
     """The script itself pays for TensorFlow; what it imports first makes no difference."""
     (tmp_path / "script.py").write_text(STARTS.format(first=first))

@@ -105,7 +105,7 @@ SYNCHRONISED = [
 ]
 
 
-@pytest.mark.parametrize("replicas", [2, 3])
+@pytest.mark.parametrize("replicas", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 @pytest.mark.parametrize("case", SYNCHRONISED, ids=str)
 def test_synchronised_is_exact(case, replicas, mirrored):
     fit.disable()

@@ -14,7 +14,7 @@ from fit import programs
 from tfdp import fit
 
 # All with --all; a few show that what draws and compares them works.
-COUNT, FEW, SEED = 30, 8, 13
+COUNT, FEW, SEED = 30, 5, 13
 
 
 @functools.cache

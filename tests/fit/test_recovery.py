@@ -258,7 +258,7 @@ def test_a_dataset_that_draws_numbers_may_be_read_ahead(kind, one_device, tmp_pa
     assert facts(train(one_device, tmp_path, kind)) == undisturbed(one_device, kind)
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.exhaustive), 3])
 def test_one_killed_when_all_steps_of_an_epoch_are_done_sums_them_up_anew(
     replicas, mirrored, tmp_path
 ):
@@ -271,6 +271,7 @@ def test_one_killed_when_all_steps_of_an_epoch_are_done_sums_them_up_anew(
     assert found == undisturbed(mirrored[replicas], epochs=2)
 
 
+@pytest.mark.exhaustive  # each of them has a test above
 def test_many_kills_change_nothing(mirrored, tmp_path):
     more = [("on_epoch_end", 1), ("on_test_batch_begin", 1)]
     for kill in [("on_train_batch_end", number) for number in (4, 5, 1, 6)] + more:
@@ -360,7 +361,7 @@ class Sums(keras.layers.Layer):
         return x
 
 
-@pytest.mark.parametrize("number", [1, 4, 8])
+@pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.exhaustive), 8])
 def test_what_replicas_add_up_goes_on(number, mirrored, tmp_path):
     counting = {"layers": lambda: [Sums(), keras.layers.Dense(2)], "epochs": 2}
     expected = facts(train(mirrored[2], tmp_path / "a", **counting))

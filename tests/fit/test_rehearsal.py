@@ -129,7 +129,7 @@ def strategy(request, one_device, mirrored):
     [
         ("one_device", "shuffled_dataset"),
         pytest.param("one_device", "arrays", marks=pytest.mark.exhaustive),
-        ("one_device", "pydataset"),
+        pytest.param("one_device", "pydataset", marks=pytest.mark.exhaustive),
         pytest.param("mirrored", "shuffled_dataset", marks=pytest.mark.exhaustive),
         ("mirrored", "cached_dataset"),
         pytest.param("mirrored", "unknown_length", marks=pytest.mark.exhaustive),
