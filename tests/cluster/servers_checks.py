@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
 import time
 import traceback
@@ -341,6 +342,31 @@ def saved_and_loaded() -> dict[str, float]:
     return found
 
 
+def backed_up(folder: pathlib.Path, last: int = 0) -> tuple[list[int], list[np.ndarray]]:
+    """Train with backups in a folder, up to a step if one is given; return steps and weights."""
+    steps: list[int] = []
+
+    class Ends(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            steps.append(int(self.model.optimizer.iterations))
+            if steps[-1] == last:
+                raise InterruptedError
+
+    fit.set_server_options(STRATEGY, fit.ServerOptions(max_staleness=0))
+    keras.utils.set_random_seed(5)
+    with STRATEGY.scope():
+        layers = [keras.Input((6,)), keras.layers.Dense(9, "tanh"), keras.layers.Dense(3)]
+        model = keras.Sequential(layers)
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    options = {"save_freq": 2, "asynchronous": False, "delete_checkpoint": False}
+    backup = tfdp.callbacks.BackupAndRestore(str(folder), **options)
+    x, y = cases.arrays(64)
+    data = {"batch_size": 16, "epochs": 3, "shuffle": False, "verbose": 0}
+    with contextlib.suppress(InterruptedError):
+        model.fit(x, y, callbacks=[backup, Ends()], **data)
+    return steps, model.get_weights()
+
+
 def written() -> dict[str, int]:
     """Leave a trained model for clusters of other sizes, in the folder that FOLDER names."""
     x, y = cases.arrays(64)
@@ -357,6 +383,8 @@ def written() -> dict[str, int]:
     slots: dict[str, Any] = {}
     model.optimizer.save_own_variables(slots)
     np.savez(folder / "slots.npz", **slots)
+    np.savez(folder / "undisturbed.npz", *backed_up(folder / "whole")[1])
+    backed_up(folder / "backup", last=7)
     return {"partitions": len(model.layers[0].kernel.value.variables)}
 
 
@@ -377,6 +405,13 @@ def read() -> dict[str, float]:
     model.fit(x, y, batch_size=8, verbose=0)
     model.load_weights(folder / "model.weights.h5")
     found["weights"] = float(np.abs(model.predict(x, verbose=0) - expected).max())
+    # A training that ended in its second epoch goes on here.
+    own = shutil.copytree(folder / "backup", folder / f"backup-{os.getpid()}")
+    undisturbed = np.load(folder / "undisturbed.npz")
+    steps, weights = backed_up(own)
+    assert steps == [*range(7, 13)]
+    pairs = zip(weights, undisturbed.values(), strict=True)
+    found["resumed"] = max(float(np.abs(a - b).max()) for a, b in pairs)
     return found
 
 

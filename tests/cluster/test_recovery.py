@@ -121,7 +121,7 @@ def test_a_run_of_tfdp_train_goes_on_with_the_tasks_it_had(tmp_path, environment
     assert done.stdout.startswith("run has come to its end: nothing is left to train.")
 
 
-@pytest.mark.exhaustive  # test_servers loads what other servers saved
+@pytest.mark.exhaustive  # test_servers goes on with one server and with three
 def test_parameter_servers_come_back_in_another_number(tmp_path, environment):
     plain = {"DROPOUT": "0", **SERVERS}
     done = launch(tmp_path, environment, ps=2, backup="whole", **plain)

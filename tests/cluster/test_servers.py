@@ -177,6 +177,7 @@ def test_what_two_servers_save_loads_with_one_and_with_three(tmp_path):
     for servers in (1, 3):
         found = run("read", servers)
         assert found.pop("partitions") == servers
+        assert "resumed" in found
         assert {name: value for name, value in found.items() if not value <= 1e-6} == {}
 
 
