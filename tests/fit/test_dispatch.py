@@ -74,13 +74,14 @@ def test_a_model_that_each_of_several_tasks_trains_alone_is_said_once(caplog, mi
     with mirrored[2].scope():
         shared = cases.classifier()
     shared.fit(x, y, verbose=0)
-    assert caplog.messages == []
+    assert not [one for one in caplog.records if one.name == "tfdp"]
     alone = cases.classifier()
     alone.evaluate(x, y, verbose=0)
     alone.fit(x, y, verbose=0)
     cases.classifier().fit(x, y, verbose=0)
-    (message,) = caplog.messages
-    assert message.startswith(
+    # TensorFlow may warn too, of graphs that are traced again: where other tests have run before.
+    (said,) = [one for one in caplog.records if one.name == "tfdp"]
+    assert said.getMessage().startswith(
         f"Model {alone.name!r} was made without a strategy: each task trains it by itself, on all "
         "rows. This is worker:0, one of 2 tasks."
     )
