@@ -202,6 +202,10 @@ def test_settings_of_ones_own(mine):
         ),
         ({"loss": "crossentropia"}, "config.training.loss='crossentropia' is no name of Keras."),
         ({"metrics": "accuracy, f2"}, "config.training.metrics='f2' is no name of Keras."),
+        (
+            {"metrics": "acuracy"},
+            "config.training.metrics='acuracy' is no name of Keras. Did you mean 'accuracy'? Use",
+        ),
     ],
 )
 def test_refused(settings, message, mine):

@@ -6,6 +6,7 @@ model.compile(learned.optimizer, learned.loss, learned.metrics)
 """
 
 import dataclasses
+import difflib
 import inspect
 from typing import Any
 
@@ -166,13 +167,16 @@ def _loss(settings: config_lib.Training) -> Any:
 def _imported(setting: str, name: str, kind: type) -> Any:
     """Return what a name stands for: Keras's names as they are, a class called, a function."""
     if ":" not in name:
+        module = {"loss": keras.losses, "metrics": keras.metrics}[setting]
         try:
-            {"loss": keras.losses.get, "metrics": keras.metrics.get}[setting](name)
+            module.get(name)
         except ValueError as error:
             if name not in _WORDS[setting]:
+                close = difflib.get_close_matches(name, [*_WORDS[setting], *dir(module)], 1)
                 raise Error(
-                    f"config.training.{setting}={name!r} is no name of Keras. Use one, or "
-                    "package.module:name."
+                    f"config.training.{setting}={name!r} is no name of Keras. "
+                    + (f"Did you mean {close[0]!r}? " if close else "")
+                    + "Use one, or package.module:name."
                 ) from error
         return name
     found = config_lib.load(f"training.{setting}", name)
