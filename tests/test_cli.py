@@ -724,6 +724,21 @@ class TestLaunchedTraining:
             assert process.environment["TFDP_SEED"] == "7"
         assert capsys.readouterr().out == "2 workers on this machine, seed 7. Logs: out/a/logs\n"
 
+    @pytest.mark.parametrize(
+        "text", ["{", "[]", "{}", "null", '{"settings": 1, "config": "x"}',
+                 '{"settings": {}, "config": "x", "cluster": null}'],
+    )  # fmt: skip
+    def test_a_damaged_command_is_no_run(self, text, tmp_path, launched, capsys):
+        (tmp_path / "command.json").write_text(text)
+        with pytest.raises(SystemExit) as exited:
+            cli.main(["train", f"--resume={tmp_path}"])
+        assert exited.value.code == 2
+        assert capsys.readouterr().err == (
+            f"tfdp: --resume={tmp_path}: there is no run of tfdp train ({tmp_path}/command.json "
+            "cannot be read).\n"
+        )
+        assert launched == []
+
     def test_runs_in_a_new_folder(self, launched):
         with pytest.raises(SystemExit):
             cli.main(words("train --config=DIGITS --workers=2 --config.output_dir=out"))

@@ -140,6 +140,7 @@ number = 3
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     (tmp_path / "my_training.py").write_text(MINE)
+    (tmp_path / "my_broken.py").write_text("raise ValueError('no')")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -199,6 +200,14 @@ def test_settings_of_ones_own(mine):
         (
             {"optimizer": "my_training:none"},
             "config.training.optimizer='my_training:none' cannot be imported: module",
+        ),
+        (
+            {"loss": "my_broken:Loss"},
+            "config.training.loss='my_broken:Loss' cannot be imported: ValueError: no.",
+        ),
+        (
+            {"optimizer": ".my:Own"},
+            "config.training.optimizer='.my:Own' cannot be imported: TypeError: the 'package' arg",
         ),
         ({"loss": "crossentropia"}, "config.training.loss='crossentropia' is no name of Keras."),
         ({"metrics": "accuracy, f2"}, "config.training.metrics='f2' is no name of Keras."),

@@ -133,9 +133,12 @@ def test_what_fit_is_told_of_the_evaluator(tell, config, name, told, machine, mo
     [
         (None, []),
         (tf_config(worker=["a:1"], evaluator=["e:1"]), [""]),
-        (tf_config(**TWO), ["worker:0, one of 2 tasks"]),
+        (tf_config(**TWO), ["each of the 2 workers trains it by itself, on all rows."]),
         (tf_config("worker", 1, **TWO), []),
-        (tf_config("chief", **SERVED), ["chief:0, one of 3 tasks"]),
+        (
+            tf_config("chief", **SERVED),
+            ["chief:0 trains it alone, and the other tasks get nothing to do."],
+        ),
     ],
 )
 def test_what_fit_is_told_of_the_other_tasks(config, told, machine, monkeypatch):

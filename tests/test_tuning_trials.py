@@ -184,3 +184,17 @@ def test_a_trial_travels_in_a_variable():
     assert settings.of({}) is None
     with pytest.raises(tfdp.Error, match="tfdp sets that itself"):
         settings.of({settings.VARIABLE: "no"})
+
+
+def test_a_trial_that_is_asked_to_end_ends_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trials.local, "run", lambda *words, **named: 143)
+    with pytest.raises(SystemExit) as exited:
+        trials.launch(["script.py"], 0, settings.Trial("room", str(tmp_path / "a"), 8))
+    assert exited.value.code == 143
+    assert capsys.readouterr().err == "tfdp: Interrupted by SIGTERM: the trial was ended.\n"
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(tfdp.Error, match=r"file/a, cannot be made: Not a directory\. Choose one"):
+        trials.launch(["script.py"], 0, settings.Trial("room", str(tmp_path / "file" / "a"), 8))

@@ -358,8 +358,11 @@ def load(setting: str, name: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise Error(f"config.{setting}={name!r} cannot be imported: {error}.") from error
+    except Exception as error:  # a module is code: it may raise anything
+        what = str(error)
+        if not isinstance(error, ImportError | AttributeError):
+            what = f"{type(error).__name__}: {what}"
+        raise Error(f"config.{setting}={name!r} cannot be imported: {what}.") from error
     if not callable(found):
         raise Error(f"config.{setting}={name!r} is a {type(found).__name__}, not callable.")
     return found

@@ -140,8 +140,12 @@ def _tell_place() -> None:
     evaluates = found is not None and found.is_evaluator
     fit.set_evaluator(evaluates, cluster_lib.evaluated_run(os.environ))
     if found is not None and found.is_chief:
-        trains = [task for task in found.cluster.tasks if task.type != "evaluator"]
-        fit.set_several(f"{found.task}, one of {len(trains)} tasks" if len(trains) > 1 else "")
+        lost = ""
+        if found.cluster.is_parameter_server:
+            lost = f"{found.task} trains it alone, and the other tasks get nothing to do."
+        elif (workers := found.cluster.num_workers_in_sync) > 1:
+            lost = f"each of the {workers} workers trains it by itself, on all rows."
+        fit.set_several(lost)
 
 
 @functools.cache

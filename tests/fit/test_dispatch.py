@@ -70,7 +70,7 @@ class Counting(keras.Model):
 
 def test_a_model_that_each_of_several_tasks_trains_alone_is_said_once(caplog, mirrored):
     x, y = cases.arrays(4)
-    fit.set_several("worker:0, one of 2 tasks")
+    fit.set_several("each of the 2 workers trains it by itself, on all rows.")
     with mirrored[2].scope():
         shared = cases.classifier()
     shared.fit(x, y, verbose=0)
@@ -82,8 +82,8 @@ def test_a_model_that_each_of_several_tasks_trains_alone_is_said_once(caplog, mi
     # TensorFlow may warn too, of graphs that are traced again: where other tests have run before.
     (said,) = [one for one in caplog.records if one.name == "tfdp"]
     assert said.getMessage().startswith(
-        f"Model {alone.name!r} was made without a strategy: each task trains it by itself, on all "
-        "rows. This is worker:0, one of 2 tasks."
+        f"Model {alone.name!r} was made without a strategy: each of the 2 workers trains it by "
+        "itself, on all rows. To train one model on all of them, "
     )
 
 

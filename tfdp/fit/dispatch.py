@@ -154,15 +154,15 @@ def set_evaluator(evaluates: bool, run: str | None = None) -> None:
     evaluator.set_run(run)
 
 
-def set_several(task: str) -> None:
+def set_several(lost: str) -> None:
     """Say that this process is one of several, which a model without a strategy does not know.
 
     Args:
-        task: What the process is, in words ("worker:0 of 2 workers"), for the warning of the first
-            `fit` that trains in this process alone; "" for none.
+        lost: What a `fit` loses that trains in this process alone, as a sentence for the warning of
+            the first one; "" for none.
     """
     global _alone
-    _alone = task
+    _alone = lost
 
 
 def _warn_alone(model: keras.Model) -> None:
@@ -170,9 +170,8 @@ def _warn_alone(model: keras.Model) -> None:
     global _alone
     if _alone:
         _log.warning(
-            "Model %r was made without a strategy: each task trains it by itself, on all rows. "
-            "This is %s. To train one model on all of them, make and compile it inside "
-            "`with tfdp.strategy().scope():`.",
+            "Model %r was made without a strategy: %s To train one model on all of them, make and "
+            "compile it inside `with tfdp.strategy().scope():`.",
             model.name,
             _alone,
         )

@@ -23,6 +23,8 @@ from tfdp.tuning.settings import NOISE, ROOM, VARIABLE, Trial
 # How a process ends that got no memory: killed by the kernel, aborted by C++, or at an address that
 # an allocation should have given.
 _KILLED = (128 + 9, 128 + 6, 128 + 11)
+# What the launcher returns when it was asked to end.
+_ASKED_TO_END = {128 + 1: "SIGHUP", 128 + 15: "SIGTERM"}
 _NO_MEMORY = re.compile(
     r"ResourceExhausted|OOM when allocating|std::bad_alloc|MemoryError|out of memory|"
     r"Cannot allocate memory|CUDA_ERROR_OUT_OF_MEMORY|Failed to allocate|"
@@ -65,13 +67,22 @@ def launch(script: Sequence[str], workers: int, settings: Trial) -> int:
             )
         ]
     folder = pathlib.Path(settings.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(
+            f"The folder of a trial, {folder}, cannot be made: {error.strerror}. Choose one that "
+            "you may write to (--config.run_dir)."
+        ) from None
     for left in (*folder.glob(f"*{told.END}"), *folder.glob("*.log")):  # of an earlier run
         left.unlink()
     with open(os.devnull, "wb") as nowhere:
         code = local.run(processes, settings.folder, stdout=nowhere, stderr=nowhere)
     if code == 130:
         raise KeyboardInterrupt
+    if code in _ASKED_TO_END:
+        sys.stderr.write(f"tfdp: Interrupted by {_ASKED_TO_END[code]}: the trial was ended.\n")
+        raise SystemExit(code)
     return code
 
 

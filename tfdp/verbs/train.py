@@ -48,16 +48,17 @@ def _add_command(words: list[str]) -> None:
     path = pathlib.Path(folder, train.COMMAND)
     try:
         facts = json.loads(path.read_text())
-    except (OSError, ValueError):
+        config, settings = facts["config"], {**facts["settings"], "run_dir": folder}
+        cluster = dict(facts.get("cluster", {}))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise Error(
             f"--resume={folder}: there is no run of tfdp train ({path} cannot be read)."
         ) from None
-    settings = {**facts["settings"], "run_dir": folder}
     own = [f"--config.{name}={value}" for name, value in settings.items()]
     tasks = []
     if not os.environ.get("TF_CONFIG"):  # else each task is started by hand
-        tasks = [f"--{name}={value}" for name, value in facts.get("cluster", {}).items()]
-    words[:0] = [f"--config={facts['config']}", *own, *tasks]
+        tasks = [f"--{name}={value}" for name, value in cluster.items()]
+    words[:0] = [f"--config={config}", *own, *tasks]
 
 
 def run(values: flags.FlagValues) -> int:
