@@ -196,5 +196,5 @@ def test_a_trial_that_is_asked_to_end_ends_all(tmp_path, monkeypatch, capsys):
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(tfdp.Error, match=r"file/a, cannot be made: Not a directory\. Choose one"):
+    with pytest.raises(tfdp.Error, match=r"file/a cannot be made: Not a directory\. Choose one"):
         trials.launch(["script.py"], 0, settings.Trial("room", str(tmp_path / "file" / "a"), 8))

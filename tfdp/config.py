@@ -14,6 +14,7 @@ import importlib
 import inspect
 import math
 import os
+import pathlib
 import re
 import textwrap
 import time
@@ -372,6 +373,23 @@ def new_run_dir(config: Config) -> str:
     """Return a folder name for a run that starts now; no run writes over another's."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return os.path.join(config.output_dir, f"{config.name}-{stamp}-{os.getpid()}")
+
+
+def make_run_dir(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """Make the folder of a run, or of a part of one, if it is not there; return its path.
+
+    Raises:
+        Error: If it cannot be made.
+    """
+    path = pathlib.Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(
+            f"The folder {path} cannot be made: {error.strerror}. Choose one that you may write to "
+            "(--config.run_dir=DIR)."
+        ) from None
+    return path
 
 
 def _problems(config: Config) -> Any:

@@ -119,13 +119,7 @@ def train(config: config_lib.Config, command: dict[str, Any] | None = None) -> R
     keras.utils.set_random_seed(config.seed)
     run_dir = pathlib.Path(config.run_dir or config_lib.new_run_dir(config))
     if chief:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Error(
-                f"config.run_dir={os.fspath(run_dir)!r} cannot be made: {error.strerror}. Choose a "
-                "folder that you may write to."
-            ) from None
+        config_lib.make_run_dir(run_dir)
         if command is not None:
             started = {**command, "cluster": _cluster(found)}
             (run_dir / COMMAND).write_text(json.dumps(started, indent=1) + "\n")

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tfdp
 from tfdp import fit
 from tfdp.checkpoints.store import Store
-from tfdp.compat import data_adapters
+from tfdp.compat import data_adapters, distribute
 from tfdp.fit import random_state
 
 ROWS, BATCH = 44, 8  # six steps, the last of four rows
@@ -540,18 +540,23 @@ def test_other_values_are_said(one_device, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("own", "environment", "said"),
+    ("own", "environment", "of_tensorflow", "said"),
     [
-        ((1, 1), ("7", "8"), None),  # what the script sets counts, whatever a launcher draws
-        ((1, 2), ("7", "7"), "began with the seed 1, and this start has 2: "),
-        ((None, None), ("7", "8"), "began with the seed 7, and this start has 8: "),
-        ((None, None), ("7", "7"), None),
+        ((1, 1), ("7", "8"), (1, 1), None),  # what the script sets, whatever a launcher draws
+        ((1, 2), ("7", "7"), (1, 2), "began with the seed 1, and this start has 2: "),
+        ((None, None), ("7", "8"), (7, 8), "began with the seed 7, and this start has 8: "),
+        ((None, None), ("7", "7"), (7, 7), None),
+        # By tf.random.set_seed alone: Python and NumPy draw by the launcher's.
+        ((None, None), ("7", "7"), (1, 2), "the seed 7 and 1, and this start has 7 and 2: "),
     ],
 )
-def test_another_seed_is_said(own, environment, said, one_device, tmp_path, caplog, monkeypatch):
-    seeds = zip(own, environment, strict=True)
-    for kills, (mine, drawn) in zip(([Kill("on_train_batch_end", 9)], []), seeds, strict=True):
+def test_another_seed_is_said(
+    own, environment, of_tensorflow, said, one_device, tmp_path, caplog, monkeypatch
+):
+    starts = ([Kill("on_train_batch_end", 9)], [])
+    for kills, mine, drawn, tensorflow in zip(starts, own, environment, of_tensorflow, strict=True):
         monkeypatch.setattr(data_adapters, "own_seed", lambda mine=mine: mine)
+        monkeypatch.setattr(distribute, "global_seed", lambda seed=tensorflow: seed)
         monkeypatch.setenv("TFDP_SEED", drawn)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "tfdp"):

@@ -12,7 +12,6 @@ from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from keras.src.utils import rng_utils
 from tensorflow.python.data.util import structure
-from tensorflow.python.eager import context
 
 # Returns Keras's adapter from arrays, generators, PyDataset, ... to a tf.data.Dataset.
 data_adapter = data_adapters.get_data_adapter
@@ -70,14 +69,6 @@ def dataset(adapter: Any) -> tf.data.Dataset:
     made = adapter.get_tf_dataset()
     # Keras ends a generator's dataset with prefetch: batches that nobody trains are lost.
     return made._input_dataset if is_generator_adapter(adapter) else made
-
-
-def is_seeded() -> bool:
-    """Say whether shuffles without a seed of their own draw the same in the next process.
-
-    `tf.random.get_seed` would draw from the global seed, and change what comes after.
-    """
-    return context.global_seed() is not None
 
 
 def own_seed() -> int | None:

@@ -113,7 +113,10 @@ def use_fresh_collective_keys(strategy: tf.distribute.MirroredStrategy) -> None:
 
 
 def global_seed() -> int | None:
-    """Return the seed given to `tf.random.set_seed`, or None."""
+    """Return the seed given to `tf.random.set_seed`, or None.
+
+    `tf.random.get_seed` would draw from it, and change what comes after.
+    """
     from tensorflow.python.eager import context
 
     return context.global_seed()

@@ -123,9 +123,7 @@ class BatchHooks:
 
     def __init__(self, callbacks: keras.callbacks.CallbackList, kind: str, progress: bool):
         lines = [c for c in callbacks.callbacks if isinstance(c, keras.callbacks.ProgbarLogger)]
-        own = callbacks.callbacks
-        if not progress:
-            own = [c for c in callbacks.callbacks if c not in lines]
+        own = [c for c in callbacks.callbacks if progress or c not in lines]
         begins = [f"on_{kind}_batch_begin"] + (["on_batch_begin"] if kind == "train" else [])
         ends = [f"on_{kind}_batch_end"] + (["on_batch_end"] if kind == "train" else [])
         self._begin = self._end = None

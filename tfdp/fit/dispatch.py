@@ -166,7 +166,7 @@ def set_several(lost: str) -> None:
 
 
 def _warn_alone(model: keras.Model) -> None:
-    """Warn once of a model that every task trains for itself, on all rows."""
+    """Warn once of a model that this process trains alone, though it is one of several."""
     global _alone
     if _alone:
         _log.warning(

@@ -13,13 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from tfdp.compat import data_adapters
+from tfdp.compat import data_adapters, distribute
 
 
 def seed() -> str:
-    """Return what shuffles without a seed of their own draw by: the script's seed, or TFDP_SEED."""
-    own = data_adapters.own_seed()
-    return os.environ.get("TFDP_SEED", "") if own is None else str(own)
+    """Return what shuffles without a seed of their own draw by, in words; "" for nothing.
+
+    TensorFlow's draw by its global seed, Python's and NumPy's by TFDP_SEED, unless the script has
+    set all three by keras.utils.set_random_seed.
+    """
+    of_tensorflow, own = distribute.global_seed(), data_adapters.own_seed()
+    of_python = os.environ.get("TFDP_SEED", "") if own is None else str(own)
+    found = [of_python, "" if of_tensorflow is None else str(of_tensorflow)]
+    return " and ".join(dict.fromkeys(filter(None, found)))
 
 
 def now() -> tuple[Any, Any]:

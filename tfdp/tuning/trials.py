@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from tfdp import config
 from tfdp.cluster import Task
 from tfdp.error import Error
 from tfdp.launch import local, machine, plan
@@ -66,14 +67,7 @@ def launch(script: Sequence[str], workers: int, settings: Trial) -> int:
                 pathlib.Path(settings.folder, "worker-0.log"),
             )
         ]
-    folder = pathlib.Path(settings.folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Error(
-            f"The folder of a trial, {folder}, cannot be made: {error.strerror}. Choose one that "
-            "you may write to (--config.run_dir)."
-        ) from None
+    folder = config.make_run_dir(settings.folder)
     for left in (*folder.glob(f"*{told.END}"), *folder.glob("*.log")):  # of an earlier run
         left.unlink()
     with open(os.devnull, "wb") as nowhere:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pathlib
 import time
 
 import keras
@@ -20,7 +21,8 @@ strategy = tfdp.strategy("multi_worker")
 class Sleep(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if INDEX == 1:
-            time.sleep(8)  # well above the other one's timeout
+            while not pathlib.Path("given_up").exists():
+                time.sleep(0.05)
 
 
 def train(
@@ -93,6 +95,7 @@ begin = time.monotonic()
 if INDEX == 0:
     attempt("late", kind, timeout=3.0, sleeps=True)
     tell("seconds", time.monotonic() - begin)
+    pathlib.Path("given_up").touch()
     os._exit(0)
 else:
     attempt("late", kind, sleeps=True)

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 from tfdp.checkpoints.store import Checkpoint, Store
-from tfdp.compat import data_adapters
+from tfdp.compat import distribute
 from tfdp.error import Error
 from tfdp.fit import call, random_state
 from tfdp.fit.recovery import callback_state, fingerprint
@@ -219,13 +219,12 @@ class Resume:
             _log.warning(
                 "The training began with the seed %s, and this start has %s: what the script "
                 "shuffles without a seed of its own comes in another order. To train on each row "
-                "once, start with TFDP_SEED=%s, or call keras.utils.set_random_seed(NUMBER) in the "
-                "script before the data is made.",
+                "once, call keras.utils.set_random_seed(NUMBER) in the script before the data is "
+                "made, or start with the same TFDP_SEED.",
                 before or "none",
                 now or "none",
-                before or "NUMBER",
             )
-        elif not data_adapters.is_seeded():
+        elif distribute.global_seed() is None:
             _log.warning(
                 "No seed is set: data that is shuffled without a seed of its own comes in another "
                 "order, and rows of this epoch are trained on twice or not at all. Call "

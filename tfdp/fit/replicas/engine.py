@@ -408,10 +408,10 @@ class SyncTrainer(trainer.Trainer):
         if feed.comparisons == 1:
             self._compare_rows(loop, feed, what)
         self._make_equal(kind, loop)
-        logs, _ = loop.aggregate(kind)
+        logs = call_lib.to_python(loop.aggregate(kind)[0])
         hooks.close(steps, logs)
         short = steps == 0 or (planned is not None and steps < planned)
-        return call_lib.to_python(logs), exhausted, str(steps) if short else ""
+        return logs, exhausted, str(steps) if short else ""
 
     def _advance(
         self, kind: str, loop: loop_lib.Loop, feed: feed_lib.Feed, limit: int
