@@ -1,5 +1,6 @@
 """What Slurm is told, and what is read of what it says, as tables; without a Slurm."""
 
+import os
 import pathlib
 import types
 
@@ -12,6 +13,7 @@ from tfdp.launch.platforms import (
     hostlist,
     slurm,
     slurm_output,
+    slurm_run,
     slurm_script,
     slurm_step,
     slurm_submit,
@@ -318,6 +320,26 @@ def test_a_machine_without_slurm_is_one_line(monkeypatch, tmp_path):
         "--platform=slurm: srun is not found here. Start the command on a host where Slurm's "
         "commands are installed, such as the login node of the cluster."
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "requeue", "said"),
+    [
+        ("RUNNING", "exit 0", "starts again."),
+        # Slurm ends all that runs in the job, this scontrol too.
+        ("RUNNING", "kill -TERM $$", "starts again."),
+        ("RUNNING", "echo Not allowed >&2; exit 1", "does not start again: Not allowed"),
+        ("COMPLETING", "exit 0", "does not start again: its state is COMPLETING."),
+    ],
+)
+def test_a_job_is_asked_to_start_again(state, requeue, said, monkeypatch, tmp_path):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f'#!/bin/sh\nif [ "$1" = requeue ]; then {requeue}; fi\necho "JobId=7 JobState={state}"\n'
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm_run.requeue("7") == f"Slurm job 7 {said}"
 
 
 # Of srun --label --verbose, version 22.05, with --distribution=cyclic.

@@ -96,7 +96,7 @@ def _run(
         may_restart = code not in (0, slurm_watch.BAD_SETTING) and not step.interrupted
         if in_batch:
             if may_restart and (step.saved or restart < job.max_restarts):
-                say(STDERR, _requeue(number))
+                say(STDERR, requeue(number))
             return code
         decision = budget.decide(restarts.Failure(Task("worker", 0), code))
         if not may_restart or step.told or not decision.restart:
@@ -140,7 +140,7 @@ def _variables(job: Job, environ: Mapping[str, str], restart: int) -> dict[str, 
     return variables
 
 
-def _requeue(number: str) -> str:
+def requeue(number: str) -> str:
     """Ask Slurm to start the job again; return what is to be said about it."""
     state = slurm_submit.describe(number).get("JobState", "")
     if state != "RUNNING":
@@ -149,6 +149,7 @@ def _requeue(number: str) -> str:
     done = subprocess.run(
         ["scontrol", "requeue", number], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
-    if done.returncode:
+    # A signal: Slurm was quicker, and has ended all that ran in the job, scontrol with it.
+    if done.returncode > 0:
         return f"Slurm job {number} does not start again: {done.stderr.strip()}"
     return f"Slurm job {number} starts again."
