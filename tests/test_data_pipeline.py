@@ -126,8 +126,9 @@ def test_images_of_an_array_are_resized_and_changed(folder):
     "kind",
     [
         {"augment": "crop_flip"},
-        {"augment": "pad_crop_flip"},
-        {"augment": "crop", "image_size": "6x5"},  # a part of the whole image, resized
+        pytest.param({"augment": "pad_crop_flip"}, marks=pytest.mark.exhaustive),
+        # A part of the whole image, resized.
+        pytest.param({"augment": "crop", "image_size": "6x5"}, marks=pytest.mark.exhaustive),
         {"augment": "pad_crop", "image_size": "6x5", "resize": "center"},
     ],
 )
@@ -256,7 +257,7 @@ def test_a_shuffled_epoch_holds_each_record_once_and_resumes_anywhere(
     [
         ("tfrecord", "buffer", "exact"),
         ("array_record", "full", "exact"),
-        ("numpy", "full", "drop"),
+        pytest.param("numpy", "full", "drop", marks=pytest.mark.exhaustive),
         pytest.param("tfrecord", "none", "drop", marks=pytest.mark.exhaustive),
         pytest.param("array_record", "buffer", "drop", marks=pytest.mark.exhaustive),
     ],

@@ -25,7 +25,10 @@ def trainable(model):
         # torchvision: 25.56 M without the biases of convolutions, which add 26,560 here.
         (resnet.resnet50, 224, 1000, 25_583_592, "25.58"),
         # torchvision's vgg19_bn has 143.68 M, with 5,504 biases of convolutions. The paper: 144 M.
-        (vgg.vgg19, 224, 1000, 143_672_744, "143.67"),
+        pytest.param(
+            *(vgg.vgg19, 224, 1000, 143_672_744, "143.67"),
+            marks=pytest.mark.exhaustive,  # counted again below
+        ),
     ],
 )
 def test_weights(build, size, classes, weights, published):

@@ -1,8 +1,8 @@
-"""Lets each system call of a save that has to do with files fail once, with EIO or ENOSPC.
+"""Lets each system call of a save that has to do with files fail once.
 
-    python failing.py FOLDER
+    python failing.py FOLDER EIO
 
-Prints for each, in JSON: the call, the error, whether the save said that it failed, and what loads
+Prints for each, in JSON: the call, whether the save said that it failed, and what loads
 afterwards, before and after the next save. For x86-64.
 """
 
@@ -63,15 +63,14 @@ def loaded(store: Store) -> int:
     return newest.place.step
 
 
-for error in (errno.EIO, errno.ENOSPC):
-    number, name = 0, "first"
-    while name:
-        number += 1
-        store = traced.fresh(pathlib.Path(sys.argv[1]))
-        name, code = failed(store, number, error)
-        before = loaded(store)
-        again = Store(store.folder)
-        again.claim()
-        traced.save(again, 3)
-        report = {"call": name, "error": errno.errorcode[error], "code": code, "newest": before}
-        print(json.dumps({**report, "next": loaded(store)}), flush=True)
+number, name = 0, "first"
+while name:
+    number += 1
+    store = traced.fresh(pathlib.Path(sys.argv[1]))
+    name, code = failed(store, number, getattr(errno, sys.argv[2]))
+    before = loaded(store)
+    again = Store(store.folder)
+    again.claim()
+    traced.save(again, 3)
+    report = {"call": name, "code": code, "newest": before, "next": loaded(store)}
+    print(json.dumps(report), flush=True)

@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from cluster import processes
 
 ROWS_PER_SHARD = 32
+# Of the job that tests compare with, and how long a batch of it takes.
+SHARDS, LOOPS = 20, 1500
 # Rows of the input that are damaged: they are in errors.jsonl, whatever happens.
 BAD = (5, 70, 71)
 
@@ -80,6 +83,20 @@ def words(output, workers=2):
         f"--shard_rows={ROWS_PER_SHARD}",
         "--threads=1",
     ]
+
+
+def predict(folder, environment):
+    """Make a folder with the model and its rows, and predict them undisturbed, into quiet/."""
+    folder.mkdir()
+    make(folder, SHARDS, LOOPS, environment)
+    done = processes.run(words("quiet"), folder, environment)
+    assert done.returncode == 0, done.stderr
+
+
+def give(predicted, folder):
+    """Copy the model and the rows of such a folder into another one."""
+    ignore = shutil.ignore_patterns("quiet")
+    shutil.copytree(predicted, folder, ignore=ignore, dirs_exist_ok=True)
 
 
 def content(output):

@@ -6,6 +6,7 @@ TensorFlow's servers of all tasks live in this process, so that a check costs no
 Each check writes a line: its name and what it found, or the error.
 """
 
+import gc
 import json
 import os
 import pathlib
@@ -51,9 +52,18 @@ def start(workers: int, ps: int) -> list:
 
 
 def main(output: str, workers: str, ps: str, *names: str) -> None:
+    gc.disable()
+    import tensorflow as tf
+
     servers = start(int(workers), int(ps))
     import servers_checks
 
+    # What the imports have made lasts; it is not looked through again and again.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+    gc.enable()
+    # As in fit/conftest.py: for a few steps it takes longer than it saves.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     with open(output, "a") as file:
         for line in servers_checks.run(names):
             file.write(json.dumps(line) + "\n")

@@ -19,6 +19,7 @@ import time
 from cluster import hosts, processes
 
 ROOT = pathlib.Path(__file__).parents[2]
+PYTHON_PATH = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
 
 
@@ -70,7 +71,7 @@ class Network(hosts.Network):
         config = self.folder / f"sshd_config_{index}"
         kept = ("TFDS_DATA_DIR", "CUDA_VISIBLE_DEVICES", "PATH")
         given = {name: self.environment[name] for name in kept}
-        given["PYTHONPATH"] = str(ROOT)
+        given["PYTHONPATH"] = PYTHON_PATH
         config.write_text(
             f"ListenAddress {self.addresses[index]}\nHostKey {self.folder}/host\n"
             f"AuthorizedKeysFile {self.folder}/{keys}\nStrictModes no\nUsePAM no\n"
@@ -100,7 +101,7 @@ class Network(hosts.Network):
     @contextlib.contextmanager
     def started(self, command, folder, **variables):
         """A running command on the launcher's host."""
-        environment = {**self.environment, "PYTHONPATH": str(ROOT), **variables}
+        environment = {**self.environment, "PYTHONPATH": PYTHON_PATH, **variables}
         process = self.start(
             len(self.addresses) - 1,
             command,

@@ -22,7 +22,7 @@ def get_config(variant=""):
     run.data.classes = 10
     run.data.service = "distributed_epoch"
     run.data.global_batch_size = 16
-    run.training.epochs = 16
+    run.training.epochs = 11
     return run
 """
 
@@ -64,11 +64,11 @@ def process_of(launcher, task):
 def test_the_training_goes_on_when_servers_were_killed(folder, environment):
     run = words("lost")
     with processes.started(run, folder, environment) as launcher:
-        for epoch, task in ((3, 2), (8, 0)):
+        for epoch, task in ((2, 2), (5, 0)):
             log = folder / "lost-logs" / "worker-0.log"
             processes.wait_for_text(log, f"Epoch {epoch}/", 120, launcher)
             os.kill(process_of(launcher, task), signal.SIGKILL)
-        processes.wait_for_text(folder / "lost-logs" / "worker-0.log", "Epoch 12/", 120, launcher)
+        processes.wait_for_text(folder / "lost-logs" / "worker-0.log", "Epoch 8/", 120, launcher)
         with processes.watched(processes.family(launcher.pid)) as handles:
             out, err = launcher.communicate(timeout=240)
             assert processes.left_after(handles, 5) == []

@@ -108,28 +108,8 @@ def test_one_process_reaches_097(strategy, tmp_path, environment):
     ]
 
 
-# Without the kinks of the convnet: where two pixels of a pool are the same but for rounding, the
-# processor decides where a gradient goes, and the loss differs by 1e-4 to 1e-3.
-SMOOTH = """
-import keras
-
-def build(input_shape, classes):
-    return keras.Sequential([
-        keras.Input(input_shape, name="image", dtype="uint8"),
-        keras.layers.Rescaling(1.0 / 16),
-        keras.layers.Conv2D(16, 3, padding="same", activation="tanh"),
-        keras.layers.AveragePooling2D(2),
-        keras.layers.Flatten(),
-        keras.layers.Dense(64, activation="tanh"),
-        keras.layers.Dense(classes, activation="softmax"),
-    ])
-"""
-
-
 @pytest.mark.exhaustive  # test_exported compares what was trained
 def test_the_loss_of_every_epoch_is_that_of_one_device(tmp_path, environment):
-    (tmp_path / "smooth_digits.py").write_text(SMOOTH)
-    environment = {**environment, "PYTHONPATH": str(tmp_path)}
     histories = {}
     for name, flag in {
         "1 device": "--config.strategy=one_device",

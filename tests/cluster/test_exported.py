@@ -18,7 +18,6 @@ SCRIPTS = pathlib.Path(__file__).with_name("scripts")
 # How the model is trained: what one device trains, on whatever it is trained.
 RUNS = {
     "one-device": ["--config.strategy=one_device"],
-    "mirrored": ["--config.strategy=mirrored"],
     "two-workers": ["--workers=2"],
 }
 SHORT = [

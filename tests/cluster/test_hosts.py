@@ -1,6 +1,5 @@
 """Tasks on hosts of their own, each started from its own TF_CONFIG, as a platform would."""
 
-import csv
 import os
 import pathlib
 import signal
@@ -10,7 +9,7 @@ import time
 
 import pytest
 
-from cluster import hosts, processes
+from cluster import digits, hosts, processes
 from tfdp.cluster import Cluster
 
 REASON = hosts.missing()
@@ -21,10 +20,6 @@ pytestmark = [
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENDLESS = str(pathlib.Path(__file__).with_name("scripts") / "endless.py")
-TRAIN = [
-    *(f"--config={ROOT / 'configs' / 'digits.py'}:quick", "--config.training.epochs=2"),
-    *("--config.data.global_batch_size=63", "--config.model.dropout=0.0", "--config.run_dir=run"),
-]
 # The most that a loss of a task may take to end all: a requirement, not a guess.
 SECONDS = 15
 
@@ -49,27 +44,14 @@ def start(network, words, folder, environment):
     return cluster, started
 
 
-def losses(path):
-    with open(path) as file:
-        return [(float(row["loss"]), float(row["val_loss"])) for row in csv.DictReader(file)]
-
-
 @pytest.mark.exhaustive  # test_ssh trains on three hosts, too
-def test_three_hosts_train_as_the_launcher_does(tmp_path, environment):
-    local, remote = tmp_path / "local", tmp_path / "remote"
-    local.mkdir()
-    remote.mkdir()
-    done = processes.run(["train", "--workers=3", *TRAIN], local, environment)
-    assert done.returncode == 0, done.stderr
+def test_three_hosts_train_as_the_launcher_does(tmp_path, environment, digits_here):
     with hosts.network(3) as network:
-        _, started = start(network, ["-m", "tfdp.train", *TRAIN], remote, environment)
+        _, started = start(network, ["-m", "tfdp.train", *digits.TRAIN], tmp_path, environment)
         for index, process in enumerate(started):
             code = process.wait(timeout=120)
-            assert code == 0, (remote / f"{index}.log").read_text()
-    expected = losses(local / "run" / "history.csv")
-    assert len(expected) == 2
-    for one, other in zip(losses(remote / "run" / "history.csv"), expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-5)
+            assert code == 0, (tmp_path / f"{index}.log").read_text()
+    digits.check_losses(tmp_path, digits_here)
 
 
 def epochs(folder):

@@ -3,7 +3,6 @@
 No real controller is here: see platforms/kubernetes_server.
 """
 
-import csv
 import os
 import pathlib
 import signal
@@ -14,7 +13,7 @@ import pytest
 from conftest import exhaustive_unless
 from platforms import kubernetes_server
 
-from cluster import hosts, kills, processes
+from cluster import digits, hosts, kills, processes
 
 REASON = hosts.missing()
 pytestmark = [
@@ -23,10 +22,6 @@ pytestmark = [
 ]
 
 ROOT = pathlib.Path(__file__).parents[2]
-DIGITS = [
-    *(f"--config={ROOT / 'configs' / 'digits.py'}:quick", "--config.training.epochs=2"),
-    *("--config.data.global_batch_size=64", "--config.model.dropout=0.0"),
-]
 # What an index does at its first start, and at the others: exits with a code, or well.
 ENDS = """
 import os, pathlib, sys, time
@@ -82,17 +77,12 @@ def start(network, tmp_path, environment):
         manager.__exit__(None, None, None)
 
 
-def losses(folder):
-    with open(folder / "history.csv") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
-
-
-def test_the_digits_are_trained_as_here(start, environment):
+def test_the_digits_are_trained_as_here(start, digits_here):
     # Names are known some seconds after the pods have begun, as with a cluster's own DNS.
     server = start(["run-0.run", "run-1.run"], names_after=6.0)
     folder = start.folder
     done = processes.run(
-        start.words("train", "--workers=2", *DIGITS, f"--config.run_dir={folder}/there"),
+        start.words("train", "--workers=2", *digits.TRAIN, f"--config.run_dir={folder}/run"),
         folder,
         start.environment(server),
         seconds=240,
@@ -100,14 +90,7 @@ def test_the_digits_are_trained_as_here(start, environment):
     assert done.returncode == 0, done.stderr
     assert "worker=2 on Kubernetes as job run, seed 0. Logs: " in done.stdout
     assert "Test accuracy" in done.stdout
-    here = processes.run(
-        ["train", "--workers=2", *DIGITS, "--config.run_dir=here", "--log_dir=here-logs"],
-        folder,
-        environment,
-        seconds=240,
-    )
-    assert here.returncode == 0, here.stderr
-    assert losses(folder / "there") == pytest.approx(losses(folder / "here"), rel=1e-5)
+    digits.check_losses(folder, digits_here)
     assert sorted(os.listdir(folder / "logs")) == ["worker-0.log", "worker-1.log"]
     assert len(server.started) == 2
 
@@ -119,7 +102,7 @@ def test_parameter_servers_are_a_jobset_that_ends_with_its_chief(start):
     server = start(names)
     cluster = ["--chief", "--workers=2", "--ps=2"]
     done = processes.run(
-        start.words("train", *cluster, *DIGITS, f"--config.run_dir={start.folder}/there"),
+        start.words("train", *cluster, *digits.TRAIN, f"--config.run_dir={start.folder}/run"),
         start.folder,
         start.environment(server),
         seconds=240,
@@ -128,7 +111,7 @@ def test_parameter_servers_are_a_jobset_that_ends_with_its_chief(start):
     assert "Test accuracy" in done.stdout
     assert len(server.started) == 5
     assert server.running() == []
-    assert len(losses(start.folder / "there")) == 2
+    assert len(digits.losses(start.folder)) == 2
 
 
 @pytest.mark.parametrize(
@@ -216,9 +199,9 @@ def test_the_doctor_finds_pods_ready(start):
     processes.check_doctor(done, hosts=None)
 
 
-def test_predict_says_what_it_needs(start):
+def test_predict_says_what_it_needs(start, predicted):
     server = start([])
-    kills.make(start.folder, 2, 10, start.environment(server))
+    kills.give(predicted, start.folder)
     verb, *given = kills.words("there")
     words = [verb, "--platform=kubernetes", "--image=none", *given]
     done = processes.run(words, start.folder, start.environment(server))

@@ -13,26 +13,23 @@ from cluster import kills, processes
 
 pytestmark = pytest.mark.cluster
 
-SHARDS = 40
+SHARDS = kills.SHARDS
 ROWS = SHARDS * kills.ROWS_PER_SHARD - 7
 PREDICTED = ROWS - len(kills.BAD)
-DONE = f"{ROWS:,} rows: {PREDICTED:,} predicted, 3 in errors.jsonl. 40 parts in {{}}."
+DONE = f"{ROWS:,} rows: {PREDICTED:,} predicted, 3 in errors.jsonl. {SHARDS} parts in {{}}."
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, environment):
+def folder(tmp_path_factory, predicted):
     folder = tmp_path_factory.mktemp("predict")
-    kills.make(folder, SHARDS, 1500, environment)
+    kills.give(predicted, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def quiet(folder, environment):
+def quiet(predicted):
     """The output of a run that nothing disturbs."""
-    done = processes.run(kills.words("quiet"), folder, environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(DONE.format("quiet"))
-    return kills.content(folder / "quiet")
+    return kills.content(predicted / "quiet")
 
 
 def wait_for_parts(folder, output, count, launcher):
@@ -44,7 +41,7 @@ def wait_for_parts(folder, output, count, launcher):
 
 def test_every_row_is_there_once_and_in_order(quiet):
     parts = sorted(name for name in quiet if name.startswith("part-"))
-    assert parts == [f"part-{number:05}-of-00040.jsonl" for number in range(SHARDS)]
+    assert parts == [f"part-{number:05}-of-{SHARDS:05}.jsonl" for number in range(SHARDS)]
     rows = [json.loads(line) for name in parts for line in quiet[name].splitlines()]
     good = [number for number in range(ROWS) if number not in kills.BAD]
     assert [row["id"] for row in rows] == [f"rows.tfrecord:{number}" for number in good]
@@ -135,8 +132,8 @@ def test_an_interrupted_job_goes_on_where_it_was(folder, quiet, environment):
     complete = len(list((folder / "ctrl-c").glob("part-*")))
     assert (launcher.returncode, out) == (130, "")
     assert err.splitlines()[-1] == (
-        f"tfdp: Interrupted by SIGINT (Ctrl-C). {complete} of 40 parts are complete; the same "
-        "command goes on from there."
+        f"tfdp: Interrupted by SIGINT (Ctrl-C). {complete} of {SHARDS} parts are complete; the "
+        "same command goes on from there."
     )
     again = processes.run(kills.words("ctrl-c"), folder, environment)
     assert again.returncode == 0, again.stderr
@@ -171,8 +168,8 @@ def test_a_full_disk_and_too_many_bad_rows_stop_a_job_that_then_goes_on(folder, 
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "tfdp: A part cannot be written to stops: File too large. 0 of 40 parts are complete; the "
-        "same command goes on from there.\n"
+        f"tfdp: A part cannot be written to stops: File too large. 0 of {SHARDS} parts are "
+        "complete; the same command goes on from there.\n"
     )
     assert sorted(kills.content(folder / "stops")) == ["job.json"]
     assert list((folder / "stops" / ".tfdp").glob("writing-*/*")) == []
@@ -181,7 +178,7 @@ def test_a_full_disk_and_too_many_bad_rows_stop_a_job_that_then_goes_on(folder, 
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(
         r"tfdp: 3 rows cannot be read, which is more than --max_errors=2: see stops/errors.jsonl. "
-        r"\d+ of 40 parts are complete; the same command goes on from there.",
+        rf"\d+ of {SHARDS} parts are complete; the same command goes on from there.",
         done.stderr.splitlines()[-1],
     )
     assert (folder / "stops" / "errors.jsonl").read_bytes() == quiet["errors.jsonl"]

@@ -1,6 +1,5 @@
 """Runs on a real cluster of Ray: two raylets on this machine."""
 
-import csv
 import os
 import pathlib
 import re
@@ -12,17 +11,13 @@ import time
 
 import pytest
 
-from cluster import kills, processes
+from cluster import digits, kills, processes
 
 pytestmark = pytest.mark.cluster
 
 ROOT = pathlib.Path(__file__).parents[2]
 RAY = str(pathlib.Path(sys.executable).with_name("ray"))
 PORT, DASHBOARD = 6391, 8291
-DIGITS = [
-    *(f"--config={ROOT / 'configs' / 'digits.py'}:quick", "--config.training.epochs=2"),
-    *("--config.data.global_batch_size=64", "--config.model.dropout=0.0"),
-]
 # Each task has a child, which is to end with it; their numbers are written down.
 ENDLESS = """
 import os, pathlib, subprocess, sys, time
@@ -101,11 +96,6 @@ def words(verb, *given):
     return [verb, "--platform=ray", "--ray_cpus=0.5", "--log_dir=logs", *given]
 
 
-def losses(folder):
-    with open(folder / "history.csv") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
-
-
 def gone(pids, seconds):
     """Waits for processes to end; returns those that have not."""
     until = time.monotonic() + seconds
@@ -134,31 +124,23 @@ def begun(folder, tasks, launcher):
     return [[int(pid) for pid in path.read_text().split()] for path in sorted(found)]
 
 
-def test_the_digits_are_trained_as_here(ray, environment, tmp_path):
-    variables = ray
-    there = [*DIGITS, f"--config.run_dir={tmp_path}/there"]
-    done = processes.run(words("train", "--workers=2", *there), tmp_path, variables, seconds=240)
+def test_the_digits_are_trained_as_here(ray, tmp_path, digits_here):
+    there = [*digits.TRAIN, f"--config.run_dir={tmp_path}/run"]
+    done = processes.run(words("train", "--workers=2", *there), tmp_path, ray, seconds=240)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^worker=2 on Ray \(.*\), seed 0\. Logs: ", done.stdout, re.MULTILINE)
-    here = processes.run(
-        ["train", "--workers=2", *DIGITS, "--config.run_dir=here", "--log_dir=here-logs"],
-        tmp_path,
-        environment,
-        seconds=240,
-    )
-    assert here.returncode == 0, here.stderr
-    assert losses(tmp_path / "there") == pytest.approx(losses(tmp_path / "here"), rel=1e-5)
+    digits.check_losses(tmp_path, digits_here)
 
 
 @pytest.mark.exhaustive  # as on other platforms
 def test_parameter_servers(ray, tmp_path):
     variables = ray
     cluster = ["--chief", "--workers=2", "--ps=2"]
-    there = [*DIGITS, f"--config.run_dir={tmp_path}/there"]
+    there = [*digits.TRAIN, f"--config.run_dir={tmp_path}/run"]
     done = processes.run(words("train", *cluster, *there), tmp_path, variables, seconds=240)
     assert done.returncode == 0, done.stderr
     assert "Test accuracy" in done.stdout
-    assert len(losses(tmp_path / "there")) == 2
+    assert len(digits.losses(tmp_path)) == 2
 
 
 def test_it_starts_again_and_secrets_stay_secret(ray, tmp_path):
@@ -204,17 +186,16 @@ def test_a_killed_launcher_leaves_nothing(ray, tmp_path):
     assert gone([pid for task in tasks for pid in task], 15) == []
 
 
-def test_the_doctor_and_predict(ray, tmp_path, environment):
+@pytest.mark.exhaustive  # test_ssh has them
+def test_the_doctor_and_predict(ray, tmp_path, predicted):
     doctor = ["doctor", "--platform=ray", "--ray_cpus=0.5", "--workers=2", "--json"]
     processes.check_doctor(processes.run(doctor, tmp_path, ray, seconds=120), hosts=None)
     assert list(tmp_path.iterdir()) == []
-    kills.make(tmp_path, 6, 200, environment)
-    done = processes.run(kills.words("here"), tmp_path, environment)
-    assert done.returncode == 0, done.stderr
+    kills.give(predicted, tmp_path)
     verb, *words = kills.words("there")
     done = processes.run([verb, "--platform=ray", *words], tmp_path, ray, seconds=120)
     assert done.returncode == 0, done.stderr
-    assert kills.content(tmp_path / "there") == kills.content(tmp_path / "here")
+    assert kills.content(tmp_path / "there") == kills.content(predicted / "quiet")
 
 
 def test_what_cannot_be_placed_is_one_line(ray, tmp_path):

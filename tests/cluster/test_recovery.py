@@ -91,11 +91,12 @@ def test_other_numbers_of_workers_train_the_same_batches(tmp_path, environment):
 
 
 def test_parameter_servers_and_their_chief_come_back(tmp_path, environment):
-    done = launch(tmp_path, environment, ps=2, backup="whole", **SERVERS)
+    # One worker: what several of them sum up, test_servers looks at.
+    done = launch(tmp_path, environment, 1, ps=2, backup="whole", **SERVERS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     expected = told(tmp_path, kind="chief")
     kills = {"KILLS": "0:3,ps:11", **SERVERS}
-    done = launch(tmp_path, environment, ps=2, restarts=2, **kills)
+    done = launch(tmp_path, environment, 1, ps=2, restarts=2, **kills)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "after 2 restarts" in done.stderr
     assert told(tmp_path, kind="chief") == expected

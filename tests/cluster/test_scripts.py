@@ -80,6 +80,7 @@ def test_the_example_of_the_readme(tmp_path, environment):
     assert float(losses[-1]) < float(losses[0])
 
 
+@pytest.mark.exhaustive  # test_exported has a loop of its own, too
 def test_a_coordinator_of_parameter_servers(tmp_path, environment):
     with processes.started(
         [

@@ -63,6 +63,7 @@ def test_the_training_goes_on_when_a_worker_is_killed(restarts, tmp_path, enviro
         assert "The training goes on with 1 worker." in err
 
 
+@pytest.mark.exhaustive  # above the chief hands out, and test_servers has workers that read
 def test_the_training_goes_on_without_a_worker_that_read_for_itself(tmp_path, environment):
     command = ["launch", *CLUSTER, "--", SCRIPT, "8"]
     environment = {**environment, "READING": "shard"}

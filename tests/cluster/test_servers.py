@@ -20,48 +20,50 @@ SCRIPT = pathlib.Path(__file__).parent / "servers.py"
 # What a batch, a loss, a metric or an optimizer can be, and what partitions make of it.
 SYNCHRONOUS = (
     "batches-ragged_last",
-    "batches-smaller_than_replicas",
     "inputs-sparse",
-    "inputs-two_inputs_outputs_dataset",
     "losses-function_per_sample",
     "losses-masked",
-    "losses-regularizers",
     "metrics-class_metrics",
     "optimizers-accumulation_clip",
     "optimizers-ema_overwrite",
-    "optimizers-frozen",
     "optimizers-global_clipnorm",
-    "optimizers-loss_scale_grows",
     "optimizers-tfdp_lars_by_element",
     "precision-overflow",
-    "scripts-gradients_alone",
     "scripts-layer_counts",
     "scripts-layer_overwrites_a_weight",
-    "scripts-metric_kept_over_epochs",
     "scripts-nothing_to_train_in_own_step",
     "scripts-squares_of_sparse_gradients",
 )
 # What is one of these once more.
 EXHAUSTIVE = (
+    "batches-smaller_than_replicas",
     "inputs-ragged",
+    "inputs-two_inputs_outputs_dataset",
+    "losses-regularizers",
     "losses-two_outputs_weighted",
     "optimizers-adam",
     "optimizers-clipnorm",
+    "optimizers-frozen",
     "optimizers-ftrl",
+    "optimizers-loss_scale_grows",
     "optimizers-tfdp_lars_small",
     "precision-mixed_float16",
     "scripts-dict_metric",
+    "scripts-gradients_alone",
     "scripts-layer_counts_of_one_row",
+    "scripts-metric_kept_over_epochs",
     "scripts-nothing_to_train",
     "scripts-spectral_normalization",
 )
 
 
 def check_of(item) -> str:
-    """Return what a test asks servers.py for: the check of its name, or its case."""
-    if hasattr(item, "callspec"):
-        return f"synchronous {item.callspec.params['name']}"
-    return item.originalname.removeprefix("test_")
+    """Return what a test asks servers.py for: the check of its name, and its case."""
+    name = item.originalname.removeprefix("test_")
+    if not hasattr(item, "callspec"):
+        return name
+    case = next(iter(item.callspec.params.values()))
+    return f"{name.removesuffix('_training_is_that_of_one_device')} {case}"
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +95,19 @@ def test_synchronous_training_is_that_of_one_device(name, found):
 
 
 def test_counters(found):
-    assert found["iterations"] == 1000
+    assert found["iterations"] == 300
     assert found["largest"] <= 1e-6
 
 
 def test_no_lost_updates(found):
-    assert found == {"bias": -600.0, "row": [-600.0] * 4, "others": 0.0}
+    assert found == {"bias": -400.0, "row": [-400.0] * 4, "others": 0.0}
 
 
 def test_gathered(found):
     # Every gradient is in the weights, or waits for the next update.
-    assert found["all"] == pytest.approx(-600.0, abs=1e-2)
-    assert found["bias"] == pytest.approx(-200.0, abs=4.0)
-    assert found["iterations"] == 200
+    assert found["all"] == pytest.approx(-300.0, abs=1e-2)
+    assert found["bias"] == pytest.approx(-100.0, abs=4.0)
+    assert found["iterations"] == 100
 
 
 def test_overflowing(found):
@@ -126,7 +128,7 @@ def test_moving_state(found):
         # Batches of two from a normal distribution around 3.
         assert 0.0 <= seen["variance"]
         assert seen["mean"] < 10.0
-        assert seen["counted"] == [300.0, 300.0]
+        assert seen["counted"] == [150.0, 150.0]
 
 
 @pytest.mark.exhaustive  # 15 s for three optimizers
@@ -141,9 +143,20 @@ def test_schedule(found):
     assert -203.0 <= found["bias"] <= -200.0
 
 
-def test_embedding(found):
-    assert found.pop("partitions") > 1
-    assert {name: value for name, value in found.items() if not value <= 1e-5} == {}
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *("adagrad", "clipnorm", "accumulation"),
+        # Others that assign as these do.
+        *(
+            pytest.param(n, marks=pytest.mark.exhaustive)
+            for n in ("sgd", "momentum", "adam", "rmsprop")
+        ),
+    ],
+)
+def test_embedding(optimizer, found):
+    assert found["partitions"] > 1
+    assert found["difference"] <= 1e-5
 
 
 def test_lazy_rows(found):

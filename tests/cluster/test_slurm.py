@@ -13,8 +13,7 @@ import sys
 
 import pytest
 
-from cluster import kills, processes, slurm
-from cluster.test_digits import SMOOTH
+from cluster import digits, kills, processes, slurm
 from tfdp.launch.platforms import hostlist
 
 REASON = slurm.missing()
@@ -31,47 +30,13 @@ PATIENT, PLACED, ENDLESS = (
 TFDP = [sys.executable, "-m", "tfdp"]
 LAUNCH = [*TFDP, "launch", "--platform=slurm", "--log_dir=logs"]
 HOSTS = 11
-TRAIN = [
-    *(f"--config={ROOT / 'configs' / 'digits.py'}:quick", "--config.training.epochs=2"),
-    *("--config.data.global_batch_size=63", "--config.run_dir=run"),
-    "--config.model.name=smooth_digits:build",
-]
 SECONDS = 150
-
-
-@pytest.fixture(scope="module")
-def environment(environment, tmp_path_factory):
-    """With a model whose losses do not depend on how sums are rounded."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "smooth_digits.py").write_text(SMOOTH)
-    path = os.pathsep.join([str(folder), environment.get("PYTHONPATH", "")])
-    return {**environment, "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, environment):
     with slurm.cluster(tmp_path_factory.mktemp("slurm"), HOSTS, environment) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory, environment):
-    """The losses of three workers on this machine, with the local launcher."""
-    folder = tmp_path_factory.mktemp("local")
-    done = processes.run(["train", "--workers=3", *TRAIN], folder, environment)
-    assert done.returncode == 0, done.stderr
-    return losses(folder)
-
-
-def losses(folder):
-    with open(folder / "run" / "history.csv") as file:
-        return [(float(row["loss"]), float(row["val_loss"])) for row in csv.DictReader(file)]
-
-
-def check_losses(folder, expected):
-    assert len(expected) == 2
-    for one, other in zip(losses(folder), expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-5)
 
 
 @contextlib.contextmanager
@@ -215,11 +180,11 @@ def test_gpus_that_slurm_divides_are_left_as_they_are(cluster, tmp_path):
     assert [(one["node"], one["gpus"]) for one in told] == [("tf1", "0,1"), ("tf1", "2,3")]
 
 
-def test_a_job_trains_as_the_launcher_does_and_saves_when_told(cluster, tmp_path, expected):
+def test_a_job_trains_as_the_launcher_does_and_saves_when_told(cluster, tmp_path, digits_here):
     """sbatch; two tasks on one host and one on another; scancel --signal=TERM; goes on."""
     words = ["train", "--platform=slurm", "--workers=3", "--nodes=2", "--tasks_per_node=2"]
     words += ["--slurm_args=--distribution=cyclic"]
-    with launched(cluster, [*TFDP, *words, *TRAIN], tmp_path) as launcher:
+    with launched(cluster, [*TFDP, *words, *digits.TRAIN], tmp_path) as launcher:
         logs = tmp_path / "run" / "logs"
         wait_for(launcher, logs / "worker-0.log", "Epoch 1/2")
         (number,) = (path.stem.removeprefix("slurm-") for path in logs.glob("slurm-*.out"))
@@ -235,28 +200,28 @@ def test_a_job_trains_as_the_launcher_does_and_saves_when_told(cluster, tmp_path
     assert re.search(r"worker:\d on tf\d exited with code 143\. Log: ", out)
     assert f"Slurm job {number} starts again." in out.splitlines()
     assert re.search(r"The training goes on at epoch 1, step \d+, from run/backup", out)
-    check_losses(tmp_path, expected)
+    digits.check_losses(tmp_path, digits_here)
     assert cluster.job(number)["Restarts"] == "1"
 
 
 @pytest.mark.exhaustive  # the job of sbatch trains them, too
-def test_salloc_and_srun_alone_train_as_the_launcher_does(cluster, tmp_path, expected):
+def test_salloc_and_srun_alone_train_as_the_launcher_does(cluster, tmp_path, digits_here):
     for name, words in {
-        "salloc": ["--", *TFDP, "train", "--platform=slurm", "--workers=3", *TRAIN],
+        "salloc": ["--", *TFDP, "train", "--platform=slurm", "--workers=3", *digits.TRAIN],
         # Without tfdp launch: tfdp.strategy() finds the cluster.
-        "srun": ["--", "srun", "--kill-on-bad-exit=1", *TFDP, "train", *TRAIN],
+        "srun": ["--", "srun", "--kill-on-bad-exit=1", *TFDP, "train", *digits.TRAIN],
     }.items():
         folder = tmp_path / name
         folder.mkdir()
         done = run(cluster, ["salloc", "--quiet", "--nodes=3", "--ntasks=3", *words], folder)
         assert done.returncode == 0, done.stdout + done.stderr
-        check_losses(folder, expected)
+        digits.check_losses(folder, digits_here)
 
 
 @pytest.mark.exhaustive  # only the shape differs
 def test_parameter_servers_and_an_evaluator(cluster, tmp_path):
     words = ["train", "--platform=slurm", "--chief", "--workers=1", "--ps=1", "--evaluator"]
-    done = run(cluster, [*TFDP, *words, "--nodes=2", *TRAIN], tmp_path)
+    done = run(cluster, [*TFDP, *words, "--nodes=2", *digits.TRAIN], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     with open(tmp_path / "run" / "history.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
@@ -474,20 +439,19 @@ def test_an_allocation_that_is_too_small_is_one_line(cluster, tmp_path):
     )
 
 
-def test_the_doctor_and_predict(cluster, tmp_path, environment):
+@pytest.mark.exhaustive  # test_ssh has them; what Slurm is told is a table
+def test_the_doctor_and_predict(cluster, tmp_path, predicted):
     doctor = [*TFDP, "doctor", "--platform=slurm", "--nodes=2", "--workers=2", "--json"]
     done = run(cluster, doctor, tmp_path)
     processes.check_doctor(done, hosts=None, ways=("TensorFlow", "Gloo"))
     assert list(tmp_path.iterdir()) == []
-    kills.make(tmp_path, 12, 300, environment)
-    done = processes.run(kills.words("here"), tmp_path, environment)
-    assert done.returncode == 0, done.stderr
+    kills.give(predicted, tmp_path)
     verb, *words = kills.words("there")
     far = ["--platform=slurm", "--nodes=2", "--cpus_per_task=1"]
     done = run(cluster, [*TFDP, verb, *far, *words], tmp_path)
     assert done.returncode == 0, done.stderr
     rows = "rows: "
-    assert done.stdout.partition(rows)[2].partition(" parts in")[0].endswith(" 12")
-    assert kills.content(tmp_path / "there") == kills.content(tmp_path / "here")
+    assert done.stdout.partition(rows)[2].partition(" parts in")[0].endswith(f" {kills.SHARDS}")
+    assert kills.content(tmp_path / "there") == kills.content(predicted / "quiet")
     again = run(cluster, [*TFDP, verb, *far, *words], tmp_path)
     assert "Nothing was missing." in again.stdout

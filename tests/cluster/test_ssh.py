@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from cluster import kills, processes, ssh_hosts, test_hosts, test_predict
+from cluster import digits, kills, processes, ssh_hosts, test_predict
 
 REASON = ssh_hosts.missing()
 pytestmark = [
@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 SCRIPTS = pathlib.Path(__file__).with_name("scripts")
-TRAIN = test_hosts.TRAIN
+TRAIN = digits.TRAIN
 # The most that a loss may take until it is named, and nothing is left: a requirement.
 SECONDS = 15
 
@@ -46,30 +46,14 @@ def rows(text):
     return sorted(map(json.loads, found))
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory, environment):
-    """The losses of three workers on this machine."""
-    folder = tmp_path_factory.mktemp("local")
-    done = processes.run(["train", "--workers=3", *TRAIN], folder, environment)
-    assert done.returncode == 0, done.stderr
-    return test_hosts.losses(folder / "run" / "history.csv")
-
-
-def check_losses(folder, expected):
-    found = test_hosts.losses(folder / "run" / "history.csv")
-    assert len(expected) == 2
-    for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-5)
-
-
-def test_digits_train_as_with_the_local_launcher(network, tmp_path, expected):
+def test_digits_train_as_with_the_local_launcher(network, tmp_path, digits_here):
     words = [network.hosts(1, 1, 1), "--workers=3", *TRAIN]
     done = network.run(network.words("train", *words), tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"worker=3 on {', '.join(network.addresses[:3])}, seed " in done.stdout
     logs = tmp_path / "run" / "logs"
     assert sorted(path.name for path in logs.glob("*.log")) == [f"worker-{n}.log" for n in range(3)]
-    check_losses(tmp_path, expected)
+    digits.check_losses(tmp_path, digits_here)
 
 
 def test_the_script_runs_without_the_launcher(network, tmp_path):
@@ -305,10 +289,8 @@ def test_the_doctor_finds_hosts_ready(network, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_predict_on_two_hosts_is_that_of_one_whatever_dies(network, tmp_path, environment):
-    kills.make(tmp_path, 20, 1500, environment)
-    done = processes.run(kills.words("quiet"), tmp_path, environment)
-    assert done.returncode == 0, done.stderr
+def test_predict_on_two_hosts_is_that_of_one_whatever_dies(network, tmp_path, predicted):
+    kills.give(predicted, tmp_path)
     verb, *words = kills.words("far")
     command = network.words(verb, network.hosts(1, 1), *words)
     with network.started(command, tmp_path) as launcher:
@@ -320,7 +302,7 @@ def test_predict_on_two_hosts_is_that_of_one_whatever_dies(network, tmp_path, en
         out, err = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, err
     assert out.startswith("633 rows: 630 predicted, 3 in errors.jsonl. 20 parts in far.")
-    assert kills.content(tmp_path / "far") == kills.content(tmp_path / "quiet")
+    assert kills.content(tmp_path / "far") == kills.content(predicted / "quiet")
     assert network.left_after(SECONDS) == {}
 
 

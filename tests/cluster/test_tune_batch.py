@@ -34,7 +34,7 @@ def small_stacks():
 
 
 @pytest.mark.exhaustive  # on two workers there are limits, too
-def test_the_digits_under_a_limit(tmp_path, environment):
+def test_the_digits_under_a_limit(tmp_path, drawing):
     (tmp_path / "tuned_model.py").write_text((HERE / "tuned_model.py").read_text())
     words = ["tune-batch", f"--config={DIGITS}", "--config.model.name=tuned_model:wide"]
     words += ["--config.training.learning_rate=1e-4", "--config.run_dir=run", "--json"]
@@ -42,7 +42,7 @@ def test_the_digits_under_a_limit(tmp_path, environment):
     done = subprocess.run(
         [processes.TFDP, *words],
         cwd=tmp_path,
-        env=environment,
+        env=drawing,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -5,12 +5,16 @@ once under a strategy; `run` returns everything a user can see of it.
 """
 
 import dataclasses
+import functools
 import itertools
+import pathlib
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import references
 import tensorflow as tf
 
 import tfdp
@@ -30,6 +34,7 @@ class Case:
         evaluate: Returns evaluate's; by default the case's own data without what only fit takes.
         reference: "keras" (stock, no strategy) or "one_device" (this package on one device).
         tolerance: Largest difference allowed, in weights, logs and predictions.
+        evaluates: Whether it is evaluated after the training.
         predicts: Whether predictions are compared.
         three: Whether the case is worth running on three replicas too.
     """
@@ -40,6 +45,7 @@ class Case:
     evaluate: Callable[[], dict[str, Any]] | None = None
     reference: str = "keras"
     tolerance: float = 1e-5
+    evaluates: bool = True
     predicts: bool = False
     three: bool = False
 
@@ -79,7 +85,9 @@ def run(case: Case, strategy: Any = None, logical: bool = False, **overrides: An
             test["steps"] = settings["steps_per_epoch"]
     else:
         test = case.evaluate()
-    results = model.evaluate(**test, verbose=0, return_dict=True)
+    results = {}
+    if case.evaluates:
+        results = model.evaluate(**test, verbose=0, return_dict=True)
     predictions = None
     if case.predicts:
         given = {k: v for k, v in test.items() if k in ("x", "batch_size", "steps")}
@@ -90,6 +98,28 @@ def run(case: Case, strategy: Any = None, logical: bool = False, **overrides: An
         model.optimizer.save_own_variables(store)
         optimizer = list(store.values())
     return Outcome(model.get_weights(), optimizer, history.history, results, predictions)
+
+
+@functools.cache
+def reference(case: Case, one_device: Any) -> Outcome:
+    """Return what one device gives: stock Keras, or this package where Keras cannot.
+
+    Args:
+        case: Of TABLES.
+        one_device: A OneDeviceStrategy.
+    """
+
+    def train(path: pathlib.Path) -> None:
+        if case.reference == "keras":
+            tfdp.disable()
+            outcome = run(case)
+        else:
+            tfdp.enable()
+            outcome = run(case, one_device)
+        path.write_bytes(pickle.dumps(outcome))
+
+    path = references.kept(f"{case.name}.pickle", train)
+    return pickle.loads(path.read_bytes())  # noqa: S301 (the tests' own file)
 
 
 def differences(a: Outcome, b: Outcome) -> dict[str, float]:
@@ -1159,13 +1189,18 @@ def found_in_scripts() -> list[Case]:
     return script_cases.script_cases()
 
 
+def only_trained(table: list[Case]) -> list[Case]:
+    """Return the cases of what evaluate knows by the weights alone."""
+    return [dataclasses.replace(case, evaluates=False) for case in table]
+
+
 TABLES: dict[str, Callable[[], list[Case]]] = {
     "batches": batch_cases,
     "inputs": input_cases,
     "losses": loss_cases,
-    "optimizers": optimizer_cases,
+    "optimizers": lambda: only_trained(optimizer_cases()),
     "metrics": metric_cases,
     "execution": execution_cases,
-    "precision": precision_cases,
+    "precision": lambda: only_trained(precision_cases()),
     "scripts": found_in_scripts,
 }

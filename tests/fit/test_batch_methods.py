@@ -36,7 +36,9 @@ def run(strategy, rows: int, reduction: str = "sum_over_batch_size"):
 
 
 @pytest.mark.parametrize("rows", [6, 7, 1])
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+@pytest.mark.parametrize(
+    "reduction", ["sum_over_batch_size", pytest.param("sum", marks=pytest.mark.exhaustive)]
+)
 def test_batch_methods_agree_with_one_device(rows, reduction, mirrored):
     fit.disable()
     expected = run(None, rows, reduction)

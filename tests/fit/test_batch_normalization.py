@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import exhaustive_unless
 
 from fit import cases
 from tfdp import fit
@@ -105,8 +106,18 @@ SYNCHRONISED = [
 ]
 
 
+# What another of them shows.
+AGAIN = ("even", "empty_replica_of_images")
+
+
 @pytest.mark.parametrize("replicas", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
-@pytest.mark.parametrize("case", SYNCHRONISED, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=exhaustive_unless(case.name not in AGAIN), id=case.name)
+        for case in SYNCHRONISED
+    ],
+)
 def test_synchronised_is_exact(case, replicas, mirrored):
     fit.disable()
     expected = cases.run(case)
@@ -156,9 +167,9 @@ class Reference:
         return [kernel, bias, gamma, beta, self.means[0], self.variances[0], head, head_bias]
 
 
-@pytest.mark.parametrize("replicas", [2, 3])
+@pytest.mark.parametrize("replicas", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 @pytest.mark.parametrize("sizes", [[6, 6, 6], [6, 5, 4], [6, 1, 6]], ids=str)
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_alone_each_replica_uses_its_own_rows(sizes, replicas, jit, mirrored):
     fit.enable()
     keras.utils.set_random_seed(7)

@@ -46,7 +46,7 @@ def measured(strategy, rows, steps, optimizer=still, dtype="float32", every=1, *
         tfdp.enable(tfdp.Communication())
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.exhaustive), 3])
 @pytest.mark.parametrize(
     ("rows", "options"),
     [
@@ -113,7 +113,7 @@ def test_of_one_row_nothing_can_be_said(one_device):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["", "XLA"])
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_the_training_is_the_same_with_it(replicas, jit_compile, mirrored):
     """What is measured beside a step assigns nothing and draws nothing."""
     tfdp.enable()

@@ -46,7 +46,10 @@ def masked_batches(sizes):
     return tf.data.Dataset.from_generator(generate, output_signature=spec)
 
 
-@pytest.mark.parametrize("make", [distributed, from_function, lambda _: per_replica])
+@pytest.mark.parametrize(
+    "make",
+    [distributed, pytest.param(from_function, marks=pytest.mark.exhaustive), lambda _: per_replica],
+)
 def test_data_that_is_split_already(make, mirrored):
     fit.disable()
     whole = cases.Case("whole", cases.classifier, lambda: {"x": cases.known(SIZES)})
@@ -69,8 +72,14 @@ def loss_scaled():
     ("build", "data"),
     [
         (cases.masked_model, masked_batches),
-        (lambda: cases.classifier(optimizer=loss_scaled()), cases.known),
-        (lambda: cases.classifier(cases.LayerMetric()), cases.known),
+        *(
+            # Other sums.
+            pytest.param(build, cases.known, marks=pytest.mark.exhaustive)
+            for build in (
+                lambda: cases.classifier(optimizer=loss_scaled()),
+                lambda: cases.classifier(cases.LayerMetric()),
+            )
+        ),
     ],
     ids=["own_divisors", "loss_scale", "scalar_metric"],
 )

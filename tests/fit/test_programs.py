@@ -13,8 +13,8 @@ from conftest import exhaustive_unless
 from fit import programs
 from tfdp import fit
 
-# All with --all; a few show that what draws and compares them works.
-COUNT, FEW, SEED = 30, 5, 13
+# All with --all; one shows that what draws and compares them works.
+COUNT, FEW, SEED = 30, 1, 13
 
 
 @functools.cache
@@ -42,8 +42,8 @@ def test_replicas_train_what_one_device_trains(number, mirrored, one_device):
 
 
 def test_a_seed_draws_the_same_programs_each_of_which_can_be_pasted():
-    assert programs.drawn(20, seed=1) == programs.drawn(20, seed=1)
-    assert programs.drawn(20, seed=1) != programs.drawn(20, seed=2)
+    assert programs.drawn(5, seed=1) == programs.drawn(5, seed=1)
+    assert programs.drawn(5, seed=1) != programs.drawn(5, seed=2)
     for program in drawn():
         assert eval(repr(program), vars(programs)) == program  # noqa: S307
         assert not programs.pending(program)

@@ -10,7 +10,6 @@ for each all-reduce inside of a graph TensorFlow looks through all that comes be
 import keras
 import numpy as np
 import pytest
-from conftest import exhaustive_unless
 
 from tfdp import fit
 from tfdp.models import blocks, resnet, vgg
@@ -18,12 +17,14 @@ from tfdp.models import blocks, resnet, vgg
 # The networks for 224 pixels run on 32: what differs between replicas does not depend on it.
 TOGETHER = {"width": 0.25, "synchronized": True}
 MODELS = [
-    pytest.param(vgg.vgg19_32, TOGETHER, id="vgg19_32-synchronized", marks=exhaustive_unless(True)),
-    pytest.param(vgg.vgg19_32, {}, id="vgg19_32", marks=exhaustive_unless(False)),
-    pytest.param(resnet.resnet164, {}, id="resnet164", marks=exhaustive_unless(False)),
-    pytest.param(resnet.resnet50, {}, id="resnet50", marks=exhaustive_unless(False)),
-    pytest.param(vgg.vgg19, {"dropout": 0.0}, id="vgg19", marks=exhaustive_unless(False)),
+    pytest.param(vgg.vgg19_32, TOGETHER, id="vgg19_32-synchronized"),
+    pytest.param(vgg.vgg19_32, {}, id="vgg19_32"),
+    pytest.param(resnet.resnet164, {}, id="resnet164"),
+    pytest.param(resnet.resnet50, {}, id="resnet50"),
+    pytest.param(vgg.vgg19, {"dropout": 0.0}, id="vgg19"),
 ]
+# Each of their layers has its own tests, and the least of them takes twelve seconds.
+pytestmark = pytest.mark.exhaustive
 
 
 @pytest.fixture

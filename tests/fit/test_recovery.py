@@ -228,23 +228,51 @@ def strategy(request, one_device, mirrored):
     return one_device if request.param == "one_device" else mirrored[2]
 
 
+# What replicas save and restore, others of these tests show.
+ON_REPLICAS_AGAIN = pytest.mark.parametrize(
+    "strategy",
+    ["one_device", pytest.param("mirrored", marks=pytest.mark.exhaustive)],
+    indirect=True,
+)
+
+
 KILLS = {
     "first step": ("on_train_batch_end", 1),
-    "within an epoch": ("on_train_batch_end", 9),
-    "beginning of an epoch": ("on_epoch_begin", 3),
     "end of an epoch": ("on_epoch_end", 2),
     "validation": ("on_test_batch_begin", 2),
     "last step": ("on_train_batch_end", 24),
 }
+# What other tests show, with other data.
+MORE_KILLS = {
+    "within an epoch": ("on_train_batch_end", 9),
+    "beginning of an epoch": ("on_epoch_begin", 3),
+}
 
 
-@pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS)
+def named(shown, again):
+    """Return the parameter sets of two tables, the second for --all alone."""
+    return [
+        *(pytest.param(value, id=name) for name, value in shown.items()),
+        *(
+            pytest.param(value, id=name, marks=pytest.mark.exhaustive)
+            for name, value in again.items()
+        ),
+    ]
+
+
+@pytest.mark.parametrize("kill", named(KILLS, MORE_KILLS))
 def test_a_killed_training_ends_as_one_that_was_not(kill, one_device, tmp_path):
     assert train(one_device, tmp_path, kill=kill) is None
     assert facts(train(one_device, tmp_path)) == undisturbed(one_device)
 
 
-@pytest.mark.parametrize("kind", ["arrays", "shuffled arrays", "endless", "generator", "sequence"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("arrays", marks=pytest.mark.exhaustive),  # shuffled ones go on, too
+        *("shuffled arrays", "endless", "generator", "sequence"),
+    ],
+)
 def test_each_kind_of_input_goes_on_at_its_batch(kind, one_device, tmp_path):
     assert train(one_device, tmp_path, kind, kill=("on_train_batch_end", 7)) is None
     assert facts(train(one_device, tmp_path, kind)) == undisturbed(one_device, kind)
@@ -258,7 +286,7 @@ def test_a_dataset_that_draws_numbers_may_be_read_ahead(kind, one_device, tmp_pa
     assert facts(train(one_device, tmp_path, kind)) == undisturbed(one_device, kind)
 
 
-@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.exhaustive), 3])
+@pytest.mark.parametrize("replicas", [1, 2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_one_killed_when_all_steps_of_an_epoch_are_done_sums_them_up_anew(
     replicas, mirrored, tmp_path
 ):
@@ -280,7 +308,13 @@ def test_many_kills_change_nothing(mirrored, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps_per_execution": 2}, {"run_eagerly": True}, {"jit_compile": True}]
+    "options",
+    [
+        {"steps_per_execution": 2},
+        {"run_eagerly": True},
+        # The step is another program, and what is saved of it the same.
+        pytest.param({"jit_compile": True}, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_each_way_to_run_steps_goes_on(options, one_device, tmp_path):
     kill = ("on_train_batch_end", 4)
@@ -308,6 +342,7 @@ def none():
     return []
 
 
+@ON_REPLICAS_AGAIN
 @pytest.mark.parametrize(
     "optimizer",
     [warmed_up_lars, pytest.param(warmed_up_lamb, marks=pytest.mark.exhaustive)],
@@ -333,7 +368,7 @@ def test_early_stopping_stops_where_it_would_have(one_device, tmp_path):
     more = {"epochs": 30}
     *_, epochs, _ = expected = undisturbed(one_device, **more)
     assert 4 < len(epochs) < 30
-    for number in range(3, 13):
+    for number in (3, 20, 40):
         if train(one_device, tmp_path, kill=("on_train_batch_end", number), **more):
             break
     assert facts(train(one_device, tmp_path, **more)) == expected
@@ -361,7 +396,9 @@ class Sums(keras.layers.Layer):
         return x
 
 
-@pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.exhaustive), 8])
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 4)), 8]
+)
 def test_what_replicas_add_up_goes_on(number, mirrored, tmp_path):
     counting = {"layers": lambda: [Sums(), keras.layers.Dense(2)], "epochs": 2}
     expected = facts(train(mirrored[2], tmp_path / "a", **counting))
@@ -657,20 +694,22 @@ MOMENTS = {
     "start": ("on_train_begin", 1),
     "step": ("on_train_batch_end", 9),
     "validation": ("on_test_batch_end", 3),
+}
+# What a kill shows at these.
+MORE_MOMENTS = {
     "end of an epoch": ("on_epoch_end", 2),
     "beginning of an epoch": ("on_epoch_begin", 2),
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+@pytest.mark.parametrize("moment", named(MOMENTS, MORE_MOMENTS))
 def test_sigterm_saves_and_ends_with_143(moment, one_device, tmp_path):
-    undisturbed = facts(train(one_device, tmp_path / "a", more=[]))
     rare = {"backup": {"save_freq": "epoch"}}
     with pytest.raises(SystemExit) as ended:
-        train(one_device, tmp_path / "b", more=[Terminate(*moment)], **rare)
+        train(one_device, tmp_path, more=[Terminate(*moment)], **rare)
     assert ended.value.code == 143
-    assert Store(tmp_path / "b").newest() is not None
-    assert facts(train(one_device, tmp_path / "b", more=[], **rare)) == undisturbed
+    assert Store(tmp_path).newest() is not None
+    assert facts(train(one_device, tmp_path, **rare)) == undisturbed(one_device)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -701,7 +740,6 @@ def test_sigterm_while_the_step_is_traced(one_device, tmp_path, monkeypatch):
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_sigterm_during_a_save(asynchronous, one_device, tmp_path, monkeypatch):
     more = {"backup": {"save_freq": 2, "asynchronous": asynchronous}}
-    undisturbed = facts(train(one_device, tmp_path / "a", **more))
     own, steps = Store.save, []
 
     def save(self, place, *arguments):
@@ -712,11 +750,11 @@ def test_sigterm_during_a_save(asynchronous, one_device, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Store, "save", save)
     with pytest.raises(SystemExit) as ended:
-        train(one_device, tmp_path / "b", **more)
+        train(one_device, tmp_path, **more)
     monkeypatch.undo()
     assert ended.value.code == 143
-    assert steps[1] <= steps[-1] == Store(tmp_path / "b").newest().place.step < 24
-    assert facts(train(one_device, tmp_path / "b", **more)) == undisturbed
+    assert steps[1] <= steps[-1] == Store(tmp_path).newest().place.step < 24
+    assert facts(train(one_device, tmp_path, **more)) == undisturbed(one_device)
 
 
 class Noise(keras.layers.Layer):
@@ -730,6 +768,7 @@ class Noise(keras.layers.Layer):
         return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
 
 
+@ON_REPLICAS_AGAIN
 def test_a_validation_that_was_ended_draws_its_numbers_again(strategy, tmp_path):
     noisy = {"layers": lambda: [Noise(), *regularized()], "backup": {"save_freq": "epoch"}}
     expected = facts(train(strategy, tmp_path / "a", **noisy))

@@ -127,7 +127,7 @@ def strategy(request, one_device, mirrored):
 @pytest.mark.parametrize(
     ("strategy", "data"),
     [
-        ("one_device", "shuffled_dataset"),
+        pytest.param("one_device", "shuffled_dataset", marks=pytest.mark.exhaustive),
         pytest.param("one_device", "arrays", marks=pytest.mark.exhaustive),
         pytest.param("one_device", "pydataset", marks=pytest.mark.exhaustive),
         pytest.param("mirrored", "shuffled_dataset", marks=pytest.mark.exhaustive),

@@ -97,7 +97,7 @@ def periodic(every, **more):
     return tfdp.Communication(sync_every=every, **more)
 
 
-@pytest.mark.parametrize("replicas", [2, 3])
+@pytest.mark.parametrize("replicas", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 @pytest.mark.parametrize(
     ("every", "after", "how"),
     [
@@ -210,6 +210,7 @@ def test_a_training_goes_on_within_an_epoch_as_if_nothing_had_happened(mirrored,
     assert facts(deep(mirrored[2], tmp_path)) == facts(deep(mirrored[2], None))
 
 
+@pytest.mark.exhaustive  # test_recovery goes on with other replicas
 def test_it_goes_on_with_other_replicas_and_other_periods(mirrored, tmp_path):
     """What each optimizer kept for itself becomes one: replicas in sync must be equal."""
     assert deep(mirrored[2], tmp_path, kill=10) is None

@@ -409,7 +409,9 @@ def serve(network, folder, names=(), names_after=0.0):
         names_after: Seconds from the first pod's start until they can be looked up.
     """
     # Where Python finds its packages in a pod: an image has them.
-    server = Server(network, folder, os.pathsep.join(filter(None, sys.path)))
+    server = Server(
+        network, folder, os.pathsep.join([os.environ["PYTHONPATH"], *filter(None, sys.path)])
+    )
     lines = [f"{network.addresses[i]} {host}" for i, host in enumerate(names)]
     files = network.name_hosts(["127.0.0.1 localhost", *(() if names_after else lines)])
 

@@ -1,0 +1,3 @@
+"""Not installed, for what tests start: see conftest.py."""
+
+raise ImportError("The tests leave it out.")
