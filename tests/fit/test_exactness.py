@@ -96,7 +96,6 @@ AGAIN = {
         "dict_metric_of_one_row",
         "gradients_alone_of_one_row",
         "layer_counts_compiled",
-        "layer_counts_of_one_row",
         "layer_overwrites_a_weight_of_one_row",
         "learning_rate_in_step_of_one_row",
         "metric_kept_over_epochs_of_one_row",
