@@ -102,12 +102,13 @@ def periodic(every, **more):
     ("every", "after", "how"),
     [
         (4, 0, {}),
+        (5, 0, {}),  # the last step alone, of which all replicas but one have no row
         (4, 3, {}),
         (2, 8, {"steps_per_execution": 4}),
         (4, 2, {"run_eagerly": True}),
         (4, 0, {"jit_compile": True}),
     ],
-    ids=["apart", "together first", "executions", "eager", "XLA"],
+    ids=["apart", "one with rows", "together first", "executions", "eager", "XLA"],
 )
 def test_the_numbers_are_those_of_numpy(replicas, every, after, how, mirrored):
     """26 rows by 5: batches that do not divide, and in the last some replicas are empty."""
