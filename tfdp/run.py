@@ -220,8 +220,8 @@ def _uncollected() -> Iterator[None]:
     """Import in here what lasts as long as the process: no garbage is looked for in it.
 
     The modules, classes and functions of TensorFlow and Keras are 300,000 objects and more. To
-    look through them again and again takes a fifth of the import's time, as much again at the
-    end of the process, and some of the training between.
+    look through them again and again takes a fifth of the import's time, and as much again at
+    the end of the process.
     """
     collects = gc.isenabled()
     gc.disable()

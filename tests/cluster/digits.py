@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"
-# Two epochs of a model whose losses are the same on any number of workers (tests/site).
+# Two epochs of a model whose losses are the same on any number of workers (tests/installed).
 TRAIN = [
     *(f"--config={CONFIG}:quick", "--config.training.epochs=2", "--config.run_dir=run"),
     *("--config.data.global_batch_size=66", "--config.model.name=smooth_digits:build"),

@@ -4,7 +4,8 @@
 
 Without a GROUP: all cases. Each worker writes OUTPUT-0 or OUTPUT-1, with a line
 for each of its cases: the name and the differences, or the error. CASES=NAME,NAME in the
-environment chooses cases by their names, IMPLEMENTATION=gloo what carries the sums.
+environment chooses cases by their names, IMPLEMENTATION=gloo what carries the sums, and REFERENCES
+is the folder in which what one device trains is kept (references.py).
 """
 
 import json
@@ -19,7 +20,7 @@ from fit import cases
 
 import tfdp
 
-# One case for each thing that crosses processes; all of them run on replicas of one process.
+# One case for each thing that crosses processes.
 MECHANISMS = {
     "batches": ("ragged_last", "all_but_one_empty"),
     "inputs": ("dataset_unknown", "generator", "sparse", "ragged", "unbuilt", "train_shuffled"),

@@ -5,7 +5,6 @@ once under a strategy; `run` returns everything a user can see of it.
 """
 
 import dataclasses
-import functools
 import itertools
 import pathlib
 import pickle
@@ -100,7 +99,6 @@ def run(case: Case, strategy: Any = None, logical: bool = False, **overrides: An
     return Outcome(model.get_weights(), optimizer, history.history, results, predictions)
 
 
-@functools.cache
 def reference(case: Case, one_device: Any) -> Outcome:
     """Return what one device gives: stock Keras, or this package where Keras cannot.
 
