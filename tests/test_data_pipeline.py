@@ -441,6 +441,11 @@ def test_what_fit_gets_of_a_source(folder):
             "'no_such_module'.",
         ),
         (
+            f"{__name__}:labels",
+            f"config.data.function='{__name__}:labels' takes (dataset), but it is called with "
+            "(config.data, split, context). Name a function or a class that takes that.",
+        ),
+        (
             f"{__name__}:no_dataset",
             f"config.data.function='{__name__}:no_dataset' returned a list: let it return a "
             "tf.data.Dataset of (x, y) batches.",

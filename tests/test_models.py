@@ -69,6 +69,11 @@ def test_a_function_of_your_own(tmp_path, monkeypatch):
             "config.model.name='json:build' cannot be imported: "
             "module 'json' has no attribute 'build'.",
         ),
+        (
+            "os:getcwd",
+            "config.model.name='os:getcwd' takes (), but it is called with (input_shape, classes). "
+            "Name a function or a class that takes that.",
+        ),
     ],
 )
 def test_no_such_model(name, message):

@@ -194,6 +194,32 @@ def test_settings_of_ones_own(mine):
             "config.training.optimizer='my_training:five' makes a int.",
         ),
         (
+            {"optimizer": "os:getcwd"},
+            "config.training.optimizer='os:getcwd' takes (), but it is called with (learning_rate)."
+            " Name a function or a class that takes that.",
+        ),
+        (
+            {"schedule": "my_training:lion"},
+            "config.training.schedule='my_training:lion' takes (learning_rate), but it is called "
+            "with (learning_rate, steps_per_epoch, epochs).",
+        ),
+        (
+            {"loss": "my_training:five"},
+            "config.training.loss='my_training:five' takes (learning_rate), but it is called with "
+            "(y_true, y_pred).",
+        ),
+        (
+            {"metrics": "keras.metrics:MeanIoU"},
+            "config.training.metrics='keras.metrics:MeanIoU' takes (num_classes, ",
+        ),
+        ({"metrics": "MeanIoU"}, "config.training.metrics='MeanIoU' needs arguments, which a name"),
+        (
+            {"metrics": "mean"},
+            "config.training.metrics='mean' takes (values, sample_weight=None), but it is called "
+            "with (y_true, y_pred, sample_weight=...).",
+        ),
+        ({"metrics": "Metric"}, "config.training.metrics='Metric' is no name of Keras. "),
+        (
             {"optimizer": "my_training:number"},
             "config.training.optimizer='my_training:number' is a int, not callable.",
         ),
@@ -219,7 +245,7 @@ def test_settings_of_ones_own(mine):
 )
 def test_refused(settings, message, mine):
     with pytest.raises(Error) as raised:
-        learning.make(training(**settings), 64, None)
+        learning.make(training(**settings), 64, 10 if ":" in settings.get("schedule", "") else None)
     assert str(raised.value).startswith(message)
 
 

@@ -369,6 +369,44 @@ def load(setting: str, name: str) -> Any:
     return found
 
 
+def signature(function: Any) -> inspect.Signature:
+    """Return the arguments of a function of the user's; any, where it does not tell them."""
+    try:
+        return inspect.signature(function)
+    except ValueError:  # of C code
+        return inspect.signature(lambda *given, **named: None)
+
+
+def check_takes(
+    setting: str, name: str, wanted: str, function: Any, *given: Any, **named: Any
+) -> None:
+    """Check that a function of the user's can be called as it will be.
+
+    Args:
+        setting: Which names it: "model.name".
+        name: Its value.
+        wanted: In words, what it has to take: "(input_shape, classes)".
+        function: What the name stands for.
+        *given: What it will be called with.
+        **named: The same, by name.
+
+    Raises:
+        Error: If it takes something else.
+    """
+    takes = signature(function)
+    try:
+        takes.bind(*given, **named)
+    except TypeError:
+        bare = takes.replace(
+            parameters=[p.replace(annotation=p.empty) for p in takes.parameters.values()],
+            return_annotation=takes.empty,
+        )
+        raise Error(
+            f"config.{setting}={name!r} takes {bare}, but it is called with {wanted}. Name a "
+            "function or a class that takes that."
+        ) from None
+
+
 def new_run_dir(config: Config) -> str:
     """Return a folder name for a run that starts now; no run writes over another's."""
     stamp = time.strftime("%Y%m%d-%H%M%S")

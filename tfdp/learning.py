@@ -7,7 +7,6 @@ model.compile(learned.optimizer, learned.loss, learned.metrics)
 
 import dataclasses
 import difflib
-import inspect
 from typing import Any
 
 import keras
@@ -106,9 +105,11 @@ def schedule(settings: config_lib.Training, rate: float, steps_per_epoch: int | 
         )
     factors = [] if text == "constant" else learning_rate.milestones(text)
     if factors is None:
-        made: Any = config_lib.load("training.schedule", text)(
-            rate, steps_per_epoch, settings.epochs
-        )
+        setting, wanted = "training.schedule", "(learning_rate, steps_per_epoch, epochs)"
+        function = config_lib.load(setting, text)
+        given = (rate, steps_per_epoch, settings.epochs)
+        config_lib.check_takes(setting, text, wanted, function, *given)
+        made: Any = function(*given)
     else:
         made = schedules.pieces(
             rate, [(round(epoch * steps_per_epoch), factor) for epoch, factor in factors]
@@ -142,13 +143,15 @@ def _optimizer(settings: config_lib.Training, rate: Any) -> Any:
     }
     if name in built_in:
         return built_in[name](rate, **decay)
-    make = config_lib.load("training.optimizer", name)
-    takes = inspect.signature(make).parameters
+    setting, wanted = "training.optimizer", "(learning_rate)"
+    make = config_lib.load(setting, name)
+    takes = config_lib.signature(make).parameters
     if decay and not {"weight_decay", "kwargs"} & set(takes):
         raise Error(
             f"config.training.weight_decay={settings.weight_decay!r}: {name!r} takes no "
             "weight_decay. Leave it 0, and let your function set it."
         )
+    config_lib.check_takes(setting, name, wanted, make, learning_rate=rate, **decay)
     made = make(learning_rate=rate, **decay)
     if not isinstance(made, keras.optimizers.Optimizer):
         raise Error(
@@ -164,23 +167,46 @@ def _loss(settings: config_lib.Training) -> Any:
     return _imported("loss", settings.loss, keras.losses.Loss)
 
 
-def _imported(setting: str, name: str, kind: type) -> Any:
+def _imported(setting: str, name: str, kind: Any) -> Any:
     """Return what a name stands for: Keras's names as they are, a class called, a function."""
-    if ":" not in name:
-        module = {"loss": keras.losses, "metrics": keras.metrics}[setting]
-        try:
-            module.get(name)
-        except ValueError as error:
-            if name not in _WORDS[setting]:
-                close = difflib.get_close_matches(name, [*_WORDS[setting], *dir(module)], 1)
-                raise Error(
-                    f"config.training.{setting}={name!r} is no name of Keras. "
-                    + (f"Did you mean {close[0]!r}? " if close else "")
-                    + "Use one, or package.module:name."
-                ) from error
+    if name in _WORDS[setting]:
         return name
-    found = config_lib.load(f"training.{setting}", name)
-    return found() if isinstance(found, type) and issubclass(found, kind) else found
+    path = f"training.{setting}"
+    if ":" in name:
+        found = config_lib.load(path, name)
+        if isinstance(found, type) and issubclass(found, kind):
+            config_lib.check_takes(path, name, "no arguments", found)
+            found = found()
+    else:
+        found = _of_keras(setting, name, kind)
+    if not isinstance(found, kind):
+        config_lib.check_takes(path, name, "(y_true, y_pred)", found, None, None)
+    elif setting == "metrics":
+        wanted, update = "(y_true, y_pred, sample_weight=...)", found.update_state
+        config_lib.check_takes(path, name, wanted, update, None, None, sample_weight=None)
+    return found if ":" in name else name
+
+
+def _of_keras(setting: str, name: str, kind: Any) -> Any:
+    """Return the function or the object that compile makes of a name."""
+    module = {"loss": keras.losses, "metrics": keras.metrics}[setting]
+    try:
+        found = module.get(name)
+    except ValueError:
+        found = None
+    except TypeError as error:  # of a class that cannot be made without arguments
+        raise Error(
+            f"config.training.{setting}={name!r} needs arguments, which a name does not give. "
+            "Write a function or a class that sets them, and name it: package.module:name."
+        ) from error
+    if found is None or type(found) is kind:
+        close = difflib.get_close_matches(name, [*_WORDS[setting], *dir(module)], 1)
+        hint = f"Did you mean {close[0]!r}? " if close and close[0] != name else ""
+        raise Error(
+            f"config.training.{setting}={name!r} is no name of Keras. {hint}Use one, or "
+            "package.module:name."
+        )
+    return found
 
 
 # What compile takes beside names of classes and functions.

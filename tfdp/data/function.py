@@ -20,9 +20,13 @@ def call(data: config_lib.Data, split: str, context: tf.distribute.InputContext)
     """Return the dataset of a pipeline.
 
     Raises:
-        Error: If the function cannot be imported, returns none, or none of pairs.
+        Error: If the function cannot be imported, takes something else, returns no dataset, or
+            none of pairs.
     """
-    dataset = config_lib.load("data.function", data.function)(data, split, context)
+    setting, wanted = "data.function", "(config.data, split, context)"
+    function = config_lib.load(setting, data.function)
+    config_lib.check_takes(setting, data.function, wanted, function, data, split, context)
+    dataset = function(data, split, context)
     if not isinstance(dataset, tf.data.Dataset):
         raise Error(
             f"config.data.function={data.function!r} returned a {type(dataset).__name__}: let it "

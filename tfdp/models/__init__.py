@@ -3,7 +3,6 @@
 model = build("convnet", source.input_shape, source.classes, pixel_max=16.0, dropout=0.25)
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +36,8 @@ def build(
         synchronized: Whether batch normalisation looks at the rows of all replicas.
 
     Raises:
-        Error: If there is no such function, if it takes no width or synchronized and one is asked
-            for, or if what it returns could not be exported.
+        Error: If there is no such function, if it takes something else, or no width or
+            synchronized and one is asked for, or if what it returns could not be exported.
     """
     function = _function(name)
     if function is convnet and len(input_shape) != 3:
@@ -47,7 +46,8 @@ def build(
             f"{tuple(input_shape)}. Name a function of your own that takes (input_shape, classes) "
             "and returns a model: --config.model.name=package.module:function."
         )
-    takes = inspect.signature(function).parameters
+    setting, wanted = "model.name", "(input_shape, classes)"
+    takes = config.signature(function).parameters
     any_option = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     given: dict[str, Any] = {"pixel_max": pixel_max, "dropout": dropout}
     options = {key: value for key, value in given.items() if any_option or key in takes}
@@ -60,6 +60,7 @@ def build(
                 "your function take it."
             )
         options[key] = value
+    config.check_takes(setting, name, wanted, function, input_shape, classes, **options)
     return _named(name, function(input_shape, classes, **options))
 
 
@@ -76,9 +77,12 @@ def build_own(name: str) -> keras.Model:
     """Return the model of "package.module:function", called without arguments.
 
     Raises:
-        Error: If there is no such function, or what it returns could not be exported.
+        Error: If there is no such function, if it takes arguments, or what it returns could not be
+            exported.
     """
-    return _named(name, _function(name)())
+    function = _function(name)
+    config.check_takes("model.name", name, "no arguments", function)
+    return _named(name, function())
 
 
 _BUILT_IN: dict[str, Callable[..., keras.Model]] = {"convnet": convnet}
