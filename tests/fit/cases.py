@@ -752,7 +752,7 @@ def optimizer_cases() -> list[Case]:
             "loss_scale_grows", lambda: o.LossScaleOptimizer(o.Adam(0.02), dynamic_growth_steps=3)
         ),
         case("tfdp_sgd", lambda: own.SGD(warmed_up(0.1), weight_decay=0.05, nesterov=True)),
-        case("tfdp_lars", lambda: own.LARS(warmed_up(5.0), weight_decay=0.05), tolerance=1e-6),
+        case("tfdp_lars", lambda: own.LARS(warmed_up(1.0), weight_decay=0.05), tolerance=1e-6),
         case("tfdp_lamb", lambda: own.LAMB(warmed_up(0.02), weight_decay=0.05), tolerance=1e-6),
         case(
             "tfdp_lars_by_element",  # so that parameter servers may cut its variables
