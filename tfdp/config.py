@@ -374,7 +374,7 @@ def signature(function: Any) -> inspect.Signature:
     try:
         return inspect.signature(function)
     except ValueError:  # of C code
-        return inspect.signature(lambda *given, **named: None)
+        return inspect.signature(lambda *args, **kwargs: None)
 
 
 def check_takes(

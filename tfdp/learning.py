@@ -146,7 +146,8 @@ def _optimizer(settings: config_lib.Training, rate: Any) -> Any:
     setting, wanted = "training.optimizer", "(learning_rate)"
     make = config_lib.load(setting, name)
     takes = config_lib.signature(make).parameters
-    if decay and not {"weight_decay", "kwargs"} & set(takes):
+    any_option = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    if decay and not (any_option or "weight_decay" in takes):
         raise Error(
             f"config.training.weight_decay={settings.weight_decay!r}: {name!r} takes no "
             "weight_decay. Leave it 0, and let your function set it."
@@ -197,7 +198,7 @@ def _of_keras(setting: str, name: str, kind: Any) -> Any:
     except TypeError as error:  # of a class that cannot be made without arguments
         raise Error(
             f"config.training.{setting}={name!r} needs arguments, which a name does not give. "
-            "Write a function or a class that sets them, and name it: package.module:name."
+            "Write a class that sets them, and name it: package.module:name."
         ) from error
     if found is None or type(found) is kind:
         close = difflib.get_close_matches(name, [*_WORDS[setting], *dir(module)], 1)
