@@ -120,6 +120,9 @@ class Mine(keras.optimizers.SGD):
 def lion(learning_rate):
     return keras.optimizers.Lion(learning_rate)
 
+def any_option(**options):
+    return keras.optimizers.AdamW(**options)
+
 def schedule(learning_rate, steps_per_epoch, epochs):
     return keras.optimizers.schedules.PolynomialDecay(learning_rate, steps_per_epoch * epochs, 0.0)
 
@@ -167,6 +170,8 @@ def test_settings_of_ones_own(mine):
     assert isinstance(counted, keras.metrics.SparseCategoricalAccuracy)
     lion = learning.make(training(optimizer="my_training:lion"), 64, None).optimizer
     assert isinstance(lion, keras.optimizers.Lion)
+    decaying = training(optimizer="my_training:any_option", weight_decay=0.1)
+    assert learning.make(decaying, 64, None).optimizer.weight_decay == 0.1
 
 
 @pytest.mark.parametrize(

@@ -369,12 +369,10 @@ def load(setting: str, name: str) -> Any:
     return found
 
 
-def signature(function: Any) -> inspect.Signature:
-    """Return the arguments of a function of the user's; any, where it does not tell them."""
-    try:
-        return inspect.signature(function)
-    except ValueError:  # of C code
-        return inspect.signature(lambda *args, **kwargs: None)
+def takes_option(function: Any, name: str) -> bool:
+    """Say whether a function of the user's takes an argument of this name."""
+    taken = _signature(function).parameters
+    return name in taken or any(p.kind is p.VAR_KEYWORD for p in taken.values())
 
 
 def check_takes(
@@ -393,7 +391,7 @@ def check_takes(
     Raises:
         Error: If it takes something else.
     """
-    takes = signature(function)
+    takes = _signature(function)
     try:
         takes.bind(*given, **named)
     except TypeError:
@@ -405,6 +403,14 @@ def check_takes(
             f"config.{setting}={name!r} takes {bare}, but it is called with {wanted}. Name a "
             "function or a class that takes that."
         ) from None
+
+
+def _signature(function: Any) -> inspect.Signature:
+    """Return the arguments of a function; any, where it does not tell them."""
+    try:
+        return inspect.signature(function)
+    except ValueError:  # of C code
+        return inspect.signature(lambda *args, **kwargs: None)
 
 
 def new_run_dir(config: Config) -> str:

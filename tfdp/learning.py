@@ -145,9 +145,7 @@ def _optimizer(settings: config_lib.Training, rate: Any) -> Any:
         return built_in[name](rate, **decay)
     setting, wanted = "training.optimizer", "(learning_rate)"
     make = config_lib.load(setting, name)
-    takes = config_lib.signature(make).parameters
-    any_option = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    if decay and not (any_option or "weight_decay" in takes):
+    if decay and not config_lib.takes_option(make, "weight_decay"):
         raise Error(
             f"config.training.weight_decay={settings.weight_decay!r}: {name!r} takes no "
             "weight_decay. Leave it 0, and let your function set it."

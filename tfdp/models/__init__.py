@@ -47,14 +47,12 @@ def build(
             "and returns a model: --config.model.name=package.module:function."
         )
     setting, wanted = "model.name", "(input_shape, classes)"
-    takes = config.signature(function).parameters
-    any_option = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     given: dict[str, Any] = {"pixel_max": pixel_max, "dropout": dropout}
-    options = {key: value for key, value in given.items() if any_option or key in takes}
+    options = {key: value for key, value in given.items() if config.takes_option(function, key)}
     for key, value, default in (("width", width, 1.0), ("synchronized", synchronized, False)):
         if value == default:
             continue
-        if key not in takes and not any_option:
+        if not config.takes_option(function, key):
             raise Error(
                 f"config.model.{key}={value!r}: {name!r} takes no {key}=. Leave it out, or let "
                 "your function take it."
